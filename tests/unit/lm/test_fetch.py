@@ -1,0 +1,55 @@
+"""Bringing a model into a local folder, from safetensors and, on request, from .bin weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from prefopt.errors import UserError
+from prefopt.lm import fetch
+from prefopt.lm.models import load_policy
+from prefopt.training.pretrain import train_tokenizer
+
+
+@pytest.fixture
+def bin_only(tmp_path: Path) -> Path:
+    folder = tmp_path / "bin"
+    tokenizer = train_tokenizer(["a b c"], 260)
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=len(tokenizer))
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(config)
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return folder
+
+
+def arguments(name: Path, out: Path, convert: bool) -> argparse.Namespace:
+    return argparse.Namespace(name=str(name), revision=None, convert_bin=convert, out=out)
+
+
+def test_bin_weights_are_refused_and_the_command_is_named(bin_only: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="fetch --convert-bin"):
+        fetch.run(arguments(bin_only, tmp_path / "out", convert=False))
+    assert not (tmp_path / "out").exists()
+
+
+def test_converted_weights_are_the_same(bin_only: Path, tmp_path: Path) -> None:
+    fetch.run(arguments(bin_only, tmp_path / "out", convert=True))
+    assert list((tmp_path / "out").glob("*.bin")) == []
+    model, _ = load_policy(tmp_path / "out")
+    stored = torch.load(bin_only / "pytorch_model.bin", weights_only=True)
+    assert torch.equal(model.transformer.wte.weight, stored["transformer.wte.weight"])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["converted_from_bin"] is True
+    assert manifest["revision"] == "not pinned"
+
+
+def test_a_name_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere could not be loaded"):
+        fetch.run(arguments(tmp_path / "nowhere", tmp_path / "out", convert=False))

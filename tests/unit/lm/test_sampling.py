@@ -1,0 +1,95 @@
+"""Sampling against transformers' generate, full forward passes and exact probabilities."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from prefopt.errors import UserError
+from prefopt.lm.batching import Row
+from prefopt.lm.logprobs import completion_logprobs
+from prefopt.lm.sampling import Completion, sample
+from tiny_models import EOS, make_model
+
+PROMPTS = [[2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13, 14, 15]]
+
+
+def draw(model: PreTrainedModel, prompts: list[list[int]], n: int, **options: object) -> list[list[Completion]]:
+    values = {"temperature": 1.0, "max_new_tokens": 12, "eos_id": EOS, "seeds": range(len(prompts)), **options}
+    return sample(model, prompts, n=n, **values)  # type: ignore[arg-type]
+
+
+def test_greedy_equals_generate(model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    ours = draw(model, PROMPTS, 1, temperature=0.0)
+    for prompt, (completion,) in zip(PROMPTS, ours, strict=True):
+        theirs = plain.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=EOS, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        assert completion.token_ids == theirs
+        assert completion.logps == [0.0] * len(theirs)
+        assert completion.finish_reason == ("eos" if theirs[-1] == EOS else "length")
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("n", [1, 7])
+def test_log_probabilities_equal_a_full_forward(n: int, temperature: float, model: PreTrainedModel) -> None:
+    groups = draw(model, PROMPTS, n, temperature=temperature)
+    rows = [Row(p, tuple(c.token_ids for c in group)) for p, group in zip(PROMPTS, groups, strict=True)]
+    returned = torch.tensor([logp for group in groups for c in group for logp in c.logps])
+    with torch.no_grad():
+        full = completion_logprobs(model, rows, temperature=temperature).tokens
+    torch.testing.assert_close(returned, full, rtol=1e-4, atol=1e-4)
+    assert len({len(c.token_ids) for group in groups for c in group}) > 1 or n == 1
+
+
+def test_completions_do_not_depend_on_the_batch(model: PreTrainedModel) -> None:
+    whole = draw(model, PROMPTS, 5)
+    for i, prompt in enumerate(PROMPTS):
+        (alone,) = draw(model, [prompt], 5, seeds=[i])
+        assert [c.token_ids for c in alone] == [c.token_ids for c in whole[i]]
+    small = draw(model, PROMPTS, 5, row_budget=5)
+    assert [[c.token_ids for c in g] for g in small] == [[c.token_ids for c in g] for g in whole]
+
+
+def test_eos_ends_a_completion_and_nothing_else_does(model: PreTrainedModel) -> None:
+    completions = [c for group in draw(model, PROMPTS, 40, max_new_tokens=20) for c in group]
+    assert {c.finish_reason for c in completions} == {"eos", "length"}
+    for c in completions:
+        assert EOS not in c.token_ids[:-1]
+        assert (c.token_ids[-1] == EOS) == (c.finish_reason == "eos")
+        assert len(c.token_ids) == len(c.logps) <= 20
+        assert c.finish_reason == "eos" or len(c.token_ids) == 20
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_frequencies_match_exact_probabilities(temperature: float) -> None:
+    """The first token of many samples against the softmax, by a chi-square bound."""
+    model = make_model("llama", engine=True)
+    prompt, n = [2, 3, 4], 20_000
+    with torch.no_grad():
+        exact = (model(input_ids=torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
+    (group,) = draw(model, [prompt], n, temperature=temperature, max_new_tokens=1, row_budget=n)
+    counts = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=50)
+    expected = exact * n
+    likely = expected > 5
+    statistic = ((counts - expected)[likely] ** 2 / expected[likely]).sum().item()
+    degrees = int(likely.sum()) - 1
+    assert degrees > 5
+    assert statistic < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_same_seed_same_text_other_seed_other_text() -> None:
+    model = make_model("gpt2", engine=True)
+    ids = [[c.token_ids for c in draw(model, [[2, 3]], 8, seeds=[seed])[0]] for seed in (1, 1, 2)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_more_tokens_than_positions_are_refused() -> None:
+    with pytest.raises(UserError, match="do not fit the model's 64 positions"):
+        draw(make_model("gpt2", engine=True), [[2] * 60], 1)
+
+
+def test_greedy_copies_are_refused() -> None:
+    with pytest.raises(ValueError, match="greedy completions are all equal"):
+        draw(make_model("gpt2", engine=True), [[2]], 3, temperature=0.0)

@@ -1,0 +1,1 @@
+"""The language-model engine: loading, batching, log-probabilities, sampling. It knows no task."""

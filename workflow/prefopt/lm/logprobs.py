@@ -1,0 +1,203 @@
+"""Log-probabilities of completions: the one function that every trainer, cache and estimate goes through.
+
+Vocabulary logits are computed for positions that predict completion tokens only, in chunks, in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.errors import UserError
+from prefopt.lm.attention import packed_layout, uses_registry
+from prefopt.lm.batching import Row
+from prefopt.lm.models import backbone, output_head
+
+# Logits of at most this many bytes are kept for the backward pass; more are computed again there, chunk by chunk.
+_KEEP_BYTES = 256 * 2**20
+_CHUNK_BYTES = 32 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletionLogprobs:
+    """Natural-log probabilities of completions given their prompts; rows in order, completions in order."""
+
+    tokens: Tensor  # float32 [total completion tokens], flat; differentiable
+    lengths: Tensor  # int64 [number of completions], on the CPU
+
+    @property
+    def sums(self) -> Tensor:
+        """float32 [number of completions]: summed over each completion's tokens, EOS included."""
+        owner = torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths).to(self.tokens.device)
+        return self.tokens.new_zeros(len(self.lengths)).index_add(0, owner, self.tokens)
+
+
+def completion_logprobs(model: nn.Module, rows: Sequence[Row], *, temperature: float = 1.0) -> CompletionLogprobs:
+    """Log-probability of every completion token given the prompt and the tokens before it.
+
+    Args:
+        model: a causal language model loaded by `prefopt.lm.models`.
+        rows: prompts with their completions.
+        temperature: logits are divided by it, > 0.
+
+    Raises:
+        UserError: a prompt with a completion is longer than the model's positions.
+    """
+    predicting, _ = completion_hidden_states(model, rows)
+    targets = torch.tensor(
+        [token for row in rows for completion in row.completions for token in completion], device=predicting.device
+    )
+    head = output_head(model)
+    tokens = _TokenLogprobs.apply(predicting, head.weight, getattr(head, "bias", None), targets, temperature)
+    lengths = torch.tensor([len(completion) for row in rows for completion in row.completions])
+    return CompletionLogprobs(tokens, lengths)
+
+
+def completion_hidden_states(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """The backbone's last hidden states around completion tokens.
+
+    Returns:
+        predicting [total completion tokens, d], from which each completion token is predicted, and
+        last [number of completions, d], at each completion's last token. Rows in order, completions in order.
+
+    Raises:
+        UserError: a prompt with a completion is longer than the model's positions.
+    """
+    _check_positions(model, rows)
+    forward = _packed_forward if uses_registry(model) else _padded_forward
+    return forward(model, rows)
+
+
+def pad_flat(flat: Tensor, lengths: Tensor, value: float = 0.0) -> Tensor:
+    """Turns a flat tensor [sum of lengths] into [n, longest], right-padded with `value`."""
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    padded = flat.new_full(mask.shape, value)
+    return padded.masked_scatter(mask.to(flat.device), flat)
+
+
+def _packed_forward(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """All rows in one sequence without padding; a prompt is read once for all its completions."""
+    ids: list[int] = []
+    positions: list[int] = []
+    predicting: list[int] = []
+    last: list[int] = []
+    for row in rows:
+        prompt = len(row.prompt)
+        prompt_end = len(ids) + prompt - 1
+        ids += row.prompt
+        positions += range(prompt)
+        for completion in row.completions:
+            start = len(ids)
+            ids += completion
+            positions += range(prompt, prompt + len(completion))
+            predicting += [prompt_end, *range(start, len(ids) - 1)]
+            last.append(len(ids) - 1)
+    device = next(model.parameters()).device
+    hidden = backbone(model)(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        use_cache=False,
+        packed=packed_layout(rows, device),
+    ).last_hidden_state[0]
+    return _take(hidden, predicting), _take(hidden, last)
+
+
+def _padded_forward(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """A right-padded batch row for each prompt with one completion, for architectures with attention of their own."""
+    sequences = [(len(row.prompt), [*row.prompt, *completion]) for row in rows for completion in row.completions]
+    longest = max(len(ids) for _, ids in sequences)
+    padded = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in sequences])
+    lengths = torch.tensor([len(ids) for _, ids in sequences])
+    device = next(model.parameters()).device
+    hidden = backbone(model)(
+        input_ids=padded.to(device),
+        attention_mask=(torch.arange(longest) < lengths.unsqueeze(1)).long().to(device),
+        use_cache=False,
+    ).last_hidden_state.flatten(0, 1)
+    predicting: list[int] = []
+    last: list[int] = []
+    for i, (prompt, ids) in enumerate(sequences):
+        predicting += range(i * longest + prompt - 1, i * longest + len(ids) - 1)
+        last.append(i * longest + len(ids) - 1)
+    return _take(hidden, predicting), _take(hidden, last)
+
+
+def _take(hidden: Tensor, indices: list[int]) -> Tensor:
+    return hidden.index_select(0, torch.tensor(indices, device=hidden.device))
+
+
+def _check_positions(model: nn.Module, rows: Sequence[Row]) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    longest = max(len(row.prompt) + max(map(len, row.completions)) for row in rows)
+    if limit is not None and longest > limit:
+        raise UserError(f"a prompt with its completion has {longest} tokens, the model has {limit} positions: cut it.")
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(h W^T + b)[target] for each position, without ever holding several copies of the logits."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+    ) -> Tensor:
+        ctx.temperature = temperature
+        ctx.chunk = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+        needs_gradient = any(ctx.needs_input_grad[:3])
+        keep = needs_gradient and 4 * len(hidden) * weight.shape[0] <= _KEEP_BYTES
+        logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        log_normalisers = torch.empty_like(logps)
+        kept: list[Tensor] = []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part in _chunks(len(hidden), ctx.chunk):
+                logits = _logits(hidden[part], weight, bias, temperature)
+                log_normalisers[part] = logits.logsumexp(dim=1)
+                logps[part] = logits.gather(1, targets[part, None]).squeeze(1) - log_normalisers[part]
+                if keep:
+                    kept.append(logits)
+        if needs_gradient:
+            ctx.kept = kept
+            ctx.save_for_backward(hidden, weight, bias, targets, log_normalisers)
+        return logps
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        hidden, weight, bias, targets, log_normalisers = ctx.saved_tensors
+        kept, ctx.kept = ctx.kept, None
+        gradient = gradient / ctx.temperature
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient = torch.zeros_like(weight)
+        bias_gradient = None if bias is None else torch.zeros_like(bias)
+        compute_weight = weight.to(hidden.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for i, part in enumerate(_chunks(len(hidden), ctx.chunk)):
+                logits = kept[i] if kept else _logits(hidden[part], weight, bias, ctx.temperature)
+                # In place: the logits become the gradient, gradient * (onehot - softmax).
+                of_logits = logits.sub_(log_normalisers[part, None]).exp_().mul_(-gradient[part, None])
+                of_logits.scatter_add_(1, targets[part, None], gradient[part, None])
+                of_logits = of_logits.to(hidden.dtype)
+                torch.mm(of_logits, compute_weight, out=hidden_gradient[part])
+                if weight.dtype == hidden.dtype:
+                    weight_gradient.addmm_(of_logits.t(), hidden[part])
+                else:
+                    weight_gradient += of_logits.t() @ hidden[part]
+                if bias_gradient is not None:
+                    bias_gradient += of_logits.sum(dim=0)
+                if kept:
+                    kept[i] = logits.new_empty(0)
+        return hidden_gradient, weight_gradient, bias_gradient, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = (hidden @ weight.to(hidden.dtype).t()).float()
+    if bias is not None:
+        logits += bias
+    return logits.div_(temperature) if temperature != 1 else logits
+
+
+def _chunks(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
