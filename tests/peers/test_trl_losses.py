@@ -1,0 +1,141 @@
+"""DPO, conservative DPO and IPO: loss and gradients equal those of TRL's trainer on the same batch."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from prefopt.lm.batching import Row
+from prefopt.lm.logprobs import completion_logprobs
+from prefopt.lm.models import load_policy, save_model
+from prefopt.training.dpo import DPORecipe, preference_examples
+from prefopt.training.loop import accumulate_gradients
+from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
+
+trl = pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.[peers]'")
+datasets = pytest.importorskip("datasets")
+
+pytestmark = pytest.mark.peers
+
+TRAINING: dict[str, Any] = {
+    "epochs": 1,
+    "batch_size": 3,
+    "learning_rate": 1e-3,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "max_grad_norm": 10.0,
+    "optimizer": "rmsprop",
+    "weight_decay": 0.0,
+    "evaluate_every": 1,
+    "checkpoint_every": 1,
+    "keep": "last",
+    "token_budget": 40,
+    "dtype": "float32",
+    "seed": 0,
+}
+SHAPE = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "max_positions": 64}
+PAIRS = [
+    ("my dog", " ate the red shoe", " barked"),
+    ("i feel sad because my dog", " is gone", " ate the shoe and i bought a new one"),
+    ("should i buy", " a shoe", " a dog"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tokenizer = train_tokenizer([" ".join(pair) for pair in PAIRS], 300)
+    save_model(tmp_path / "model", new_model(PretrainRecipe(**TRAINING, **SHAPE), tokenizer), tokenizer, {})
+    return tmp_path
+
+
+def trl_loss(folder: Path, model: nn.Module, reference: nn.Module, pairs: list[tuple[str, str, str]], **options: Any):  # type: ignore[no-untyped-def]
+    """TRL's loss on one batch of these pairs, and the batch itself; the gradient is left in `model`."""
+    _, tokenizer = load_policy(folder / "model")
+    columns = {name: [pair[i] for pair in pairs] for i, name in enumerate(("prompt", "chosen", "rejected"))}
+    arguments = trl.DPOConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=len(pairs),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        **options,
+    )
+    trainer = trl.DPOTrainer(
+        model=model,
+        ref_model=reference,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_dict(columns),
+        processing_class=tokenizer,
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(model, batch)
+    loss.backward()
+    return loss.item(), batch
+
+
+def rows_of(batch: dict[str, torch.Tensor]) -> list[Row]:
+    """The batch's own tokens, chosen in its first half and rejected in its second."""
+    prompts, completions = [], []
+    for ids, attention, completion in zip(
+        batch["input_ids"], batch["attention_mask"].bool(), batch["completion_mask"].bool(), strict=True
+    ):
+        prompts.append(tuple(ids[attention & ~completion].tolist()))
+        completions.append(tuple(ids[completion].tolist()))
+    half = len(prompts) // 2
+    assert prompts[:half] == prompts[half:]
+    return [
+        Row(p, pair) for p, pair in zip(prompts, zip(completions[:half], completions[half:], strict=True), strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("loss", "smoothing", "options", "pairs"),
+    [
+        ("sigmoid", 0.0, {"loss_type": "sigmoid"}, PAIRS),
+        ("ipo", 0.0, {"loss_type": "ipo"}, PAIRS),
+        # TRL's sigmoid loss ignores label smoothing. Its AOT loss on a single pair, where sorting does nothing, is
+        # conservative DPO.
+        ("sigmoid", 0.1, {"loss_type": "aot", "label_smoothing": 0.1}, PAIRS[1:2]),
+    ],
+)
+def test_loss_and_gradients_equal_trls(
+    loss: Any, smoothing: float, options: dict[str, Any], pairs: list[tuple[str, str, str]], folder: Path
+) -> None:
+    ours, _ = load_policy(folder / "model")
+    reference = copy.deepcopy(ours)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    # transformers' own attention, so that TRL runs what a TRL user would.
+    theirs, their_reference = (type(ours).from_pretrained(folder / "model") for _ in range(2))
+    their_reference.load_state_dict(reference.state_dict())
+    their_loss, batch = trl_loss(folder, theirs, their_reference, pairs, beta=0.3, **options)
+
+    rows = rows_of(batch)
+    with torch.no_grad():
+        logps = completion_logprobs(reference, rows).sums.view(-1, 2)
+    table = pd.DataFrame({"chosen_logp": logps[:, 0], "rejected_logp": logps[:, 1]})
+    frame = pd.DataFrame(
+        {
+            "pair_id": [str(i) for i in range(len(rows))],
+            "prompt_ids": [torch.tensor(row.prompt).numpy() for row in rows],
+            "chosen_ids": [torch.tensor(row.completions[0]).numpy() for row in rows],
+            "rejected_ids": [torch.tensor(row.completions[1]).numpy() for row in rows],
+        }
+    )
+    recipe = DPORecipe(**TRAINING, loss=loss, beta=0.3, label_smoothing=smoothing)
+    examples = preference_examples(frame, table, recipe)
+    figures = accumulate_gradients(ours, examples, range(len(rows)), recipe)
+
+    assert figures["loss"] == pytest.approx(their_loss, abs=1e-5)
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -1,0 +1,159 @@
+"""Losses against closed forms and numbers worked by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from prefopt import objectives
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_token_mean_nll_weights_tokens_not_sequences() -> None:
+    loss = objectives.token_mean_nll(torch.tensor([-2.0, -10.0]), torch.tensor([1, 5]))
+    assert loss.item() == pytest.approx(12 / 6)
+
+
+class TestDPO:
+    chosen = torch.tensor([-10.0, -20.0], requires_grad=True)
+    rejected = torch.tensor([-12.0, -18.0], requires_grad=True)
+    reference_chosen = torch.tensor([-11.0, -20.0])
+    reference_rejected = torch.tensor([-11.0, -21.0])
+
+    def test_hand_worked_losses_and_rewards(self) -> None:
+        losses, chosen, rejected = objectives.dpo_loss(
+            self.chosen, self.rejected, self.reference_chosen, self.reference_rejected, beta=0.5
+        )
+        # Margins 0.5 * (1 - (-1)) = 1 and 0.5 * (0 - 3) = -1.5.
+        assert losses.tolist() == pytest.approx([-math.log(sigmoid(1.0)), -math.log(sigmoid(-1.5))])
+        assert chosen.tolist() == pytest.approx([0.5, 0.0])
+        assert rejected.tolist() == pytest.approx([-0.5, 1.5])
+
+    def test_is_ln_two_where_policy_and_reference_agree(self) -> None:
+        logps = torch.tensor([-3.0])
+        losses, chosen, rejected = objectives.dpo_loss(logps, 2 * logps, logps, 2 * logps, beta=0.1)
+        assert losses.item() == pytest.approx(math.log(2))
+        assert (chosen - rejected).item() == 0
+
+    def test_gradient_is_the_papers(self) -> None:
+        losses, _, _ = objectives.dpo_loss(
+            self.chosen, self.rejected, self.reference_chosen, self.reference_rejected, beta=0.5
+        )
+        # Section 4: -beta * sigmoid(r_l - r_w) on log pi(y_w), the opposite on log pi(y_l).
+        gradients = torch.autograd.grad(losses.sum(), [self.chosen, self.rejected])
+        expected = [-0.5 * sigmoid(-1.0), -0.5 * sigmoid(1.5)]
+        assert gradients[0].tolist() == pytest.approx(expected)
+        assert gradients[1].tolist() == pytest.approx([-g for g in expected])
+
+    def test_label_smoothing_is_the_mixture_of_both_labels(self) -> None:
+        losses, _, _ = objectives.dpo_loss(
+            self.chosen, self.rejected, self.reference_chosen, self.reference_rejected, 0.5, label_smoothing=0.1
+        )
+        expected = -0.9 * math.log(sigmoid(1.0)) - 0.1 * math.log(sigmoid(-1.0))
+        assert losses[0].item() == pytest.approx(expected)
+
+    def test_ipo_by_hand(self) -> None:
+        losses, chosen, _ = objectives.ipo_loss(
+            *(self.chosen, self.rejected, self.reference_chosen, self.reference_rejected),
+            chosen_lengths=torch.tensor([2, 4]),
+            rejected_lengths=torch.tensor([1, 3]),
+            beta=0.5,
+        )
+        # Averaged log-ratios: 1/2 - (-1)/1 = 1.5 and 0 - 3/3 = -1; the target is 1 / (2 * 0.5) = 1.
+        assert losses.tolist() == pytest.approx([0.25, 4.0])
+        assert chosen.tolist() == pytest.approx([0.25, 0.0])
+
+
+def test_bradley_terry_by_hand() -> None:
+    losses = objectives.bradley_terry_loss(torch.tensor([1.0]), torch.tensor([3.0]))
+    assert losses.item() == pytest.approx(math.log(1 + math.e**2))
+
+
+class TestPPO:
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+
+    def test_score_lands_on_the_last_real_token_and_padding_stays_zero(self) -> None:
+        rewards = objectives.per_token_rewards(
+            scores=torch.tensor([2.0, -1.0]),
+            logps=torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 7.0, 7.0]]),
+            reference_logps=torch.tensor([[-1.5, -2.0, -2.0], [-1.0, 3.0, 3.0]]),
+            mask=self.mask,
+            kl_coef=0.1,
+        )
+        expected = torch.tensor([[-0.05, 0.0, 0.1 + 2.0], [-1.0, 0.0, 0.0]])
+        torch.testing.assert_close(rewards, expected)
+
+    def test_gae_by_hand(self) -> None:
+        rewards = torch.tensor([[0.0, 0.0, 1.0]])
+        values = torch.tensor([[0.5, 0.25, 0.5]])
+        mask = torch.ones(1, 3, dtype=torch.bool)
+        advantages, returns = objectives.generalized_advantages(rewards, values, mask, gamma=0.5, lam=0.5)
+        # delta = [0.125 - 0.5, 0.25 - 0.25, 1 - 0.5]; A2 = 0.5, A1 = 0 + 0.25 * 0.5, A0 = -0.375 + 0.25 * 0.125.
+        torch.testing.assert_close(advantages, torch.tensor([[-0.34375, 0.125, 0.5]]))
+        torch.testing.assert_close(returns, advantages + values)
+
+    def test_gae_with_lambda_one_is_return_minus_value(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rewards, values = torch.randn(2, 5, 6, generator=generator)
+        mask = torch.arange(6) < torch.tensor([[6], [1], [3], [5], [2]])
+        rewards = rewards * mask
+        advantages, returns = objectives.generalized_advantages(rewards, values, mask, gamma=1.0, lam=1.0)
+        to_go = rewards.flip(1).cumsum(1).flip(1)
+        torch.testing.assert_close(advantages, (to_go - values) * mask)
+        torch.testing.assert_close(returns, to_go * mask)
+
+    def test_padding_does_not_leak_into_gae(self) -> None:
+        rewards = torch.tensor([[1.0, 99.0]])
+        values = torch.tensor([[0.5, 99.0]])
+        mask = torch.tensor([[True, False]])
+        advantages, _ = objectives.generalized_advantages(rewards * mask, values, mask, gamma=1.0, lam=0.95)
+        torch.testing.assert_close(advantages, torch.tensor([[0.5, 0.0]]))
+
+    def test_whiten_has_mean_zero_and_variance_one_over_the_mask_only(self) -> None:
+        values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 50.0, 50.0]])
+        white = objectives.whiten(values, self.mask)
+        real = white[self.mask]
+        assert real.mean().item() == pytest.approx(0, abs=1e-6)
+        assert real.var().item() == pytest.approx(1, abs=1e-5)
+        assert white[~self.mask].tolist() == [0.0, 0.0]
+
+    @pytest.mark.parametrize(
+        ("ratio", "advantage", "loss", "clipped"),
+        [
+            (1.0, 2.0, -2.0, False),
+            (1.5, 2.0, -2.4, True),  # a rise beyond 1.2 earns nothing more
+            (0.5, 2.0, -1.0, False),  # but a fall is always paid for
+            (0.5, -2.0, 1.6, True),
+            (1.5, -2.0, 3.0, False),
+        ],
+    )
+    def test_clipped_surrogate(self, ratio: float, advantage: float, loss: float, clipped: bool) -> None:
+        losses, flags = objectives.ppo_policy_loss(
+            torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), clip=0.2
+        )
+        assert losses.item() == pytest.approx(loss)
+        assert flags.item() is clipped
+
+    def test_value_loss_takes_the_larger_of_plain_and_clipped(self) -> None:
+        values, old, returns = torch.tensor([[2.0, 0.1], [0.0, 0.0], [1.0, 1.0]])
+        losses = objectives.ppo_value_loss(values, old, returns, clip=0.2)
+        assert losses.tolist() == pytest.approx([0.5 * 1.0, 0.5 * 0.81])
+        far = objectives.ppo_value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), clip=0.2)
+        assert far.item() == pytest.approx(0.5 * 0.64)
+
+
+def test_best_of_n_bound_against_enumeration() -> None:
+    """On a four-point uniform distribution with distinct rewards the exact KL stays below the bound."""
+    n, points = 3, 4
+    counts = [0] * points
+    for draw in itertools.product(range(points), repeat=n):
+        counts[max(draw)] += 1
+    kl = sum(c / points**n * math.log(c / points**n * points) for c in counts)
+    assert objectives.best_of_n_kl_bound(n) == pytest.approx(math.log(3) - 2 / 3)
+    assert 0 < kl <= objectives.best_of_n_kl_bound(n)

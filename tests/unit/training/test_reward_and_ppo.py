@@ -1,0 +1,186 @@
+"""The reward model, and PPO against it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prefopt.lm.batching import Row
+from prefopt.lm.models import load_policy, load_scorer, weights_hash
+from prefopt.recipes import from_json
+from prefopt.tables import read_table
+from prefopt.training import ppo, reward
+from prefopt.training.optimization import build_optimizer
+from tiny_task import Task, recipe
+
+PPO: dict[str, Any] = {
+    "updates": 3,
+    "prompts_per_update": 4,
+    "samples_per_prompt": 3,
+    "epochs": 2,
+    "minibatches": 2,
+    "temperature": 0.7,
+    "max_new_tokens": 6,
+    "kl_coef": 0.05,
+    "gamma": 1.0,
+    "lam": 0.95,
+    "clip": 0.2,
+    "value_clip": 0.2,
+    "value_coef": 0.1,
+    "missing_eos_reward": -1.0,
+    "learning_rate": 1e-3,
+    "schedule": "linear",
+    "warmup_steps": 0,
+    "adam_eps": 1e-5,
+    "max_grad_norm": 10.0,
+    "validation_prompts": 4,
+    "evaluate_every": 2,
+    "checkpoint_every": 1,
+    "keep": "last",
+    "token_budget": 128,
+    "dtype": "float32",
+    "seed": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def reward_model(task: Task) -> Path:
+    out = task.folder / "reward_model"
+    arguments = {"model": task.model, "data": task.preferences, "demonstrations": task.demonstrations}
+    paths = {"work": task.folder / "work", "out": out, "metrics": task.folder / "reward.jsonl"}
+    text = recipe(epochs=6, learning_rate=3e-3, keep="last")
+    reward.run(argparse.Namespace(**arguments, **paths, recipe=text))
+    return out
+
+
+@pytest.fixture
+def models(task: Task, reward_model: Path) -> ppo.Models:
+    return ppo.Models(
+        policy=load_policy(task.model)[0],
+        value=load_scorer(reward_model),
+        reference=load_policy(task.model)[0],
+        reward=load_scorer(reward_model),
+    )
+
+
+def roll_out(task: Task, models: ppo.Models, values: ppo.PPORecipe) -> ppo.Rollouts:
+    prompts = [ids.tolist() for ids in read_table(task.prompts, "prompts")["prompt_ids"].head(4)]
+    eos_id = models.policy.config.eos_token_id
+    return ppo.roll_out(models, prompts, values, eos_id, seeds=range(4))  # type: ignore[arg-type]
+
+
+def test_reward_model_fits_its_pairs_and_references_average_zero(task: Task, reward_model: Path) -> None:
+    manifest = json.loads((reward_model / "manifest.json").read_text())
+    metrics = [json.loads(line) for line in (task.folder / "reward.jsonl").read_text().splitlines()]
+    training = [row["accuracy"] for row in metrics if row["split"] == "train"]
+    assert training[-1] > 0.7
+    assert manifest["held_out_pairs"] == 4
+    demonstrations = read_table(task.demonstrations, "demonstrations")
+    rows = [
+        Row(tuple(d.prompt_ids.tolist()), (tuple(d.response_ids.tolist()),))
+        for d in demonstrations[demonstrations["split"] == "train"].itertuples()
+    ]
+    scores = reward.score_rows(load_scorer(reward_model), rows, token_budget=64)
+    assert scores.shape == (12, 1)
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5)
+    assert scores.std().item() > 1e-3
+
+
+def test_reward_is_read_at_eos_and_equals_transformers_own_forward(task: Task, reward_model: Path) -> None:
+    model = load_scorer(reward_model)
+    pair = read_table(task.preferences, "preferences").iloc[0]
+    row = Row(tuple(pair.prompt_ids.tolist()), (tuple(pair.chosen_ids.tolist()), tuple(pair.rejected_ids.tolist())))
+    ours = reward.raw_scores(model, [row])
+    model.config.pad_token_id = None  # transformers then reads the last position of a single row
+    for score, completion in zip(ours, row.completions, strict=True):
+        whole = model(input_ids=torch.tensor([[*row.prompt, *completion]])).logits
+        assert score.item() == pytest.approx(whole.item(), abs=1e-5)
+
+
+def test_first_update_has_ratio_one_and_no_divergence(task: Task, models: ppo.Models) -> None:
+    values = from_json(ppo.PPORecipe, json.dumps(PPO))
+    rollouts = roll_out(task, models, values)
+    assert ppo.describe(rollouts)["kl"] == pytest.approx(0, abs=1e-4)
+    optimizer = build_optimizer(torch.nn.ModuleList([models.policy, models.value]), "adamw", 1e-3)
+    figures = ppo.update(models, optimizer, rollouts, values, torch.Generator().manual_seed(0))
+    assert figures["first_ratio"] == pytest.approx(1, abs=1e-4)
+    assert figures["ratio"] != pytest.approx(1, abs=1e-4)
+    assert figures["grad_norm"] > 0
+    after = roll_out(task, models, values)
+    assert ppo.describe(after)["kl"] > 1e-4 or after.rows != rollouts.rows
+
+
+def test_a_completion_without_eos_gets_the_missing_eos_reward(task: Task, models: ppo.Models) -> None:
+    values = dataclasses.replace(from_json(ppo.PPORecipe, json.dumps(PPO)), max_new_tokens=2, missing_eos_reward=-7.0)
+    rollouts = roll_out(task, models, values)
+    assert not rollouts.ended.all()
+    assert set(rollouts.scores[~rollouts.ended].tolist()) == {-7.0}
+    assert -7.0 not in rollouts.scores[rollouts.ended].tolist()
+
+
+def test_ppo_raises_a_reward_that_can_be_raised(task: Task, models: ppo.Models) -> None:
+    """The reward is the share of tokens from a tenth of the vocabulary; it must rise far above a tenth."""
+    values = dataclasses.replace(
+        from_json(ppo.PPORecipe, json.dumps(PPO)), temperature=1.0, kl_coef=0.0, samples_per_prompt=16, epochs=4
+    )
+    models.value.score.weight.data.zero_()
+    both = torch.nn.ModuleList([models.policy, models.value])
+    optimizer = build_optimizer(both, "adamw", 1e-2, adam_eps=1e-5)
+    prompts = [ids.tolist() for ids in read_table(task.prompts, "prompts")["prompt_ids"].head(4)]
+    rewards = []
+    for step in range(12):
+        rollouts = ppo.roll_out(models, prompts, values, eos_id=299, seeds=range(4 * step, 4 * step + 4))
+        completions = [completion for row in rollouts.rows for completion in row.completions]
+        scores = torch.tensor([sum(token < 30 for token in ids) / len(ids) for ids in completions])
+        rewards.append(scores.mean().item())
+        rollouts = dataclasses.replace(rollouts, scores=scores * 10)
+        ppo.update(models, optimizer, rollouts, values, torch.Generator().manual_seed(step))
+    assert rewards[0] < 0.15
+    assert rewards[-1] > 0.5
+
+
+def test_stage_runs_resumes_and_publishes(
+    task: Task, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arguments(name: str) -> argparse.Namespace:
+        return argparse.Namespace(
+            model=task.model,
+            reward_model=reward_model,
+            prompts=task.prompts,
+            recipe=json.dumps(PPO),
+            work=tmp_path / name / "work",
+            out=tmp_path / name / "ppo",
+            metrics=tmp_path / name / "ppo.jsonl",
+        )
+
+    ppo.run(arguments("whole"))
+    real_update, calls = ppo.update, 0
+
+    def dying_update(*values: Any) -> dict[str, float]:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real_update(*values)
+
+    monkeypatch.setattr(ppo, "update", dying_update)
+    with pytest.raises(KeyboardInterrupt):
+        ppo.run(arguments("killed"))
+    monkeypatch.setattr(ppo, "update", real_update)
+    ppo.run(arguments("killed"))
+    assert weights_hash(tmp_path / "whole" / "ppo") == weights_hash(tmp_path / "killed" / "ppo")
+    whole, killed = (tmp_path / name / "ppo.jsonl" for name in ("whole", "killed"))
+    assert whole.read_text() == killed.read_text()
+    steps = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [row["step"] for row in steps if row["split"] == "validation"] == [0, 2, 3]
+
+
+def test_prompts_are_used_evenly() -> None:
+    drawn = [i for done in range(5) for i in ppo.prompts_of_update(10, 4, seed=0, done=done)]
+    assert sorted(drawn) == sorted([*range(10), *range(10)])

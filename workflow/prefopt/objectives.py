@@ -1,0 +1,202 @@
+"""Every loss of the experiment, as a pure function of tensors.
+
+`logp` is a completion's natural-log probability summed over its tokens, EOS included. Shapes: `n` completions
+or preference pairs; `T` completion tokens, right-padded, with a boolean `mask` that is true on real tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def token_mean_nll(logps: Tensor, lengths: Tensor) -> Tensor:
+    """Supervised fine-tuning's loss: the negative log-likelihood averaged over all completion tokens.
+
+    The original DPO code sums over a sequence instead, which makes the step grow with length.
+
+    Args:
+        logps: float [n], summed log-probability of each completion.
+        lengths: int [n], its number of tokens, EOS included.
+
+    Returns:
+        float [], nats per token.
+    """
+    return -logps.sum() / lengths.sum()
+
+
+def dpo_loss(
+    policy_chosen_logp: Tensor,
+    policy_rejected_logp: Tensor,
+    reference_chosen_logp: Tensor,
+    reference_rejected_logp: Tensor,
+    beta: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DPO's sigmoid loss (Rafailov et al. 2023, equation 7), or conservative DPO with label smoothing.
+
+    With h = beta * (log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)) and smoothing e, the loss is
+    -(1 - e) log sigmoid(h) - e log sigmoid(-h): the labels are taken to be flipped with probability e.
+
+    Args:
+        policy_chosen_logp: float [n], log pi(y_w|x).
+        policy_rejected_logp: float [n], log pi(y_l|x).
+        reference_chosen_logp: float [n], log pi_ref(y_w|x).
+        reference_rejected_logp: float [n], log pi_ref(y_l|x).
+        beta: strength of the implicit KL constraint, > 0.
+        label_smoothing: e above, in [0, 0.5).
+
+    Returns:
+        losses float [n]; the implicit rewards beta * (log pi - log pi_ref) of chosen and rejected, float [n],
+        detached.
+    """
+    chosen_log_ratio = policy_chosen_logp - reference_chosen_logp
+    rejected_log_ratio = policy_rejected_logp - reference_rejected_logp
+    margin = beta * (chosen_log_ratio - rejected_log_ratio)
+    losses = -(1 - label_smoothing) * F.logsigmoid(margin) - label_smoothing * F.logsigmoid(-margin)
+    return losses, beta * chosen_log_ratio.detach(), beta * rejected_log_ratio.detach()
+
+
+def ipo_loss(
+    policy_chosen_logp: Tensor,
+    policy_rejected_logp: Tensor,
+    reference_chosen_logp: Tensor,
+    reference_rejected_logp: Tensor,
+    chosen_lengths: Tensor,
+    rejected_lengths: Tensor,
+    beta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """IPO's squared loss (Azar et al. 2023, equation 17) on log-ratios averaged over tokens.
+
+    The average is what IPO's authors confirmed to the TRL project; the original DPO code sums.
+
+    Args:
+        chosen_lengths: int [n], tokens of the chosen completion.
+        rejected_lengths: int [n], tokens of the rejected completion.
+        beta: the regularisation tau of the IPO paper, > 0.
+        (the others as in `dpo_loss`)
+
+    Returns:
+        losses float [n]; chosen and rejected implicit rewards as in `dpo_loss`, of the averaged log-ratios.
+    """
+    chosen_log_ratio = (policy_chosen_logp - reference_chosen_logp) / chosen_lengths
+    rejected_log_ratio = (policy_rejected_logp - reference_rejected_logp) / rejected_lengths
+    losses = (chosen_log_ratio - rejected_log_ratio - 1 / (2 * beta)) ** 2
+    return losses, beta * chosen_log_ratio.detach(), beta * rejected_log_ratio.detach()
+
+
+def bradley_terry_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor:
+    """The reward model's loss (equation 2): -log sigmoid(r(x, y_w) - r(x, y_l)).
+
+    Args:
+        chosen_reward: float [n].
+        rejected_reward: float [n].
+
+    Returns:
+        losses, float [n].
+    """
+    return -F.logsigmoid(chosen_reward - rejected_reward)
+
+
+def per_token_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """PPO's reward for each token: -kl_coef * (log pi - log pi_ref), and the score on the last real token.
+
+    Args:
+        scores: float [n], the reward of the whole completion.
+        logps: float [n, T], log-probability of each sampled token under the policy that sampled it.
+        reference_logps: float [n, T], the same under the reference policy, at the same temperature.
+        mask: bool [n, T].
+        kl_coef: weight of the KL penalty, >= 0.
+
+    Returns:
+        rewards float [n, T], zero on padding.
+    """
+    rewards = -kl_coef * (logps - reference_logps) * mask
+    last = mask.sum(dim=1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores.unsqueeze(1))
+
+
+def generalized_advantages(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016); the episode ends after the last real token.
+
+    Args:
+        rewards: float [n, T].
+        values: float [n, T], the value before each token is taken.
+        mask: bool [n, T].
+        gamma: discount of rewards, in [0, 1].
+        lam: GAE's lambda, in [0, 1].
+
+    Returns:
+        advantages float [n, T] and returns (advantages + values) float [n, T], zero on padding.
+    """
+    values = values * mask
+    advantages = torch.zeros_like(rewards)
+    following_advantage = torch.zeros_like(rewards[:, 0])
+    following_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * following_value - values[:, t]
+        following_advantage = (delta + gamma * lam * following_advantage) * mask[:, t]
+        following_value = values[:, t]
+        advantages[:, t] = following_advantage
+    return advantages, advantages + values
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is true; both of any one shape."""
+    return (values * mask).sum() / mask.sum()
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """Shifts and scales the masked values to mean 0 and (unbiased) variance 1; zero on padding.
+
+    Args:
+        values: float [n, T].
+        mask: bool [n, T].
+    """
+    centred = values - masked_mean(values, mask)
+    variance = (centred.square() * mask).sum() / (mask.sum() - 1).clamp(min=1)
+    return centred * torch.rsqrt(variance + 1e-8) * mask
+
+
+def ppo_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """PPO's clipped surrogate (Schulman et al. 2017, equation 7), to be minimised.
+
+    Args:
+        logps: float, log-probabilities of the sampled tokens under the policy being trained.
+        old_logps: the same under the policy that sampled them.
+        advantages: the same shape.
+        clip: the ratio stays within [1 - clip, 1 + clip].
+
+    Returns:
+        losses and, bool, where the clipped term was the one that counted; both shaped as `logps`.
+    """
+    ratio = torch.exp(logps - old_logps)
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return torch.maximum(unclipped, clipped), (clipped > unclipped).detach()
+
+
+def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the squared error of the value, the larger of the plain and the clipped one (as in PPO2).
+
+    Args:
+        values: float, the value network's present estimates.
+        old_values: its estimates when the rollout was made.
+        returns: targets; all of one shape.
+        clip: how far a value may move from its old estimate before the gradient stops.
+
+    Returns:
+        losses of the same shape.
+    """
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+
+
+def best_of_n_kl_bound(n: int) -> float:
+    """Upper bound in nats on KL(best-of-n policy || the policy it samples from): log n - (n - 1)/n."""
+    return math.log(n) - (n - 1) / n

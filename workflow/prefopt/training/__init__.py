@@ -1,0 +1,1 @@
+"""One loop, and one short module per trainer."""

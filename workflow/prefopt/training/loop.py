@@ -1,0 +1,193 @@
+"""One loop for every trainer with a fixed set of examples: SFT, Preferred-FT, DPO and the reward model.
+
+A batch of `batch_size` examples is one optimizer step. It is cut into micro-batches by a token budget, and
+each micro-batch's summed loss is divided by the whole batch's weight, so that the step does not depend on the
+cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prefopt.errors import UserError
+from prefopt.files import write_text
+from prefopt.lm.batching import Row, micro_batches
+from prefopt.progress import Progress
+from prefopt.training.checkpoint import RunFolder, TrainingState
+from prefopt.training.optimization import (
+    autocast,
+    build_optimizer,
+    learning_rate_factor,
+    set_learning_rate,
+)
+from prefopt.training.recipe import TrainingRecipe
+from prefopt.usage import Usage
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+# model, indices of examples -> weighted losses [n] and named figures [n], one of each an example
+Losses = Callable[[nn.Module, Sequence[int]], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A fixed set of training or validation examples and the loss over them.
+
+    `losses(model, indices)` gives each example's loss times its weight, so that a batch's loss is the sum
+    over its examples divided by the sum of their weights: weight 1 makes a mean over pairs, a weight of its
+    token count a mean over tokens.
+    """
+
+    ids: Sequence[str]
+    rows: Sequence[Row]
+    weights: Sequence[float]
+    losses: Losses
+
+    def tokens(self, indices: Sequence[int]) -> int:
+        """Tokens that the model reads for these examples, prompts counted once."""
+        return sum(self.rows[i].tokens for i in indices)
+
+
+def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of each batch of an epoch: every example exactly once, in an order of (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(examples, generator=generator).tolist()
+    return [order[start : start + batch_size] for start in range(0, examples, batch_size)]
+
+
+def train(
+    name: str,
+    model: nn.Module,
+    training: Examples,
+    validation: Examples,
+    recipe: TrainingRecipe,
+    run: RunFolder,
+    usage: Usage,
+    better: tuple[str, int] = ("loss", -1),
+) -> list[dict[str, Any]]:
+    """Trains `model` in place; resumes from the run's checkpoint and ends with the weights to publish.
+
+    Args:
+        name: shown in progress lines.
+        model: float32 parameters; dropout is already off.
+        training: what to learn from.
+        validation: evaluated before the first step, every `evaluate_every` steps and after the last.
+        recipe: see `TrainingRecipe`.
+        run: an open run folder.
+        usage: counts what is processed.
+        better: which validation figure chooses the best checkpoint, and +1 where larger is better, else -1.
+
+    Returns:
+        Metrics, a mapping per training step and evaluation, ready for a JSON-lines file.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay)
+    steps_per_epoch = math.ceil(len(training.ids) / recipe.batch_size)
+    total_steps = recipe.epochs * steps_per_epoch
+    state = TrainingState(name, run, model, model, optimizer, recipe.keep)
+
+    def evaluate_and_keep() -> None:
+        figures = evaluate(model, validation, recipe)
+        state.record("validation", figures)
+        logger.info("%s: step %d, validation %s", name, state.step, _short(figures))
+        figure, sign = better
+        state.keep_if_best(sign * figures[figure])
+
+    if state.step == 0:
+        evaluate_and_keep()
+    with Progress(name, total_steps, "steps", done=state.step) as progress:
+        for indices in _batches_from(state.step, len(training.ids), recipe, steps_per_epoch):
+            factor = learning_rate_factor(state.step, total_steps, recipe.warmup_steps, recipe.schedule)
+            learning_rate = recipe.learning_rate * factor
+            set_learning_rate(optimizer, learning_rate)
+            figures = accumulate_gradients(model, training, indices, recipe)
+            if not math.isfinite(figures["loss"]):
+                raise UserError(
+                    f"{name}: the loss is {figures['loss']} at step {state.step} (learning rate {learning_rate:g}; "
+                    f"examples {', '.join(training.ids[i] for i in indices)}): lower the learning rate or look at "
+                    f"these rows."
+                )
+            figures["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            usage.add(len(indices), training.tokens(indices))
+            state.record("train", {"learning_rate": learning_rate, **figures})
+            progress.update(1, loss=figures["loss"])
+            if state.step % recipe.evaluate_every == 0 or state.step == total_steps:
+                evaluate_and_keep()
+            if state.step % recipe.checkpoint_every == 0 and state.step < total_steps:
+                state.save()
+    state.finish()
+    return state.metrics
+
+
+def accumulate_gradients(
+    model: nn.Module, examples: Examples, indices: Sequence[int], recipe: TrainingRecipe
+) -> Metrics:
+    """Adds the gradient of a batch's loss to the parameters' `.grad`, micro-batch by micro-batch.
+
+    Returns:
+        The batch's loss and the examples' mean figures.
+    """
+    total_weight = sum(examples.weights[i] for i in indices)
+    sums: defaultdict[str, float] = defaultdict(float)
+    device = next(model.parameters()).device
+    for micro_batch in _micro_batches(examples, indices, recipe.token_budget):
+        with autocast(recipe.dtype, device):
+            losses, figures = examples.losses(model, micro_batch)
+        loss = losses.sum() / total_weight
+        loss.backward()  # type: ignore[no-untyped-call]
+        sums["loss"] += loss.item()
+        for figure, values in figures.items():
+            sums[figure] += values.sum().item() / len(indices)
+    return dict(sums)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, examples: Examples, recipe: TrainingRecipe) -> Metrics:
+    """The weighted mean loss and the mean figures over all examples."""
+    indices = range(len(examples.ids))
+    total_weight = sum(examples.weights)
+    sums: defaultdict[str, float] = defaultdict(float)
+    device = next(model.parameters()).device
+    for micro_batch in _micro_batches(examples, indices, recipe.token_budget):
+        with autocast(recipe.dtype, device):
+            losses, figures = examples.losses(model, micro_batch)
+        sums["loss"] += losses.sum().item() / total_weight
+        for figure, values in figures.items():
+            sums[figure] += values.sum().item() / len(indices)
+    return dict(sums)
+
+
+def write_metrics(path: str | Path, metrics: Sequence[dict[str, Any]]) -> None:
+    """Writes metrics as JSON lines, whole or not at all."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in metrics))
+
+
+def _micro_batches(examples: Examples, indices: Sequence[int], token_budget: int) -> list[list[int]]:
+    rows = [examples.rows[i] for i in indices]
+    return [[indices[i] for i in batch] for batch in micro_batches(rows, token_budget)]
+
+
+def _batches_from(step: int, examples: int, recipe: TrainingRecipe, steps_per_epoch: int) -> Iterator[list[int]]:
+    for epoch in range(step // steps_per_epoch, recipe.epochs):
+        batches = epoch_batches(examples, recipe.batch_size, recipe.seed, epoch)
+        yield from batches[max(0, step - epoch * steps_per_epoch) :]
+
+
+def _short(figures: Metrics) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())

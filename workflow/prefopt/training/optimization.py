@@ -1,0 +1,48 @@
+"""Optimizers, learning rates and the precision of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+from torch import nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_optimizer(
+    model: nn.Module, name: str, learning_rate: float, weight_decay: float = 0.0, adam_eps: float = 1e-8
+) -> torch.optim.Optimizer:
+    """RMSprop (the paper's, torch's defaults) or AdamW over all parameters that take a gradient."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if name == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=learning_rate)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, eps=adam_eps)
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:
+    """What the peak learning rate is multiplied with at a step (counted from 0).
+
+    It rises linearly over `warmup_steps` and then stays (`constant`, the paper's) or falls to zero at
+    `total_steps` along a straight line (`linear`) or half a cosine (`cosine`).
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 1 - progress if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Sets the learning rate of the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The context of a forward pass: bfloat16 matrix products over float32 weights, or plain float32."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[dtype])

@@ -1,0 +1,126 @@
+"""A tokenizer and a small causal language model trained from scratch on the task's text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from prefopt.errors import UserError
+from prefopt.files import stable_hash
+from prefopt.lm.models import use_engine_attention
+from prefopt.recipes import from_json, to_dict
+from prefopt.tables import read_table
+from prefopt.training import stage
+from prefopt.training.loop import Examples, train
+from prefopt.training.recipe import TrainingRecipe
+from prefopt.training.sft import completion_examples
+from prefopt.usage import Usage, default_device
+
+EOS = "<|endoftext|>"
+_VALIDATION_SHARE = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(TrainingRecipe):
+    """A byte-level BPE tokenizer and a Llama-shaped model with tied embeddings."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    max_positions: int
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, so that any text can be encoded, with one special token, EOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, bos_token=EOS, pad_token=EOS)
+
+
+def new_model(recipe: PretrainRecipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A freshly initialised model of the recipe's shape; the seed is set here."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+        attention_dropout=0.0,
+    )
+    return LlamaForCausalLM(config)
+
+
+def documents_to_ids(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, max_positions: int
+) -> Iterator[list[int]]:
+    """Token ids of each document with EOS at its end, cut into pieces that fit the model after one EOS."""
+    room = max_positions - 1
+    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
+        whole = [*ids, tokenizer.eos_token_id]
+        for start in range(0, len(whole), room):
+            yield whole[start : start + room]
+
+
+def recipe_hash(recipe: PretrainRecipe, text_hash: str) -> str:
+    """Names what a checkpoint was made of: the recipe and the content of its text."""
+    return stable_hash({"recipe": to_dict(recipe), "text": text_hash})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `pretrain`."""
+    stage.add_arguments(parser)
+    parser.add_argument("--text", required=True, type=Path, help="pretraining table")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains tokenizer and model on `--text` and publishes them as one model folder."""
+    recipe = from_json(PretrainRecipe, args.recipe)
+    table = read_table(args.text, "pretraining")
+    texts: list[str] = table["text"].tolist()
+    random.Random(recipe.seed).shuffle(texts)
+    held_out = max(1, int(len(texts) * _VALIDATION_SHARE))
+    if len(texts) < 2:
+        raise UserError(f"{args.text} has {len(texts)} documents: pretraining needs at least two.")
+    tokenizer = train_tokenizer(texts, recipe.vocab_size)
+    model = use_engine_attention(new_model(recipe, tokenizer)).to(default_device())
+
+    def examples(part: Sequence[str]) -> Examples:
+        pieces = list(documents_to_ids(part, tokenizer, recipe.max_positions))
+        names = [f"document {i}" for i in range(len(pieces))]
+        return completion_examples(names, [[tokenizer.eos_token_id]] * len(pieces), pieces)
+
+    training, validation = examples(texts[held_out:]), examples(texts[:held_out])
+    usage = Usage("pretrain", default_device(), torch.float32)
+    text_hash = table.attrs["manifest"]["content_hash"]
+    identity = stage.describe_run(__name__, recipe, {"text": text_hash})
+    with stage.open_run(args.work, identity, model) as folder:
+        metrics = train("pretrain", model, training, validation, recipe, folder, usage)
+        stage.publish(
+            *(args, model, tokenizer, identity, metrics, usage, folder),
+            recipe_hash=recipe_hash(recipe, text_hash),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )

@@ -1,0 +1,119 @@
+"""The reward model: Bradley-Terry on preference pairs, the score read at the completion's EOS."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.logprobs import completion_hidden_states
+from prefopt.lm.models import new_scorer, score_head, tokenizer_hash
+from prefopt.objectives import bradley_terry_loss
+from prefopt.recipes import from_json
+from prefopt.tables import read_table
+from prefopt.training import stage
+from prefopt.training.loop import Examples, evaluate, train
+from prefopt.training.optimization import autocast
+from prefopt.training.recipe import TrainingRecipe
+from prefopt.training.reference import preference_rows
+from prefopt.training.sft import split_of
+from prefopt.usage import Usage, default_device
+
+# References enough to know their mean reward; the standard error is a hundredth of the rewards' spread.
+_REFERENCES_FOR_OFFSET = 1024
+
+
+def raw_scores(model: nn.Module, rows: Sequence[Row]) -> Tensor:
+    """The score head's output at the last token of each completion, before normalisation.
+
+    Returns:
+        float32 [number of completions], rows in order, completions in order; differentiable.
+    """
+    _, last = completion_hidden_states(model, rows)
+    return score_head(model)(last).float().squeeze(-1)
+
+
+@torch.no_grad()
+def score_rows(model: nn.Module, rows: Sequence[Row], token_budget: int, dtype: str = "float32") -> Tensor:
+    """The reward of each row's completions: the score less the mean score of reference completions.
+
+    Args:
+        model: a scorer whose `config.reward_offset` the stage `reward` has set (0 if absent).
+        rows: all with the same number k of completions.
+        token_budget: tokens per micro-batch.
+        dtype: of the forward pass.
+
+    Returns:
+        float32 [n, k] on the CPU.
+    """
+    scores = torch.empty(len(rows), len(rows[0].completions))
+    device = next(model.parameters()).device
+    for batch in micro_batches(rows, token_budget):
+        with autocast(dtype, device):
+            scores[batch] = raw_scores(model, [rows[i] for i in batch]).view(len(batch), -1).cpu()
+    return scores - float(getattr(model.config, "reward_offset", 0.0))
+
+
+def preference_examples(pairs: pd.DataFrame) -> Examples:
+    """Preference pairs with the Bradley-Terry loss; `accuracy` counts an equal score as half."""
+    rows = preference_rows(pairs)
+
+    def losses(model: nn.Module, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen, rejected = raw_scores(model, [rows[i] for i in indices]).view(-1, 2).unbind(dim=1)
+        margin = (chosen - rejected).detach()
+        accuracy = (margin > 0).float() + 0.5 * (margin == 0).float()
+        return bradley_terry_loss(chosen, rejected), {"margin": margin, "accuracy": accuracy}
+
+    return Examples(pairs["pair_id"].tolist(), rows, [1.0] * len(rows), losses)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `reward`."""
+    stage.add_arguments(parser)
+    parser.add_argument("--model", required=True, type=Path, help="language model to start from")
+    parser.add_argument("--data", required=True, type=Path, help="preferences table")
+    parser.add_argument("--demonstrations", required=True, type=Path, help="their mean reward becomes zero")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains a reward model and publishes it, normalised so that reference completions average zero."""
+    recipe = from_json(TrainingRecipe, args.recipe)
+    expected = {"tokenizer_hash": tokenizer_hash(args.model)}
+    pairs = read_table(args.data, "preferences", **expected)
+    demonstrations = read_table(args.demonstrations, "demonstrations", **expected)
+    held_out = "validation" if (pairs["split"] == "validation").any() else "test"
+    training = preference_examples(split_of(pairs, "train", args.data))
+    validation = preference_examples(split_of(pairs, held_out, args.data))
+    model, tokenizer = new_scorer(args.model, seed=recipe.seed, device=default_device())
+    usage = Usage("reward", default_device(), torch.float32)
+    identity = stage.describe_run(
+        __name__,
+        recipe,
+        {
+            "data": pairs.attrs["manifest"]["content_hash"],
+            "demonstrations": demonstrations.attrs["manifest"]["content_hash"],
+            **stage.model_hashes("model", args.model),
+        },
+    )
+    with stage.open_run(args.work, identity, model) as folder:
+        metrics = train("reward", model, training, validation, recipe, folder, usage, better=("accuracy", 1))
+        references = split_of(demonstrations, "train", args.demonstrations).head(_REFERENCES_FOR_OFFSET)
+        model.config.reward_offset = float(_mean_reference_score(model, references, recipe))
+        stage.publish(
+            *(args, model, tokenizer, identity, metrics, usage, folder),
+            held_out_split=held_out,
+            held_out=evaluate(model, validation, recipe),
+            held_out_pairs=len(validation.ids),
+            reward_offset=model.config.reward_offset,
+        )
+
+
+def _mean_reference_score(model: nn.Module, references: pd.DataFrame, recipe: TrainingRecipe) -> Tensor:
+    columns = (references["prompt_ids"], references["response_ids"])
+    rows = [Row(tuple(p.tolist()), (tuple(r.tolist()),)) for p, r in zip(*columns, strict=True)]
+    return score_rows(model, rows, recipe.token_budget, recipe.dtype).mean()
