@@ -1,0 +1,67 @@
+"""`python -m prefopt STAGE ...`: a stage a subcommand, in the order of the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+
+from prefopt.errors import UserError
+
+STAGES = {
+    "records": ("prefopt.data.records", "raw records to raw tables"),
+    "pretrain": ("prefopt.training.pretrain", "a tokenizer and a base model from scratch"),
+    "fetch": ("prefopt.lm.fetch", "a base model from a hub"),
+    "prepare": ("prefopt.data.prepare", "raw tables to tokenized tables"),
+    "sft": ("prefopt.training.sft", "supervised fine-tuning; Preferred-FT"),
+    "reference": ("prefopt.training.reference", "reference log-probabilities of all pairs"),
+    "dpo": ("prefopt.training.dpo", "direct preference optimization"),
+    "reward": ("prefopt.training.reward", "a reward model from pairs"),
+    "ppo": ("prefopt.training.ppo", "PPO against the reward model"),
+    "sample": ("prefopt.generation.sample", "completions of a policy"),
+    "score": ("prefopt.generation.score", "rewards of completions"),
+    "best_of_n": ("prefopt.generation.best_of_n", "the best of n candidates"),
+    "judge": ("prefopt.judging.stage", "verdicts against the reference completions"),
+    "win_rates": ("prefopt.analysis.win_rates", "win rates with intervals"),
+    "win_rate_figure": ("prefopt.analysis.figures", "win rate against temperature"),
+    "training_figure": ("prefopt.analysis.training_curves", "curves of every trainer"),
+    "examples": ("prefopt.analysis.examples", "what the methods wrote, side by side"),
+}
+
+
+def build_parser(stage: str | None) -> argparse.ArgumentParser:
+    """The parser; only the named stage's module is imported, since importing torch takes seconds."""
+    parser = argparse.ArgumentParser(prog="prefopt", description=__doc__)
+    parser.add_argument("--threads", type=int, help="CPU threads of matrix products (default: torch's own)")
+    subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for name, (module, summary) in STAGES.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name == stage:
+            importlib.import_module(module).add_arguments(subparser)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one stage.
+
+    Returns:
+        0, or 2 after printing one sentence where something can be put right by the user.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "matplotlib", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    stage = next((word for word in arguments if word in STAGES), None)
+    args = build_parser(stage).parse_args(arguments)
+    if args.threads is not None:
+        # Before torch is imported, so that its thread pools are made with this size.
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)
+        importlib.import_module("torch").set_num_threads(args.threads)
+    try:
+        importlib.import_module(STAGES[args.stage][0]).run(args)
+    except UserError as error:
+        print(f"prefopt {args.stage}: {error}", file=sys.stderr)
+        return 2
+    return 0

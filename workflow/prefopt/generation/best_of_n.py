@@ -1,0 +1,93 @@
+"""Best-of-N: of the first N candidates of each prompt, the one that the reward model likes best.
+
+Any N up to the number of candidates is read from the same table of candidates, without sampling again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+
+from prefopt.errors import UserError
+from prefopt.recipes import from_json, to_dict
+from prefopt.tables import read_table, write_table
+
+_KEY = ["prompt_id", "temperature", "sample_index"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BestOfNRecipe:
+    """How many candidates are compared."""
+
+    n: int
+
+
+def best_of_n(
+    candidates: pd.DataFrame, scores: pd.DataFrame, greedy: pd.DataFrame, n: int, method: str
+) -> pd.DataFrame:
+    """The best candidate of each prompt and temperature; at temperature 0 the greedy completion.
+
+    Args:
+        candidates: samples table with at least n samples for each prompt and temperature above 0.
+        scores: their rewards.
+        greedy: samples table that holds the same policy's completions at temperature 0.
+        n: how many candidates to compare; ties go to the earlier one.
+        method: name of the method in the result.
+
+    Returns:
+        Rows of the samples table with `sample_index` 0.
+
+    Raises:
+        UserError: a prompt has fewer than n candidates, or a candidate has no score.
+    """
+    first = candidates[(candidates["sample_index"] < n) & (candidates["temperature"] > 0)]
+    counts = first.groupby(["prompt_id", "temperature"]).size()
+    if len(counts) and counts.min() < n:
+        prompt_id, temperature = counts.idxmin()  # type: ignore[misc]
+        raise UserError(
+            f"prompt {prompt_id!r} has {counts.min()} candidates at temperature {temperature}, best-of-{n} needs "
+            f"{n}: sample more candidates."
+        )
+    scored = first.merge(scores, on=_KEY, how="left", validate="one_to_one")
+    if scored["reward"].isna().any():
+        prompt_id = scored.loc[scored["reward"].isna(), "prompt_id"].iloc[0]
+        raise UserError(f"prompt {prompt_id!r} has a candidate without a score: run the stage `score` again.")
+    best = scored.loc[scored.groupby(["prompt_id", "temperature"], sort=False)["reward"].idxmax()]
+    zero = greedy[greedy["temperature"] == 0]
+    rows = pd.concat([zero, best[candidates.columns]], ignore_index=True)
+    return rows.assign(method=method, sample_index=0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `best_of_n`."""
+    parser.add_argument("--candidates", required=True, type=Path, help="samples table of candidates")
+    parser.add_argument("--scores", required=True, type=Path, help="their scores table")
+    parser.add_argument("--greedy", required=True, type=Path, help="samples table with temperature 0")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="samples table that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Chooses the best candidates and writes them as a samples table."""
+    recipe = from_json(BestOfNRecipe, args.recipe)
+    candidates = read_table(args.candidates, "samples")
+    manifest = candidates.attrs["manifest"]
+    scores = read_table(args.scores, "scores", samples=manifest["content_hash"])
+    greedy = read_table(args.greedy, "samples", prompts=manifest["prompts"])
+    rows = best_of_n(candidates, scores, greedy, recipe.n, f"best_of_{recipe.n}")
+    write_table(
+        args.out,
+        "samples",
+        rows,
+        prompts=manifest["prompts"],
+        model_weights=manifest["model_weights"],
+        reference_weights=manifest.get("reference_weights"),
+        candidates=manifest["content_hash"],
+        scores=scores.attrs["manifest"]["content_hash"],
+        reward_weights=scores.attrs["manifest"]["reward_weights"],
+        best_of_n=recipe.n,
+        recipe=to_dict(recipe),
+    )

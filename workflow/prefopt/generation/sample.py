@@ -1,0 +1,164 @@
+"""Completions of one policy at every temperature, with their log-probability under policy and reference."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.logprobs import completion_logprobs
+from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
+from prefopt.lm.sampling import sample
+from prefopt.progress import Progress
+from prefopt.recipes import from_json, to_dict
+from prefopt.tables import read_table, write_table
+from prefopt.training.optimization import DTYPES, autocast
+from prefopt.usage import Usage, default_device
+
+# Completions sampled between two progress lines; results do not depend on it.
+_COMPLETIONS_AT_ONCE = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleRecipe:
+    """What is sampled: the first `validation_prompts` and `test_prompts` of the prompts table."""
+
+    temperatures: tuple[float, ...]
+    n: int  # completions a prompt; one at temperature 0, where all would be equal
+    max_new_tokens: int
+    validation_prompts: int
+    test_prompts: int
+    token_budget: int
+    dtype: Literal["float32", "bfloat16"]
+    seed: int
+
+
+def prompt_seed(seed: int, prompt_id: str, temperature: float) -> int:
+    """A seed of its own for each prompt and temperature, whatever else is sampled beside it."""
+    digest = hashlib.sha256(f"{seed}/{prompt_id}/{temperature!r}".encode()).digest()
+    return int.from_bytes(digest[:7])
+
+
+def chosen_prompts(prompts: pd.DataFrame, recipe: SampleRecipe) -> pd.DataFrame:
+    """The first prompts of the validation and the test split, as many as the recipe asks for."""
+    limits = {"validation": recipe.validation_prompts, "test": recipe.test_prompts}
+    parts = [prompts[prompts["split"] == split].head(limit) for split, limit in limits.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def sample_rows(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: pd.DataFrame,
+    method: str,
+    recipe: SampleRecipe,
+    usage: Usage,
+) -> list[dict[str, Any]]:
+    """Rows of the samples table for every prompt and temperature; `reference_logp` is still NaN."""
+    rows: list[dict[str, Any]] = []
+    total = sum(len(prompts) * _completions(recipe, t) for t in recipe.temperatures)
+    with Progress(f"sample {method}", total, "samples") as progress:
+        for temperature in recipe.temperatures:
+            n = _completions(recipe, temperature)
+            step = max(1, _COMPLETIONS_AT_ONCE // n)
+            for start in range(0, len(prompts), step):
+                part = prompts.iloc[start : start + step]
+                sampled = sample(
+                    model,
+                    [ids.tolist() for ids in part["prompt_ids"]],
+                    n=n,
+                    temperature=temperature,
+                    max_new_tokens=recipe.max_new_tokens,
+                    eos_id=tokenizer.eos_token_id,
+                    seeds=[prompt_seed(recipe.seed, name, temperature) for name in part["prompt_id"]],
+                )
+                for (_, prompt), completions in zip(part.iterrows(), sampled, strict=True):
+                    for index, completion in enumerate(completions):
+                        ids = list(completion.token_ids)
+                        rows.append(
+                            {
+                                "prompt_id": prompt["prompt_id"],
+                                "sample_index": index,
+                                "method": method,
+                                "temperature": temperature,
+                                "split": prompt["split"],
+                                "text": tokenizer.decode(
+                                    ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                                ),
+                                "tokens": len(ids),
+                                "token_ids": ids,
+                                "finish_reason": completion.finish_reason,
+                                "logp": float(torch.as_tensor(completion.logps).sum()),
+                                "reference_logp": float("nan"),
+                            }
+                        )
+                    usage.add(n, len(prompt["prompt_ids"]) + sum(len(c.token_ids) for c in completions))
+                progress.update(len(part) * n)
+    return rows
+
+
+@torch.no_grad()
+def reference_logps(
+    model: nn.Module, prompts: pd.DataFrame, samples: Sequence[dict[str, Any]], recipe: SampleRecipe
+) -> list[float]:
+    """Log-probability of each sample under the reference policy at temperature 1, in the samples' order."""
+    prompt_ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
+    rows = [Row(tuple(prompt_ids[s["prompt_id"]].tolist()), (tuple(s["token_ids"]),)) for s in samples]
+    logps = torch.empty(len(rows))
+    device = next(model.parameters()).device
+    with Progress("reference of samples", len(rows), "samples") as progress:
+        for batch in micro_batches(rows, recipe.token_budget):
+            with autocast(recipe.dtype, device):
+                logps[batch] = completion_logprobs(model, [rows[i] for i in batch]).sums.float().cpu()
+            progress.update(len(batch))
+    result: list[float] = logps.tolist()
+    return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `sample`."""
+    parser.add_argument("--model", required=True, type=Path, help="the policy")
+    parser.add_argument("--reference-model", type=Path, help="the reference policy; none: no reference_logp")
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
+    parser.add_argument("--method", required=True, help="name of the method in the samples table")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="samples table that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Samples completions of `--model` and writes the samples table."""
+    recipe = from_json(SampleRecipe, args.recipe)
+    table = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
+    prompts = chosen_prompts(table, recipe)
+    device = default_device()
+    usage = Usage(f"sample {args.method}", device, DTYPES[recipe.dtype])
+    model, tokenizer = load_policy(args.model, device=device, dtype=DTYPES[recipe.dtype])
+    rows = sample_rows(model, tokenizer, prompts, args.method, recipe, usage)
+    hashes = {"model_weights": weights_hash(args.model)}
+    if args.reference_model is not None:
+        hashes["reference_weights"] = weights_hash(args.reference_model)
+        reference, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
+        for row, logp in zip(rows, reference_logps(reference, prompts, rows, recipe), strict=True):
+            row["reference_logp"] = logp
+    write_table(
+        args.out,
+        "samples",
+        rows,
+        prompts=table.attrs["manifest"]["content_hash"],
+        recipe=to_dict(recipe),
+        used=usage.report(),
+        **hashes,
+    )
+
+
+def _completions(recipe: SampleRecipe, temperature: float) -> int:
+    return 1 if temperature == 0 else recipe.n

@@ -1,0 +1,91 @@
+"""The learned reward of every sample."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+
+from prefopt.lm.batching import Row
+from prefopt.lm.models import load_scorer, weights_hash
+from prefopt.progress import Progress
+from prefopt.recipes import from_json, to_dict
+from prefopt.tables import read_table, write_table
+from prefopt.training.optimization import DTYPES
+from prefopt.training.reward import score_rows
+from prefopt.usage import Usage, default_device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreRecipe:
+    """How samples are scored."""
+
+    token_budget: int
+    dtype: Literal["float32", "bfloat16"]
+
+
+def score_samples(
+    model: torch.nn.Module, prompts: pd.DataFrame, samples: pd.DataFrame, recipe: ScoreRecipe, usage: Usage
+) -> pd.DataFrame:
+    """Rewards of all samples; a prompt is read once for all its samples at a temperature.
+
+    Returns:
+        Rows of the scores table, in the samples' order.
+    """
+    prompt_ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
+    rewards = pd.Series(0.0, index=samples.index)
+    with Progress("score", len(samples), "samples") as progress:
+        for (prompt_id, _), group in samples.groupby(["prompt_id", "temperature"], sort=False):
+            completions = [tuple(ids.tolist()) for ids in group["token_ids"]]
+            # A long row is cut so that one row stays within the budget of a micro-batch.
+            prompt = tuple(prompt_ids[prompt_id].tolist())
+            for start, stop in _pieces(len(prompt), [len(c) for c in completions], recipe.token_budget):
+                row = Row(prompt, tuple(completions[start:stop]))
+                scores = score_rows(model, [row], recipe.token_budget, recipe.dtype)
+                rewards.loc[group.index[start:stop]] = scores.flatten().double().numpy()
+                usage.add(stop - start, row.tokens)
+            progress.update(len(group))
+    return samples[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `score`."""
+    parser.add_argument("--model", required=True, type=Path, help="the reward model")
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
+    parser.add_argument("--samples", required=True, type=Path, help="samples table")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="scores table that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Scores every sample and writes the scores table."""
+    recipe = from_json(ScoreRecipe, args.recipe)
+    prompts = read_table(args.prompts, "prompts")
+    samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
+    usage = Usage("score", default_device(), DTYPES[recipe.dtype])
+    model = load_scorer(args.model, device=default_device())
+    scores = score_samples(model, prompts, samples, recipe, usage)
+    write_table(
+        args.out,
+        "scores",
+        scores,
+        samples=samples.attrs["manifest"]["content_hash"],
+        reward_weights=weights_hash(args.model),
+        recipe=to_dict(recipe),
+        used=usage.report(),
+    )
+
+
+def _pieces(prompt: int, completions: list[int], token_budget: int) -> list[tuple[int, int]]:
+    """Ranges of completions that fit the budget together with their prompt, at least one in each."""
+    pieces, start, tokens = [], 0, prompt
+    for i, length in enumerate(completions):
+        if i > start and tokens + length > token_budget:
+            pieces.append((start, i))
+            start, tokens = i, prompt
+        tokens += length
+    return [*pieces, (start, len(completions))]
