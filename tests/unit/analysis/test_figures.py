@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from prefopt.analysis import figures, training_curves
+from prefopt.analysis.figures import footnote, read_win_rates, win_rate_figure
+from prefopt.analysis.style import display_name, line_style
+from prefopt.analysis.training_curves import read_metrics, training_figure
+from prefopt.errors import UserError
+
+MANIFEST: dict[str, Any] = {
+    "judge": "oracle:embedded-v1",
+    "test_prompts": 128,
+    "synthetic": True,
+    "recipe": {"confidence": 0.95},
+}
+METHODS = ["base", "sft", "preferred_ft", "dpo", "ppo", "best_of_128"]
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rows = [
+        {
+            "task": "tldr",
+            "method": method,
+            "temperature": temperature,
+            "selected": temperature == 0.5,
+            "invalid": 0,
+            "win_rate": rate,
+            "ci_low": max(0.0, rate - 0.06),
+            "ci_high": min(1.0, rate + 0.06),
+            "judge": "oracle:embedded-v1",
+        }
+        for i, method in enumerate(METHODS)
+        for temperature in (0.0, 0.5, 1.0)
+        for rate in [0.05 + 0.11 * i]
+    ]
+    return pd.DataFrame(rows)
+
+
+def texts(figure: Any) -> str:
+    return " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
+
+
+def test_the_figure_names_methods_axes_judge_and_n(table: pd.DataFrame) -> None:
+    figure = win_rate_figure(table, MANIFEST)
+    shown = " ".join(texts(figure).split())
+    for expected in (
+        "DPO",
+        "Best of 128",
+        "Preferred-FT",
+        "Sampling temperature",
+        "Win rate against the reference summary",
+        "oracle:embedded-v1",
+        "128 test prompts",
+        "Synthetic",
+    ):
+        assert expected in shown
+    (axes,) = figure.axes
+    assert any(list(line.get_ydata()) == [0.5, 0.5] for line in axes.lines)
+
+
+def test_points_do_not_lie_on_each_other(table: pd.DataFrame) -> None:
+    (axes,) = win_rate_figure(table, MANIFEST).axes
+    starts = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 3]
+    assert len(set(starts)) == len(METHODS)
+    assert max(map(abs, starts)) < 0.25
+
+
+def test_names_keep_a_distance(table: pd.DataFrame) -> None:
+    table["win_rate"] = 0.4
+    (axes,) = win_rate_figure(table, MANIFEST).axes
+    heights = sorted(t.get_position()[1] for t in axes.texts)
+    assert len(heights) == len(METHODS)
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 0.03
+
+
+def test_missing_win_rates_and_one_temperature_are_drawn(table: pd.DataFrame) -> None:
+    one = table[table["temperature"] == 0.5].copy()
+    one.loc[one["method"] == "base", ["win_rate", "ci_low", "ci_high"]] = float("nan")
+    win_rate_figure(one, MANIFEST)
+
+
+def test_an_uninterpretable_judge_is_called_so(table: pd.DataFrame) -> None:
+    judge = {
+        "judge_accuracy": 0.52,
+        "judge_accuracy_low": 0.45,
+        "judge_accuracy_high": 0.59,
+        "longer_wins_accuracy": 0.6,
+        "interpretable": False,
+    }
+    manifest = {**MANIFEST, **judge, "synthetic": False}
+    shown = texts(win_rate_figure(table, manifest))
+    assert "Uninterpretable" in shown
+    assert "52% [45%, 59%]" in shown
+    assert "with 60%" in footnote(table, manifest)
+    assert "Uninterpretable" not in texts(win_rate_figure(table, {**manifest, "interpretable": True}))
+
+
+def test_invalid_verdicts_are_mentioned(table: pd.DataFrame) -> None:
+    table.loc[0, "invalid"] = 7
+    assert "7 invalid verdicts" in footnote(table, MANIFEST)
+
+
+def test_no_two_methods_share_marker_or_colour() -> None:
+    styles = [line_style(method) for method in METHODS]
+    assert len({s.color for s in styles}) == len({s.marker for s in styles}) == len(METHODS)
+    assert len({str(s.dashes) for s in styles}) == len(METHODS)
+    assert display_name("best_of_64") == "Best of 64"
+
+
+def test_the_stage_writes_the_same_bytes_twice(table: pd.DataFrame, tmp_path: Path) -> None:
+    table.to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "m.json").write_text(json.dumps(MANIFEST))
+    parser = argparse.ArgumentParser()
+    figures.add_arguments(parser)
+    made = []
+    for name in ("a", "b"):
+        out = [str(tmp_path / f"{name}.svg"), str(tmp_path / f"{name}.png")]
+        inputs = ["--win-rates", str(tmp_path / "t.csv"), "--manifest", str(tmp_path / "m.json")]
+        figures.run(parser.parse_args([*inputs, "--out", *out]))
+        made.append([Path(path).read_bytes() for path in out])
+    assert made[0] == made[1]
+    assert b"<dc:date>" not in made[0][0]
+    assert made[0][1].startswith(b"\x89PNG")
+
+
+def test_a_table_that_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        read_win_rates(tmp_path / "absent.csv")
+    (tmp_path / "t.csv").write_text("task,method\n")
+    with pytest.raises(UserError, match="lacks the column 'temperature'"):
+        read_win_rates(tmp_path / "t.csv")
+
+
+def metrics(**series: float) -> list[dict[str, Any]]:
+    train = [{"step": s, "split": "train", "learning_rate": 1e-4, **series} for s in (1, 2, 3)]
+    return [*train, {"step": 3, "split": "validation", **series}]
+
+
+def titles(figure: Any) -> list[list[str]]:
+    rows = [figure.axes[i : i + 4] for i in range(0, len(figure.axes), 4)]
+    return [[axes.get_title(loc="left") for axes in row if axes.axison] for row in rows]
+
+
+def test_a_row_of_panels_a_trainer() -> None:
+    figure = training_figure(
+        {
+            "sft": metrics(loss=1.0),
+            "dpo": metrics(
+                loss=0.69, margin=0.0, accuracy=0.5, chosen_logp=-40.0, rejected_logp=-41.0, chosen_reward=0.0
+            ),
+            "reward_model": metrics(loss=0.69, accuracy=0.5, margin=1.0),
+            "ppo": metrics(reward=0.1, kl=0.0, clip_fraction=0.0, value_loss=1.0, loss=0.0, tokens=30.0),
+        }
+    )
+    assert titles(figure) == [
+        ["Loss", "Learning rate"],
+        ["Loss", "Implicit reward margin", "Accuracy", "Log-probability"],
+        ["Loss", "Accuracy", "Learning rate"],
+        ["Reward", "KL to the reference", "Clip fraction", "Value loss"],
+    ]
+    for axes in figure.axes:
+        if axes.axison:
+            assert axes.get_xlabel()
+            assert axes.get_ylabel()
+
+
+def test_the_training_stage(tmp_path: Path) -> None:
+    path = tmp_path / "sft.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in metrics(loss=float("nan"))))
+    parser = argparse.ArgumentParser()
+    training_curves.add_arguments(parser)
+    made = []
+    for name in ("a.svg", "b.svg"):
+        training_curves.run(parser.parse_args(["--metrics", str(path), "--out", str(tmp_path / name)]))
+        made.append((tmp_path / name).read_bytes())
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "holds no metrics"), ("{\n", "line 1 is not JSON"), ('{"step": 1}\n', "line 1 lacks")],
+)
+def test_bad_metrics_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "dpo.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_metrics(path)

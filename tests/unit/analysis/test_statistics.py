@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from statsmodels.stats.proportion import proportion_confint
+
+from prefopt.analysis.statistics import paired_difference, score_interval
+
+
+@pytest.mark.parametrize(("wins", "n"), [(156, 256), (7, 20), (0, 20), (20, 20), (1, 1)])
+def test_without_ties_it_is_wilsons_interval(wins: int, n: int) -> None:
+    interval = score_interval([1.0] * wins + [0.0] * (n - wins))
+    assert (interval.low, interval.high) == pytest.approx(proportion_confint(wins, n, method="wilson"), abs=1e-9)
+
+
+def test_the_paper_like_row_by_hand() -> None:
+    # 61% of 256: p = 156/256, z = 1.959964, z^2/n = 0.0150058; centre (p + 0.0075029) / 1.0150058 = 0.6077577
+    interval = score_interval([1.0] * 156 + [0.0] * 100)
+    assert (interval.low + interval.high) / 2 == pytest.approx(0.6077577, abs=1e-6)
+    assert (interval.low, interval.high) == pytest.approx((0.548414, 0.667102), abs=1e-6)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
+def test_rows_without_variation_have_an_interval_of_some_width(score: float) -> None:
+    interval = score_interval([score] * 30)
+    assert 0 <= interval.low <= score <= interval.high <= 1
+    assert interval.high - interval.low > 0.05
+
+
+def test_ties_narrow_and_agreement_within_a_prompt_widens() -> None:
+    def width(scores: list[float], clusters: list[int] | None = None) -> float:
+        interval = score_interval(scores, clusters)
+        return interval.high - interval.low
+
+    decided = [1.0, 0.0] * 50
+    assert width([1.0, 0.0] * 25 + [0.5] * 50) < width(decided)
+    four_samples = [score for score in decided for _ in range(4)]
+    prompts = [i for i in range(100) for _ in range(4)]
+    assert width(four_samples, prompts) == pytest.approx(width(decided), rel=1e-9)
+    assert width(four_samples) < 0.55 * width(decided)
+
+
+def test_no_scores_no_interval() -> None:
+    assert math.isnan(score_interval([]).low)
+
+
+@pytest.mark.parametrize(("n", "p", "ties"), [(128, 0.6, 0.0), (128, 0.6, 0.3), (40, 0.93, 0.1)])
+def test_coverage_of_the_interval(n: int, p: float, ties: float) -> None:
+    rng = np.random.default_rng(0)
+    draws = rng.choice([0.0, 0.5, 1.0], p=[(1 - ties) * (1 - p), ties, (1 - ties) * p], size=(600, n))
+    truth = (1 - ties) * p + ties / 2
+    intervals = [score_interval(row.tolist()) for row in draws]
+    assert 0.925 <= np.mean([i.low <= truth <= i.high for i in intervals]) <= 0.985
+
+
+def test_coverage_with_several_samples_a_prompt() -> None:
+    rng = np.random.default_rng(1)
+    covered = []
+    for _ in range(400):
+        quality = rng.beta(1.5, 1.0, size=100)  # mean 0.6
+        scores = (rng.random((100, 4)) < quality[:, None]).astype(float).ravel()
+        interval = score_interval(scores.tolist(), np.repeat(np.arange(100), 4).tolist())
+        covered.append(interval.low <= 0.6 <= interval.high)
+    assert 0.92 <= np.mean(covered) <= 0.985
+
+
+def test_paired_difference_by_hand_and_against_mcnemar() -> None:
+    # 100 prompts: both win 30, only the first 25, only the second 10, none 35.
+    first = [1.0] * 30 + [1.0] * 25 + [0.0] * 10 + [0.0] * 35
+    second = [1.0] * 30 + [0.0] * 25 + [1.0] * 10 + [0.0] * 35
+    result = paired_difference(first, second, 0.95, seed=0)
+    assert result.difference == pytest.approx(0.15)
+    assert result.prompts == 100
+    assert result.p == pytest.approx(binomtest(25, 35).pvalue, abs=0.006)
+    # d = (b - c) / n, SE = sqrt(b + c - (b - c)^2 / n) / n = 0.0572
+    assert (result.interval.low, result.interval.high) == pytest.approx((0.15 - 0.112, 0.15 + 0.112), abs=0.012)
+    assert paired_difference(first, second, 0.95, seed=0) == result
+
+
+def test_equal_methods_and_constant_differences() -> None:
+    same = paired_difference([1.0, 0.0, 0.5] * 20, [1.0, 0.0, 0.5] * 20, 0.95, seed=0)
+    assert (same.difference, same.p) == (0.0, 1.0)
+    assert -0.2 < same.interval.low < 0 < same.interval.high < 0.2
+    always = paired_difference([1.0] * 40, [0.0] * 40, 0.95, seed=0)
+    assert always.difference == 1.0
+    assert 0.8 < always.interval.low < always.interval.high == 1.0
+    assert always.p < 0.001
+
+
+def test_no_common_prompts() -> None:
+    assert math.isnan(paired_difference([], [], 0.95, seed=0).p)

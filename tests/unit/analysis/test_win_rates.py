@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from statsmodels.stats.proportion import proportion_confint
+
+from made_up import make_files, make_frames
+from prefopt.analysis import win_rates
+from prefopt.analysis.win_rates import (
+    COLUMNS,
+    JUDGE_COLUMNS,
+    WinRatesRecipe,
+    best_of_n_bound,
+    comparison_table,
+    select_temperatures,
+    win_rate_table,
+    write_csv,
+)
+from prefopt.errors import UserError
+
+OUTCOMES = {
+    "sft": {0.0: ("wlll", "wlllllll"), 1.0: ("llll", "wwllllll")},
+    # Better on test at temperature 1, better on validation at 0.25: the latter is selected.
+    "dpo": {0.25: ("wwwl", "wwwttlii"), 1.0: ("wwll", "wwwwwwww")},
+    "best_of_128": {0.0: ("wlll", "wlllllll"), 1.0: ("wwll", "wwwlllll")},
+}
+
+
+def recipe(**changes: Any) -> WinRatesRecipe:
+    values = {
+        "task": "tldr",
+        "confidence": 0.95,
+        "seed": 1,
+        "methods": tuple(OUTCOMES),
+        "judge": {"kind": "oracle"},
+    }
+    return WinRatesRecipe(**{**values, **changes})
+
+
+def row(table: pd.DataFrame, method: str, temperature: float) -> pd.Series:
+    (found,) = [r for _, r in table.iterrows() if (r["method"], r["temperature"]) == (method, temperature)]
+    return found
+
+
+def test_a_row_by_hand() -> None:
+    table = win_rate_table(*make_frames(OUTCOMES), recipe())
+    assert list(table.columns) == COLUMNS
+    assert list(zip(table["method"], table["temperature"], strict=True)) == [
+        ("sft", 0.0),
+        ("sft", 1.0),
+        ("dpo", 0.25),
+        ("dpo", 1.0),
+        ("best_of_128", 0.0),
+        ("best_of_128", 1.0),
+    ]
+    dpo = row(table, "dpo", 0.25)
+    assert [dpo[c] for c in ("n", "wins", "losses", "ties", "invalid")] == [8, 3, 1, 2, 2]
+    assert dpo["win_rate"] == pytest.approx((3 + 2 / 2) / 6)
+    assert dpo["ci_low"] < dpo["win_rate"] < dpo["ci_high"]
+    assert dpo["mean_tokens"] == pytest.approx(13.5)  # 10 .. 17
+    assert dpo["reference_mean_tokens"] == 20
+    assert dpo["well_formed"] == 0.5
+    sft = row(table, "sft", 1.0)
+    assert (sft["ci_low"], sft["ci_high"]) == pytest.approx(proportion_confint(2, 8, method="wilson"))
+
+
+def test_all_win_rows_have_an_interval() -> None:
+    always = row(win_rate_table(*make_frames(OUTCOMES), recipe()), "dpo", 1.0)
+    assert always["win_rate"] == 1.0
+    assert (always["ci_low"], always["ci_high"]) == pytest.approx(proportion_confint(8, 8, method="wilson"))
+
+
+def test_the_temperature_is_chosen_on_validation_prompts() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    table = win_rate_table(verdicts, samples, recipe())
+    chosen = table[table["selected"]].set_index("method")["temperature"].to_dict()
+    assert chosen == {"sft": 0.0, "dpo": 0.25, "best_of_128": 1.0}
+    # Turning every test verdict round changes nothing of it.
+    turned = verdicts.copy()
+    test = turned["split"] == "test"
+    turned.loc[test, "outcome"] = turned.loc[test, "outcome"].replace({"win": "loss", "loss": "win"})
+    assert select_temperatures(turned) == chosen
+
+
+def test_equal_validation_win_rates_choose_the_lower_temperature() -> None:
+    verdicts, _ = make_frames({"dpo": {0.75: ("wl", "w"), 0.5: ("lw", "l"), 0.25: ("ii", "w")}})
+    assert select_temperatures(verdicts) == {"dpo": 0.5}
+
+
+def test_kl_and_its_bound() -> None:
+    table = win_rate_table(*make_frames(OUTCOMES), recipe())
+    # logp - reference_logp is -10 + 10.5 + i over i = 0 .. 7 at a temperature, 0 + 10.5 + i at temperature 0.
+    assert row(table, "dpo", 1.0)["kl_to_reference"] == pytest.approx(4.0)
+    assert row(table, "sft", 0.0)["kl_to_reference"] == pytest.approx(14.0)
+    assert row(table, "best_of_128", 0.0)["kl_to_reference"] == pytest.approx(14.0)
+    bound = math.log(128) - 127 / 128
+    assert bound == pytest.approx(3.8598428)
+    assert row(table, "best_of_128", 1.0)["kl_to_reference"] == pytest.approx(4.0 + bound)
+    assert best_of_n_bound("best_of_1", 1.0) == 0.0
+    assert best_of_n_bound("dpo", 1.0) == 0.0
+
+
+def test_an_unknown_reference_logp_leaves_the_kl_empty() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    samples.loc[samples["method"] == "sft", "reference_logp"] = float("nan")
+    table = win_rate_table(verdicts, samples, recipe())
+    assert math.isnan(row(table, "sft", 1.0)["kl_to_reference"])
+    assert not math.isnan(row(table, "dpo", 1.0)["kl_to_reference"])
+
+
+def test_several_samples_a_prompt_are_one_cluster() -> None:
+    verdicts, samples = make_frames({"dpo": {1.0: ("w", "wlwlwlwl")}})
+    four = pd.concat([verdicts.assign(sample_index=i) for i in range(4)])
+    table = win_rate_table(
+        four, pd.concat([samples.assign(sample_index=i) for i in range(4)]), recipe(methods=("dpo",))
+    )
+    assert table["n"].item() == 32
+    expected = proportion_confint(4, 8, method="wilson")
+    assert (table["ci_low"].item(), table["ci_high"].item()) == pytest.approx(expected)
+
+
+def test_all_invalid_has_no_win_rate() -> None:
+    table = win_rate_table(*make_frames({"dpo": {1.0: ("w", "iii")}}), recipe(methods=("dpo",)))
+    assert table["invalid"].item() == 3
+    assert math.isnan(table["win_rate"].item())
+    assert math.isnan(table["ci_low"].item())
+
+
+def test_rows_on_other_test_prompts_are_refused() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    lacking = verdicts[
+        ~((verdicts["method"] == "dpo") & (verdicts["prompt_id"] == "test-3") & (verdicts["temperature"] == 1))
+    ]
+    with pytest.raises(UserError, match=r"'dpo' at temperature 1.0 lacks the test prompt 'test-3'"):
+        win_rate_table(lacking, samples, recipe())
+
+
+def test_missing_and_surplus_methods_are_refused() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    with pytest.raises(UserError, match="'ppo' is missing among the verdicts"):
+        win_rate_table(verdicts, samples, recipe(methods=("sft", "dpo", "best_of_128", "ppo")))
+    with pytest.raises(UserError, match="'dpo' is missing among the methods"):
+        win_rate_table(verdicts, samples, recipe(methods=("sft", "best_of_128")))
+
+
+def test_a_verdict_without_a_sample_is_refused() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    with pytest.raises(UserError, match="has no sample"):
+        win_rate_table(verdicts, samples[samples["prompt_id"] != "test-0"], recipe())
+
+
+def test_no_validation_verdicts_no_selection() -> None:
+    verdicts, _ = make_frames(OUTCOMES)
+    with pytest.raises(UserError, match="validation_prompts"):
+        select_temperatures(verdicts[verdicts["split"] == "test"])
+
+
+def test_paired_comparisons() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    comparisons = comparison_table(verdicts, win_rate_table(verdicts, samples, recipe()), recipe())
+    pairs = list(zip(comparisons["method"], comparisons["opponent"], strict=True))
+    assert pairs == [("dpo", "sft"), ("best_of_128", "sft"), ("best_of_128", "dpo")]
+    # dpo at 0.25: wwwttlii, sft at 0: wlllllll; the two invalid prompts are in neither mean.
+    first = comparisons.iloc[0]
+    assert (first["temperature"], first["opponent_temperature"], first["n"]) == (0.25, 0.0, 6)
+    assert first["win_rate"] == pytest.approx(4 / 6)
+    assert first["opponent_win_rate"] == pytest.approx(1 / 6)
+    assert first["difference"] == pytest.approx(0.5)
+    assert first["ci_low"] < 0.5 < first["ci_high"]
+    # Differences 0, 1, 1, 1/2, 1/2, 0: of 2^4 equally likely signs two reach a sum of 3 on either side.
+    assert first["p"] == pytest.approx(2 / 16)
+    assert (comparisons["p_holm"] >= comparisons["p"]).all()
+
+
+def test_csv_neutralises_formulas_and_leaves_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    write_csv(path, pd.DataFrame({"a": ["=1+1", "@x", "dpo"], "kl": [-0.5, float("nan"), 1e-7]}))
+    assert path.read_text() == "a,kl\n'=1+1,-0.5\n'@x,\ndpo,1e-07\n"
+
+
+def arguments(files: dict[str, list[str]], folder: Path, text: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    win_rates.add_arguments(parser)
+    return parser.parse_args(
+        [
+            *("--verdicts", *files["verdicts"], "--samples", *files["samples"], "--summary", *files["summary"]),
+            *("--recipe", text, "--out", str(folder / "out.csv")),
+            *("--comparisons", str(folder / "pairs.csv"), "--manifest", str(folder / "manifest.json")),
+        ]
+    )
+
+
+def as_json(**changes: Any) -> str:
+    made = recipe(**changes)
+    return json.dumps({**made.__dict__, "methods": list(made.methods)})
+
+
+def test_the_stage_writes_table_comparisons_and_manifest(tmp_path: Path) -> None:
+    win_rates.run(arguments(make_files(tmp_path, OUTCOMES), tmp_path, as_json()))
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert list(table.columns) == COLUMNS + JUDGE_COLUMNS
+    assert len(table) == 6
+    assert table["selected"].tolist() == [True, False, True, False, False, True]
+    assert table[JUDGE_COLUMNS].isna().all().all()
+    assert len(pd.read_csv(tmp_path / "pairs.csv")) == 3
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["judge"] == "oracle:embedded-v1"
+    assert manifest["judge_seeds"] == [3]
+    assert (manifest["test_prompts"], manifest["validation_prompts"]) == (8, 4)
+    assert manifest["synthetic"] is True
+    assert "no person was asked" in manifest["note"]
+    assert manifest["kl_to_reference"]["rows_that_are_bounds"] == [{"method": "best_of_128", "temperature": 1.0}]
+    assert manifest["selection"]["temperatures"] == {"sft": 0.0, "dpo": 0.25, "best_of_128": 1.0}
+    assert set(manifest["inputs"]["samples"]) == {"sft.parquet", "dpo.parquet", "best_of_128.parquet"}
+
+
+def test_a_reward_models_accuracy_stands_beside_every_win_rate(tmp_path: Path) -> None:
+    facts = {
+        "judge": "reward_model:0123456789ab",
+        "judge_accuracy": 0.52,
+        "judge_accuracy_low": 0.45,
+        "judge_accuracy_high": 0.59,
+        "longer_wins_accuracy": 0.6,
+        "n_held_out": 200,
+        "interpretable": False,
+    }
+    made = make_files(tmp_path, OUTCOMES, **facts)
+    win_rates.run(arguments(made, tmp_path, as_json(judge={"kind": "reward_model"})))
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert set(table["judge_accuracy"]) == {0.52}
+    assert not table["interpretable"].any()
+    assert json.loads((tmp_path / "manifest.json").read_text())["n_held_out"] == 200
+    with pytest.raises(UserError, match="the config says 'oracle'"):
+        win_rates.run(arguments(made, tmp_path, as_json()))
+
+
+def test_two_judges_do_not_go_into_one_table(tmp_path: Path) -> None:
+    one = make_files(tmp_path, {"sft": OUTCOMES["sft"]})
+    other = make_files(tmp_path, {"dpo": OUTCOMES["dpo"]}, judge="oracle:embedded-v2")
+    both = {key: one[key] + other[key] for key in ("verdicts", "samples")} | {"summary": one["summary"]}
+    with pytest.raises(UserError, match="two judges"):
+        win_rates.run(arguments(both, tmp_path, as_json(methods=("sft", "dpo"))))
+
+
+def test_verdicts_on_other_samples_are_refused(tmp_path: Path) -> None:
+    made = make_files(tmp_path, OUTCOMES, inputs={"samples": "0" * 64})
+    with pytest.raises(UserError, match="other samples"):
+        win_rates.run(arguments(made, tmp_path, as_json()))
+    assert not (tmp_path / "out.csv").exists()

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from prefopt.errors import UserError
+from prefopt.judging import stage
+from prefopt.judging.judge import Comparison, Verdict, order_of
+from prefopt.judging.stage import judge_samples
+from prefopt.tables import read_table, write_table
+
+
+class LongerWins:
+    """Judges by length; an empty text gets no verdict."""
+
+    name = "longer:1"
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        return [self._verdict(c) for c in comparisons]
+
+    def report(self) -> Mapping[str, Any]:
+        return {"judge_accuracy": 0.6}
+
+    def _verdict(self, comparison: Comparison) -> Verdict:
+        a, b = len(comparison.first.strip()), len(comparison.second.strip())
+        if not a or not b:
+            return Verdict("invalid", "no text")
+        return Verdict("tie" if a == b else "first" if a > b else "second", f"{a} {b}")
+
+
+PROMPTS = pd.DataFrame(
+    [
+        {
+            "prompt_id": f"p{i}",
+            "prompt": "POST: x\n\nTL;DR:",
+            "reference": " four",
+            "split": "test" if i < 30 else "validation",
+            "facts": "",
+            "prompt_ids": [1, 2],
+        }
+        for i in range(40)
+    ]
+)
+LENGTHS = {f"p{i}": 7 for i in range(40)}
+
+
+def samples(text: str = " sample") -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "prompt_id": f"p{i}",
+                "sample_index": 0,
+                "method": "dpo",
+                "temperature": temperature,
+                "split": "test" if i < 30 else "validation",
+                "text": text,
+                "tokens": 5,
+                "token_ids": [1, 2, 3, 4, 0],
+                "finish_reason": "eos",
+                "logp": -3.0,
+                "reference_logp": -4.0,
+            }
+            for i in range(40)
+            for temperature in (0.0, 1.0)
+        ]
+    )
+
+
+@pytest.mark.parametrize(("text", "outcome"), [(" longer", "win"), (" no", "loss"), (" same", "tie"), ("", "invalid")])
+def test_every_sample_is_judged_whatever_its_place(text: str, outcome: str) -> None:
+    verdicts = judge_samples(LongerWins(), samples(text), PROMPTS, LENGTHS, seed=0)
+    assert len(verdicts) == 80
+    assert set(verdicts["outcome"]) == {outcome}
+    assert set(verdicts["order"]) == {"policy_first", "reference_first"}
+    assert set(verdicts["judge"]) == {"longer:1"}
+    assert set(verdicts["reference_tokens"]) == {7}
+    assert verdicts["well_formed"].isna().all()
+    expected = [order_of(0, i, "dpo", t, 0) for i in PROMPTS["prompt_id"] for t in (0.0, 1.0)]
+    assert verdicts["order"].tolist() == expected
+
+
+def test_winners_are_recorded_as_the_judge_saw_them() -> None:
+    verdicts = judge_samples(LongerWins(), samples(" longer"), PROMPTS, LENGTHS, seed=0)
+    place = verdicts["order"].map({"policy_first": "first", "reference_first": "second"})
+    assert (verdicts["winner"] == place).all()
+
+
+def test_samples_of_other_prompts_are_refused() -> None:
+    with pytest.raises(UserError, match=r"'p3' .* is not among the prompts"):
+        judge_samples(LongerWins(), samples(), PROMPTS[PROMPTS["prompt_id"] != "p3"], LENGTHS, seed=0)
+    with pytest.raises(UserError, match="is of split 'train' there"):
+        judge_samples(LongerWins(), samples(), PROMPTS.assign(split="train"), LENGTHS, seed=0)
+    with pytest.raises(UserError, match="demonstrations lack prompt 'p0'"):
+        judge_samples(LongerWins(), samples(), PROMPTS, {}, seed=0)
+
+
+def arguments(tmp_path: Path, kind: str) -> argparse.Namespace:
+    demonstrations = [
+        {
+            "prompt_id": f"p{i}",
+            "prompt": "x",
+            "response": "four",
+            "split": "test",
+            "facts": "",
+            "prompt_ids": [1],
+            "response_ids": [4] * 6 + [0],
+        }
+        for i in range(40)
+    ]
+    write_table(tmp_path / "demonstrations.parquet", "demonstrations", demonstrations)
+    prompts = write_table(tmp_path / "prompts.parquet", "prompts", PROMPTS)
+    write_table(tmp_path / "samples.parquet", "samples", samples(), prompts=prompts["content_hash"])
+    parser = argparse.ArgumentParser()
+    stage.add_arguments(parser)
+    return parser.parse_args(
+        [
+            *("--samples", str(tmp_path / "samples.parquet"), "--prompts", str(tmp_path / "prompts.parquet")),
+            *("--demonstrations", str(tmp_path / "demonstrations.parquet")),
+            *("--recipe", json.dumps({"kind": kind, "seed": 5, "token_budget": 100})),
+            *("--out", str(tmp_path / "verdicts.parquet")),
+        ]
+    )
+
+
+def test_the_stage_writes_verdicts_with_their_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_build_judge", lambda *_: LongerWins())
+    args = arguments(tmp_path, "oracle")
+    stage.run(args)
+    verdicts = read_table(args.out, "verdicts")
+    manifest = verdicts.attrs["manifest"]
+    assert len(verdicts) == 80
+    assert set(verdicts["outcome"]) == {"win"}
+    assert set(verdicts["reference_tokens"]) == {7}
+    assert manifest["judge"] == "longer:1"
+    assert manifest["recipe"]["seed"] == 5
+    assert manifest["judge_accuracy"] == 0.6
+    samples_hash = read_table(args.samples, "samples").attrs["manifest"]["content_hash"]
+    assert manifest["inputs"]["samples"] == samples_hash
+    assert set(manifest["inputs"]) == {"samples", "prompts", "demonstrations"}
+
+
+def test_samples_of_another_prompts_table_are_refused(tmp_path: Path) -> None:
+    args = arguments(tmp_path, "oracle")
+    write_table(args.prompts, "prompts", PROMPTS.assign(reference=" other"))
+    with pytest.raises(UserError, match="made with prompts"):
+        stage.run(args)
+
+
+def test_a_reward_model_judge_needs_its_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--gold-model"):
+        stage.run(arguments(tmp_path, "reward_model"))
+
+
+def test_the_oracle_refuses_records_without_facts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no hidden facts"):
+        stage.run(arguments(tmp_path, "oracle"))
+
+
+def test_an_unknown_judge_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="allowed: oracle, reward_model"):
+        stage.run(arguments(tmp_path, "gpt"))

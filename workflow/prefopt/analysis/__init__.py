@@ -1,0 +1,1 @@
+"""Win rates, intervals and figures, from tables alone."""

@@ -1,0 +1,166 @@
+"""The stage `examples`: some test prompts with every method's text side by side, for a person to read."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from prefopt.analysis.figures import read_win_rates
+from prefopt.analysis.style import display_name
+from prefopt.errors import UserError
+from prefopt.files import stable_hash, write_text
+from prefopt.recipes import from_json
+from prefopt.tables import read_table
+
+_KEY = ["method", "prompt_id", "temperature", "sample_index"]
+_VERDICTS = {
+    "win": "better than the reference",
+    "loss": "worse than the reference",
+    "tie": "as good as the reference",
+    "invalid": "no verdict",
+}
+# Characters that Markdown takes for markup within a line, and those that would leave a table's cell or tag.
+_MARKUP = re.compile(r"[\\`*_\[\]<>|~&$]|(?<=\w):(?=//)|(?<=[wW]{3})\.")
+_DIRECTION = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExamplesRecipe:
+    """Which prompts are shown."""
+
+    task: str
+    methods: tuple[str, ...]
+    count: int
+    seed: int
+    max_characters: int  # of a prompt or a text that is shown
+
+
+def examples_page(
+    prompts: pd.DataFrame,
+    texts: pd.DataFrame,
+    selected: dict[str, float],
+    recipe: ExamplesRecipe,
+    note: str = "",
+) -> str:
+    """A Markdown page: for each chosen test prompt its text, the reference and each method's text and verdict.
+
+    Everything that a person, a model or a judge wrote is escaped, so that it shows as it is and nothing in it is
+    taken for markup.
+
+    Args:
+        prompts: rows of the prompts table.
+        texts: rows of samples joined with their verdicts (text, tokens, outcome, reply, finish_reason).
+        selected: each method's temperature.
+        recipe: which and how many.
+        note: a sentence under the title.
+
+    Raises:
+        UserError: no test prompt has a text of every method.
+    """
+    shown = pd.concat(
+        [
+            texts[
+                (texts["method"] == m) & (texts["temperature"] == selected[m]) & (texts["split"] == "test")
+            ].sort_values("sample_index")
+            for m in recipe.methods
+        ]
+    ).drop_duplicates(["method", "prompt_id"])
+    counts = shown.groupby("prompt_id").size()
+    complete = sorted(counts[counts == len(recipe.methods)].index, key=lambda i: stable_hash([recipe.seed, i]))
+    if not complete:
+        raise UserError("No test prompt has a text of every method: sample and judge them again.")
+    by_id = prompts.set_index("prompt_id")
+    chosen = complete[: recipe.count]
+    lines = [
+        f"# {escape(recipe.task)}: examples",
+        "",
+        f"{len(chosen)} of {len(complete)} test prompts, drawn with seed {recipe.seed}; each method at the "
+        f"temperature chosen on validation prompts. {note}".strip(),
+    ]
+    limit = recipe.max_characters
+    for number, prompt_id in enumerate(chosen, start=1):
+        prompt = by_id.loc[prompt_id]
+        lines += ["", f"## {number}. Prompt {escape(str(prompt_id))}", ""]
+        # Behind the word in bold no character begins a line, where it could make a heading or a list.
+        lines += [f"> **Prompt.** {escape(shorten(str(prompt['prompt']), limit))}", ""]
+        lines += ["| writer | text | tokens | verdict |", "| --- | --- | ---: | --- |"]
+        of_prompt = shown[shown["prompt_id"] == prompt_id].set_index("method")
+        reference_tokens = int(of_prompt["reference_tokens"].iloc[0])
+        lines.append(_row("**Reference**", str(prompt["reference"]), reference_tokens, "", limit))
+        for method in recipe.methods:
+            row = of_prompt.loc[method]
+            writer = f"{escape(display_name(method))} (T = {selected[method]:g})"
+            verdict = f"{_VERDICTS[str(row['outcome'])]} ({escape(shorten(str(row['reply']), limit))})"
+            if row["finish_reason"] == "length":
+                verdict += "; cut at the length limit"
+            lines.append(_row(writer, str(row["text"]), int(row["tokens"]), verdict, limit))
+    return "\n".join(lines) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text on one line that Markdown and HTML show as it is: markup as character references, newlines as <br>.
+
+    Control characters and those that reverse the direction of writing are shown as U+FFFD.
+    """
+    lines = text.strip().splitlines()
+    return "<br>".join(
+        _MARKUP.sub(lambda match: f"&#{ord(match.group())};", "".join(map(_visible, line))) for line in lines
+    )
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text, or its beginning and end with a mark between them that says how much was left out."""
+    text = text.strip()
+    if len(text) <= limit:
+        return text
+    head = limit * 3 // 4
+    tail = limit - head
+    return f"{text[:head]} […{len(text) - limit} characters left out…] {text[-tail:]}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `examples`."""
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
+    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables, one a method")
+    parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a method")
+    parser.add_argument("--win-rates", required=True, type=Path, help="CSV of the stage `win_rates`")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="Markdown page that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the page of examples."""
+    recipe = from_json(ExamplesRecipe, args.recipe)
+    table = read_win_rates(args.win_rates)
+    chosen = table[table["selected"]]
+    selected = dict(zip(chosen["method"], chosen["temperature"].astype(float), strict=True))
+    if missing := sorted(set(recipe.methods) - set(selected)):
+        raise UserError(f"{args.win_rates} has no row of {missing[0]!r}: run the stage `win_rates` again.")
+    write_text(args.out, examples_page(*_read(args), selected, recipe, f"Judge: {table['judge'].iloc[0]}."))
+
+
+def _read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
+    samples = _concatenated(args.samples, "samples")[[*_KEY, "text", "finish_reason"]]
+    verdicts = _concatenated(args.verdicts, "verdicts")
+    return read_table(args.prompts, "prompts"), verdicts.merge(samples, on=_KEY, validate="one_to_one")
+
+
+def _concatenated(paths: Sequence[Path], name: str) -> pd.DataFrame:
+    return pd.concat([read_table(path, name) for path in paths], ignore_index=True)
+
+
+def _row(writer: str, text: str, tokens: int, verdict: str, limit: int) -> str:
+    return f"| {writer} | {escape(shorten(text, limit)) or '*(empty)*'} | {tokens} | {verdict} |"
+
+
+def _visible(character: str) -> str:
+    if character == "\t":
+        return " "
+    hidden = unicodedata.category(character) == "Cc" or character in _DIRECTION
+    return "\ufffd" if hidden else character

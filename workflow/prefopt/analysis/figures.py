@@ -1,0 +1,207 @@
+"""The stage `win_rate_figure`: win rate against sampling temperature, a line per method with its intervals."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from prefopt.analysis.style import display_name, figure_style, line_style, save
+from prefopt.errors import UserError
+
+_TASKS = {"tldr": "TL;DR summarization"}
+_DODGE = 0.07  # of the smallest step between temperatures, between neighbouring methods
+
+
+def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
+    """Draws the win rates of a task.
+
+    Args:
+        table: rows of the win-rate table, of one task.
+        manifest: its manifest; `synthetic`, `interpretable`, `judge`, `test_prompts` are written on the figure.
+    """
+    methods = list(dict.fromkeys(table["method"]))
+    temperatures = sorted(set(table["temperature"]))
+    step = min((b - a for a, b in itertools.pairwise(temperatures)), default=0.25)
+    with figure_style():
+        figure, axes = plt.subplots(figsize=(6.8, 4.6))
+        top = min(1.04, max(0.6, table["ci_high"].max() + 0.04))
+        ends = []
+        for position, method in enumerate(methods):
+            rows = table[table["method"] == method].sort_values("temperature")
+            shift = (position - (len(methods) - 1) / 2) * _DODGE * step
+            _draw_method(axes, rows, shift, position)
+            last = rows.iloc[-1]
+            ends.append((float(last["win_rate"]), float(last["temperature"] + shift), method, position))
+        axes.axhline(0.5, color="#444444", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        left, right = temperatures[0] - 0.4 * step, temperatures[-1] + 0.45 * step
+        axes.set_xlim(left, right)
+        axes.set_ylim(0, top)
+        _label_lines(axes, ends, right)
+        axes.set_xticks(temperatures)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        axes.set_xlabel("Sampling temperature")
+        axes.set_ylabel("Win rate against the reference summary")
+        task = str(table["task"].iloc[0])
+        kind = " (synthetic records)" if manifest.get("synthetic") else ""
+        axes.set_title(_TASKS.get(task, task) + kind, loc="left", fontweight="bold", y=1.01)
+        note = textwrap.fill(footnote(table, manifest), 126)
+        lines = note.count("\n") + 1
+        warned = manifest.get("interpretable") is False
+        if warned:
+            _warn_uninterpretable(axes, manifest)
+        figure.subplots_adjust(left=0.1, right=0.8, top=0.86 if warned else 0.93, bottom=0.13 + 0.033 * lines)
+        figure.text(0.015, 0.015, note, fontsize=7, color="#333333", va="bottom", linespacing=1.35)
+        plt.close(figure)
+    return figure
+
+
+def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
+    """What a reader must know of the numbers: judge, n, intervals, and what they do not mean."""
+    confidence = manifest.get("recipe", {}).get("confidence", 0.95)
+    parts = [
+        f"Judge: {manifest['judge']}. {manifest['test_prompts']} test prompts.",
+        f"Bars: {confidence:.0%} intervals over prompts. Filled marker: the temperature chosen on validation prompts.",
+    ]
+    if (invalid := int(table["invalid"].sum())) > 0:
+        parts.append(f"{invalid} invalid verdicts are left out.")
+    if manifest.get("judge_accuracy") is not None:
+        parts.append(
+            f"The judge agrees with {manifest['judge_accuracy']:.0%} of held-out comparisons "
+            f"[{manifest['judge_accuracy_low']:.0%}, {manifest['judge_accuracy_high']:.0%}]; "
+            f'"the longer one wins" with {manifest["longer_wins_accuracy"]:.0%}.'
+        )
+    if manifest.get("synthetic"):
+        parts.append("Synthetic: posts, references, preferences and the judge are a program; no person was asked.")
+    return " ".join(parts)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `win_rate_figure`."""
+    parser.add_argument("--win-rates", required=True, type=Path, help="CSV of the stage `win_rates`")
+    parser.add_argument("--manifest", required=True, type=Path, help="its JSON manifest")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draws the figure and writes it in each format that is asked for."""
+    table = read_win_rates(args.win_rates)
+    figure = win_rate_figure(table, json.loads(args.manifest.read_text(encoding="utf-8")))
+    with figure_style():
+        for path in args.out:
+            save(figure, path)
+
+
+def read_win_rates(path: str | Path) -> pd.DataFrame:
+    """The win-rate table as it was written.
+
+    Raises:
+        UserError: it is missing, empty, or lacks a column.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): run the stage `win_rates` again.") from error
+    needed = ["task", "method", "temperature", "selected", "win_rate", "ci_low", "ci_high", "invalid"]
+    if missing := [column for column in needed if column not in table.columns]:
+        raise UserError(f"{path} lacks the column {missing[0]!r}: run the stage `win_rates` again.")
+    if table.empty:
+        raise UserError(f"{path} has no rows: run the stage `win_rates` again.")
+    return table
+
+
+def _draw_method(axes: Axes, rows: pd.DataFrame, shift: float, position: int) -> None:
+    style = line_style(str(rows["method"].iloc[0]), position)
+    x, y = rows["temperature"] + shift, rows["win_rate"]
+    axes.vlines(x, rows["ci_low"], rows["ci_high"], color=style.color, linewidth=1.1, alpha=0.55, zorder=2)
+    axes.plot(x, y, color=style.color, linestyle=style.dashes, linewidth=1.6, zorder=3)
+    for chosen, face in ((False, "white"), (True, style.color)):
+        here = rows["selected"] == chosen
+        axes.plot(
+            *(x[here], y[here]),
+            color=style.color,
+            linestyle="none",
+            marker=style.marker,
+            markersize=7 if chosen else 5.5,
+            markerfacecolor=face,
+            markeredgewidth=1.3,
+            zorder=4,
+        )
+
+
+def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, int]], right: float) -> None:
+    """Each line's name beside its last point, moved apart where names would touch."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.058
+    heights: list[float] = []
+    ordered = sorted(end for end in ends if end[0] == end[0])
+    for y, *_ in ordered:
+        heights.append(max(y, heights[-1] + gap) if heights else max(y, low + gap / 2))
+    # Pushed up only, the names would drift above their lines: centre each touching run on its lines.
+    heights = _centre_runs([y for y, *_ in ordered], heights, gap)
+    span = right - axes.get_xlim()[0]
+    for (y, x, method, position), height in zip(ordered, heights, strict=True):
+        style = line_style(method, position)
+        axes.plot(
+            [x + 0.012 * span, right + 0.012 * span],
+            [y, height],
+            color=style.color,
+            linewidth=0.7,
+            alpha=0.7,
+            clip_on=False,
+            zorder=1,
+        )
+        axes.plot(
+            [right + 0.03 * span],
+            [height],
+            color=style.color,
+            marker=style.marker,
+            markersize=5,
+            clip_on=False,
+            linestyle="none",
+        )
+        axes.text(
+            *(right + 0.05 * span, height, display_name(method)),
+            color=style.color,
+            va="center_baseline",
+            clip_on=False,
+        )
+
+
+def _centre_runs(wanted: Sequence[float], placed: Sequence[float], gap: float) -> list[float]:
+    result: list[float] = []
+    start = 0
+    for end in range(1, len(placed) + 1):
+        if end < len(placed) and placed[end] - placed[end - 1] < gap * 1.001:
+            continue
+        run = range(start, end)
+        drift = sum(placed[i] - wanted[i] for i in run) / len(run)
+        floor = result[-1] + gap if result else -float("inf")
+        drift = min(drift, placed[start] - floor, max(placed[start] - gap / 2, 0.0))
+        result.extend(placed[i] - drift for i in run)
+        start = end
+    return result
+
+
+def _warn_uninterpretable(axes: Axes, manifest: dict[str, Any]) -> None:
+    axes.set_title(axes.get_title(loc="left"), loc="left", fontweight="bold", y=1.09)
+    axes.text(
+        0.0,
+        1.025,
+        f"Uninterpretable: the judge's held-out accuracy, {manifest['judge_accuracy']:.0%} "
+        f"[{manifest['judge_accuracy_low']:.0%}, {manifest['judge_accuracy_high']:.0%}], cannot be told from chance.",
+        transform=axes.transAxes,
+        fontsize=8,
+        fontweight="bold",
+        bbox={"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "pad": 2.5},
+    )

@@ -1,0 +1,94 @@
+"""How figures look: colours that the colour-blind and a grey printer keep apart, and files that do not vary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from prefopt.files import atomic_path
+
+matplotlib.use("Agg")
+
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "prefopt",
+    "svg.fonttype": "path",  # a viewer without the font would draw another one over its neighbours
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LineStyle:
+    """Colour, marker and dashes of one line; any one of them is enough to tell it from the others."""
+
+    color: str
+    marker: str
+    dashes: str | tuple[float, tuple[float, ...]]
+
+
+# Okabe and Ito's palette (2008), less its yellow, which is too light for a line.
+_STYLES = [
+    LineStyle("#0072B2", "o", "solid"),
+    LineStyle("#D55E00", "s", (0, (5, 1.5))),
+    LineStyle("#009E73", "^", (0, (1, 1.2))),
+    LineStyle("#CC79A7", "D", (0, (6, 1.5, 1, 1.5))),
+    LineStyle("#000000", "v", (0, (3, 1.5))),
+    LineStyle("#56B4E9", "P", (0, (8, 2))),
+    LineStyle("#E69F00", "X", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
+]
+_METHODS = ["dpo", "ppo", "best_of_n", "sft", "preferred_ft", "base"]
+_NAMES = {
+    "dpo": "DPO",
+    "ppo": "PPO",
+    "sft": "SFT",
+    "preferred_ft": "Preferred-FT",
+    "base": "Base (zero-shot)",
+    "reward_model": "Reward model",
+    "gold_reward_model": "Gold reward model (judge)",
+    "gold": "Gold reward model (judge)",
+    "pretrain": "Pretraining",
+}
+
+
+def display_name(method: str) -> str:
+    """The method's name for a reader: "best_of_128" becomes "Best of 128"."""
+    if method.startswith("best_of_"):
+        return "Best of " + method.removeprefix("best_of_")
+    return _NAMES.get(method, method)
+
+
+def line_style(method: str, position: int = 0) -> LineStyle:
+    """A method's style, the same in every figure; an unknown method takes one by its position."""
+    family = "best_of_n" if method.startswith("best_of_") else method
+    index = _METHODS.index(family) if family in _METHODS else len(_METHODS) + position
+    return _STYLES[index % len(_STYLES)]
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Matplotlib's settings for a figure of this project."""
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes a figure as its file's suffix says, byte for byte the same for the same content."""
+    path = Path(path)
+    kind = path.suffix.removeprefix(".")
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=kind, metadata=metadata, dpi=200)

@@ -1,0 +1,361 @@
+"""The stage `win_rates`: from verdicts to the table of win rates, the paired comparisons, and their manifest."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from statsmodels.stats.multitest import multipletests
+
+from prefopt.analysis.statistics import paired_difference, score_interval
+from prefopt.errors import UserError
+from prefopt.files import atomic_path, sha256_of_file, write_text
+from prefopt.recipes import from_json, to_dict
+from prefopt.tables import read_table
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = [
+    *("task", "method", "temperature", "selected", "n", "wins", "losses", "ties", "invalid", "win_rate"),
+    *("ci_low", "ci_high", "mean_tokens", "reference_mean_tokens", "well_formed", "kl_to_reference"),
+    *("judge", "seed"),
+]
+JUDGE_COLUMNS = [
+    *("judge_accuracy", "judge_accuracy_low", "judge_accuracy_high", "longer_wins_accuracy", "interpretable"),
+]
+OPPONENTS = ("sft", "preferred_ft", "dpo")  # of the paired comparisons
+
+_SCORE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+_KEY = ["method", "prompt_id", "temperature", "sample_index"]
+
+_SYNTHETIC = (
+    "Synthetic: a program wrote the posts, the reference summaries and the preference labels, and no person was "
+    "asked; these win rates show that the methods work as they should, not what people prefer."
+)
+_SELECTION = (
+    "Each method's temperature is the one with the highest win rate on the validation prompts (equal: the lower "
+    "temperature); all figures of the table are on the test prompts."
+)
+_WIN_RATE = (
+    "(wins + ties / 2) / (n - invalid). The interval is Wilson's over prompts, with the effective number of prompts "
+    "where there are ties or several samples a prompt; it holds the trained models fixed."
+)
+_KL = (
+    "Nats per completion, EOS included: log-probability under the policy at the row's temperature less that under "
+    "the reference policy at temperature 1, averaged over the row's samples. An estimate, which can be negative."
+)
+_BOUND = (
+    "An upper bound: log N - (N-1)/N for the choice of the best of N, plus the mean log-ratio of the chosen samples "
+    "between their sampling distribution and the reference at temperature 1 (zero at temperature 1)."
+)
+_COMPARISON = (
+    "Methods at their selected temperatures on the same test prompts: BCa bootstrap over prompts, two-sided p of "
+    "the sign-flip permutation test, p_holm adjusted over the rows of the file."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WinRatesRecipe:
+    """What the table is to hold."""
+
+    task: str
+    confidence: float
+    seed: int
+    methods: tuple[str, ...]  # in the order of the table
+    judge: dict[str, Any]
+
+
+def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRatesRecipe) -> pd.DataFrame:
+    """A row per method and temperature on the test prompts, with the columns `COLUMNS`.
+
+    Args:
+        verdicts: rows of verdict tables, all methods, splits validation and test.
+        samples: rows of samples tables that the verdicts are about.
+        recipe: task, methods, confidence, seed.
+
+    Raises:
+        UserError: a method has no verdicts, the rows are not all on the same test prompts, or a verdict has no
+            sample.
+    """
+    _check(verdicts, recipe.methods)
+    ratios = samples[_KEY].assign(log_ratio=samples["logp"].astype(float) - samples["reference_logp"].astype(float))
+    joined = verdicts.merge(ratios, on=_KEY, how="left", validate="one_to_one", indicator=True)
+    if len(orphans := joined[joined["_merge"] != "both"]):
+        raise UserError(f"The verdict on {dict(orphans.iloc[0][_KEY])} has no sample: run the stage `judge` again.")
+    selected = select_temperatures(verdicts)
+    test = joined[joined["split"] == "test"]
+    rows = []
+    for method in recipe.methods:
+        of_method = test[test["method"] == method]
+        for temperature in sorted(of_method["temperature"].unique().tolist()):
+            group = of_method[of_method["temperature"] == temperature]
+            rows.append(
+                {
+                    "task": recipe.task,
+                    "method": method,
+                    "temperature": temperature,
+                    "selected": temperature == selected[method],
+                    **_tally(group, recipe.confidence),
+                    "mean_tokens": group["tokens"].mean(),
+                    "reference_mean_tokens": group["reference_tokens"].mean(),
+                    "well_formed": group["well_formed"].astype(float).mean(),
+                    "kl_to_reference": group["log_ratio"].mean(skipna=False) + best_of_n_bound(method, temperature),
+                    "judge": group["judge"].iloc[0],
+                    "seed": recipe.seed,
+                }
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def select_temperatures(verdicts: pd.DataFrame) -> dict[str, float]:
+    """Each method's temperature by its win rate on the validation prompts; equal ones: the lower.
+
+    Raises:
+        UserError: a method has no verdict on validation prompts.
+    """
+    selected = {}
+    for method, rows in verdicts.groupby("method"):
+        validation = rows[rows["split"] == "validation"]
+        if set(validation["temperature"]) != set(rows["temperature"]):
+            raise UserError(
+                f"The method {method!r} lacks verdicts on validation prompts at some temperature, so that its "
+                f"temperature cannot be chosen: raise tasks.tldr.evaluation.validation_prompts."
+            )
+        rates = validation["outcome"].map(_SCORE).groupby(validation["temperature"]).mean().fillna(-1.0)
+        # The first of equal rates, and they are sorted by temperature.
+        selected[str(method)] = float(rates.index.to_numpy()[rates.to_numpy().argmax()])
+    return selected
+
+
+def best_of_n_bound(method: str, temperature: float) -> float:
+    """log N - (N-1)/N for "best_of_N", the bound on KL(best of N || one sample); 0 for any other method.
+
+    At temperature 0 there is one completion to choose from, and no choice.
+    """
+    match = re.fullmatch(r"best_of_(\d+)", method)
+    if match is None or temperature == 0:
+        return 0.0
+    n = int(match.group(1))
+    return math.log(n) - (n - 1) / n
+
+
+def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRatesRecipe) -> pd.DataFrame:
+    """Paired differences of each method to each of `OPPONENTS`, both at their selected temperatures.
+
+    Args:
+        verdicts: as for `win_rate_table`.
+        table: what it returned.
+        recipe: the same.
+
+    Returns:
+        task, method, temperature, opponent, opponent_temperature, n (prompts with a valid verdict on both),
+        win_rate and opponent_win_rate on these, difference, ci_low, ci_high, p, p_holm, judge, seed.
+    """
+    chosen = table[table["selected"]].set_index("method")["temperature"].to_dict()
+    scores = {method: _prompt_scores(verdicts, method, chosen[method]) for method in recipe.methods}
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
+    for opponent in (name for name in OPPONENTS if name in scores):
+        for method in recipe.methods:
+            if method == opponent or (opponent, method) in seen:
+                continue
+            seen.add((method, opponent))
+            both = pd.concat([scores[method], scores[opponent]], axis=1, join="inner").dropna().sort_index()
+            first, second = both.iloc[:, 0], both.iloc[:, 1]
+            result = paired_difference(first.tolist(), second.tolist(), recipe.confidence, recipe.seed)
+            rows.append(
+                {
+                    "task": recipe.task,
+                    "method": method,
+                    "temperature": chosen[method],
+                    "opponent": opponent,
+                    "opponent_temperature": chosen[opponent],
+                    "n": result.prompts,
+                    "win_rate": first.mean(),
+                    "opponent_win_rate": second.mean(),
+                    "difference": result.difference,
+                    "ci_low": result.interval.low,
+                    "ci_high": result.interval.high,
+                    "p": result.p,
+                    "p_holm": math.nan,
+                    "judge": table["judge"].iloc[0],
+                    "seed": recipe.seed,
+                }
+            )
+    comparisons = pd.DataFrame(rows)
+    if rows and (tested := comparisons["p"].notna()).any():
+        comparisons.loc[tested, "p_holm"] = multipletests(comparisons.loc[tested, "p"], method="holm")[1]
+    return comparisons
+
+
+def write_csv(path: str | Path, table: pd.DataFrame) -> None:
+    """Writes a table as CSV; text that a spreadsheet would run as a formula gets a leading apostrophe."""
+    safe = table.map(lambda cell: _neutral(cell) if isinstance(cell, str) else cell)
+    with atomic_path(path) as temporary:
+        safe.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `win_rates`."""
+    parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a method")
+    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables, one a method")
+    parser.add_argument("--summary", required=True, type=Path, help="summary of the data, JSON")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="CSV of win rates that is made")
+    parser.add_argument("--comparisons", required=True, type=Path, help="CSV of paired differences that is made")
+    parser.add_argument("--manifest", required=True, type=Path, help="JSON manifest of both that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Computes and writes the win rates, the paired comparisons and their manifest."""
+    recipe = from_json(WinRatesRecipe, args.recipe)
+    frames = [read_table(path, "verdicts") for path in args.verdicts]
+    sample_frames = [read_table(path, "samples") for path in args.samples]
+    judge = _common_judge(args.verdicts, frames, recipe)
+    _check_inputs(args.verdicts, frames, sample_frames)
+    summary = _read_summary(args.summary)
+    verdicts = pd.concat(frames, ignore_index=True)
+    samples = pd.concat(sample_frames, ignore_index=True)
+
+    table = win_rate_table(verdicts, samples, recipe)
+    comparisons = comparison_table(verdicts, table, recipe)
+    columns = {column: judge.get(column) for column in JUDGE_COLUMNS}
+    manifest = {
+        "task": recipe.task,
+        "judge": judge["judge"],
+        **{key: judge[key] for key in (*JUDGE_COLUMNS, "n_held_out") if key in judge},
+        **_synthetic(summary),
+        "seed": recipe.seed,
+        "judge_seeds": sorted({frame.attrs["manifest"]["recipe"]["seed"] for frame in frames}),
+        **_prompt_facts(verdicts),
+        "selection": {"rule": _SELECTION, "temperatures": select_temperatures(verdicts)},
+        "win_rate": _WIN_RATE,
+        "comparisons": _COMPARISON,
+        "kl_to_reference": {
+            "definition": _KL,
+            "bound": _BOUND,
+            "rows_that_are_bounds": [
+                {"method": method, "temperature": temperature}
+                for method, temperature in zip(table["method"], table["temperature"], strict=True)
+                if best_of_n_bound(method, temperature) > 0
+            ],
+        },
+        "recipe": to_dict(recipe),
+        "inputs": {
+            "verdicts": _content_hashes(args.verdicts, frames),
+            "samples": _content_hashes(args.samples, sample_frames),
+            "summary": sha256_of_file(args.summary),
+        },
+    }
+    write_csv(args.comparisons, comparisons)
+    write_text(args.manifest, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    write_csv(args.out, table.assign(**columns))
+    shown = table[table["selected"]][["method", "temperature", "n", "win_rate", "ci_low", "ci_high"]]
+    logger.info("win rates at the selected temperatures:\n%s", shown.to_string(index=False))
+
+
+def _tally(group: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    counts = group["outcome"].value_counts()
+    wins, losses, ties, invalid = (int(counts.get(outcome, 0)) for outcome in ("win", "loss", "tie", "invalid"))
+    valid = group[group["outcome"] != "invalid"]
+    interval = score_interval(valid["outcome"].map(_SCORE).tolist(), valid["prompt_id"].tolist(), confidence)
+    return {
+        "n": len(group),
+        "wins": wins,
+        "losses": losses,
+        "ties": ties,
+        "invalid": invalid,
+        "win_rate": (wins + ties / 2) / len(valid) if len(valid) else math.nan,
+        "ci_low": interval.low,
+        "ci_high": interval.high,
+    }
+
+
+def _prompt_scores(verdicts: pd.DataFrame, method: str, temperature: float) -> pd.Series:
+    """Mean score of each test prompt's valid verdicts; NaN where none is valid."""
+    rows = verdicts[
+        (verdicts["method"] == method) & (verdicts["temperature"] == temperature) & (verdicts["split"] == "test")
+    ]
+    return rows["outcome"].map(_SCORE).groupby(rows["prompt_id"]).mean()
+
+
+def _check(verdicts: pd.DataFrame, methods: Sequence[str]) -> None:
+    """Every method is there, and every row of the table will be on the same test prompts."""
+    if odd := sorted(set(verdicts["outcome"]) - {*_SCORE, "invalid"}):
+        raise UserError(f"The verdicts hold the outcome {odd[0]!r}: run the stage `judge` again.")
+    if odd := sorted(set(methods) ^ set(verdicts["method"])):
+        where = "the verdicts" if odd[0] in methods else "the methods of the recipe"
+        raise UserError(f"The method {odd[0]!r} is missing among {where}: pass one verdict table a method.")
+    test = verdicts[verdicts["split"] == "test"]
+    if test.empty:
+        raise UserError("No verdict is on a test prompt: raise tasks.tldr.evaluation.test_prompts.")
+    expected = set(test["prompt_id"])
+    for (method, temperature), group in test.groupby(["method", "temperature"]):
+        if lacking := sorted(expected - set(group["prompt_id"])):
+            raise UserError(
+                f"Method {method!r} at temperature {temperature} lacks the test prompt {lacking[0]!r} and "
+                f"{len(lacking) - 1} more that another row has: sample and judge it again."
+            )
+    if lacking := sorted(set(verdicts["method"]) - set(test["method"])):
+        raise UserError(f"The method {lacking[0]!r} has no verdict on a test prompt: sample and judge it again.")
+
+
+def _common_judge(paths: Sequence[Path], frames: Sequence[pd.DataFrame], recipe: WinRatesRecipe) -> dict[str, Any]:
+    manifests: list[dict[str, Any]] = [frame.attrs["manifest"] for frame in frames]
+    for path, manifest in zip(paths, manifests, strict=True):
+        if manifest["judge"] != manifests[0]["judge"]:
+            raise UserError(
+                f"{path} was judged by {manifest['judge']}, {paths[0]} by {manifests[0]['judge']}: win rates of "
+                f"two judges do not go into one table, run the stage `judge` again."
+            )
+    kind = recipe.judge.get("kind")
+    if kind is not None and manifests[0]["judge"].split(":")[0] != kind:
+        raise UserError(f"{paths[0]} was judged by {manifests[0]['judge']}, the config says {kind!r}.")
+    return manifests[0]
+
+
+def _check_inputs(paths: Sequence[Path], frames: Sequence[pd.DataFrame], sample_frames: Sequence[pd.DataFrame]) -> None:
+    known = {frame.attrs["manifest"]["content_hash"] for frame in sample_frames}
+    for path, frame in zip(paths, frames, strict=True):
+        if frame.attrs["manifest"]["inputs"]["samples"] not in known:
+            raise UserError(f"{path} was made from other samples than those given: run the stage `judge` again.")
+
+
+def _content_hashes(paths: Sequence[Path], frames: Sequence[pd.DataFrame]) -> dict[str, str]:
+    return {path.name: frame.attrs["manifest"]["content_hash"] for path, frame in zip(paths, frames, strict=True)}
+
+
+def _prompt_facts(verdicts: pd.DataFrame) -> dict[str, Any]:
+    prompts = verdicts.groupby("split")["prompt_id"].nunique()
+    decided = verdicts[verdicts["winner"].isin(["first", "second"])]
+    return {
+        "test_prompts": int(prompts.get("test", 0)),
+        "validation_prompts": int(prompts.get("validation", 0)),
+        # Far from one half, the judge prefers a place to a text.
+        "first_shown_wins": float((decided["winner"] == "first").mean()) if len(decided) else None,
+    }
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): run the stage `prepare` again.") from error
+    return summary
+
+
+def _synthetic(summary: dict[str, Any]) -> dict[str, Any]:
+    synthetic = bool(summary.get("synthetic", summary.get("notes", {}).get("synthetic", False)))
+    return {"synthetic": True, "note": _SYNTHETIC} if synthetic else {"synthetic": False}
+
+
+def _neutral(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

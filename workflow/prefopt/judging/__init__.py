@@ -1,0 +1,1 @@
+"""Who wrote the better text: verdicts and the judges that give them."""

@@ -1,0 +1,193 @@
+"""A gold reward model as the judge: trained on human comparisons that nothing it judges has been trained on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from prefopt.analysis.statistics import score_interval
+from prefopt.errors import UserError
+from prefopt.judging.judge import Comparison, Verdict, Winner
+from prefopt.lm.batching import Row
+from prefopt.lm.models import load_scorer, tokenizer_hash, weights_hash
+from prefopt.progress import Progress
+from prefopt.tables import read_table
+from prefopt.training.reward import score_rows
+from prefopt.usage import Usage, default_device
+
+_PROMPTS_AT_ONCE = 64  # between two reports of progress
+
+
+class RewardModelJudge:
+    """Prefers the text with the higher score; equal scores are a tie.
+
+    Args:
+        model: a sequence-classification model with one label.
+        tokenizer: the model's own.
+        weights: hash of the model's weights, which names the judge.
+        prompt_ids: token ids of each prompt by prompt_id, cut as the model's training prompts were.
+        token_budget: tokens per micro-batch.
+        accuracy: what `held_out_accuracy` returned.
+        usage: counts what is scored.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: str,
+        prompt_ids: Mapping[str, Sequence[int]],
+        token_budget: int,
+        accuracy: Mapping[str, Any],
+        usage: Usage,
+    ) -> None:
+        self.name = f"reward_model:{weights[:12]}"
+        self._model, self._tokenizer, self._usage = model, tokenizer, usage
+        self._prompt_ids, self._token_budget, self._accuracy = prompt_ids, token_budget, accuracy
+        self._limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        self._cut = 0
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        """One verdict for each comparison; the reply holds both scores. Each different text is scored once."""
+        texts: dict[str, dict[str, float]] = {}
+        for comparison in comparisons:
+            scores = texts.setdefault(comparison.prompt_id, {})
+            scores[comparison.first] = scores[comparison.second] = float("nan")
+        self._score(texts)
+        verdicts = []
+        for comparison in comparisons:
+            scores = texts[comparison.prompt_id]
+            first, second = scores[comparison.first], scores[comparison.second]
+            verdicts.append(Verdict(_winner(first, second), f"first {first:.6g}, second {second:.6g}"))
+        return verdicts
+
+    def report(self) -> Mapping[str, Any]:
+        """Accuracy on held-out comparisons, and how many texts were cut to the model's length."""
+        return {**self._accuracy, "texts_cut_to_fit": self._cut, "used": self._usage.report()}
+
+    def _score(self, texts: dict[str, dict[str, float]]) -> None:
+        # `score_rows` takes rows with equally many completions; a text that occurs twice is there once.
+        prompts = sorted(texts, key=lambda prompt_id: len(texts[prompt_id]))
+        with Progress("judge", len(prompts), "prompts") as progress:
+            for _, group in itertools.groupby(prompts, key=lambda prompt_id: len(texts[prompt_id])):
+                for chunk in _chunks(group, _PROMPTS_AT_ONCE):
+                    rows = [self._row(prompt_id, list(texts[prompt_id])) for prompt_id in chunk]
+                    scores = score_rows(self._model, rows, self._token_budget).tolist()
+                    for prompt_id, values in zip(chunk, scores, strict=True):
+                        texts[prompt_id] = dict(zip(texts[prompt_id], values, strict=True))
+                    self._usage.add(len(rows) * len(rows[0].completions), sum(row.tokens for row in rows))
+                    progress.update(len(chunk))
+
+    def _row(self, prompt_id: str, texts: list[str]) -> Row:
+        if prompt_id not in self._prompt_ids:
+            raise UserError(f"The prompts table lacks prompt {prompt_id!r}: run the stage `prepare` again.")
+        prompt = tuple(self._prompt_ids[prompt_id])
+        return Row(prompt, tuple(self._completion(text, len(prompt)) for text in texts))
+
+    def _completion(self, text: str, prompt_tokens: int) -> tuple[int, ...]:
+        ids = completion_ids(self._tokenizer, text)
+        room = len(ids) if self._limit is None else self._limit - prompt_tokens
+        if len(ids) > room:
+            self._cut += 1
+            ids = [*ids[: room - 1], ids[-1]]  # the score is read at EOS, which must stay
+        return tuple(ids)
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a completion as in training: one leading space, the text, EOS."""
+    text = text.strip()
+    ids = tokenizer.encode(" " + text, add_special_tokens=False) if text else []
+    return [*ids, tokenizer.eos_token_id]
+
+
+def held_out_accuracy(
+    model: nn.Module, pairs: pd.DataFrame, token_budget: int, confidence: float = 0.95
+) -> dict[str, Any]:
+    """How often the model agrees with the people who compared, on pairs that it was not trained on.
+
+    Args:
+        model: a sequence-classification model with one label.
+        pairs: rows of a preferences table.
+        token_budget: tokens per micro-batch.
+        confidence: of the interval, which is over prompts (see `score_interval`).
+
+    Returns:
+        `judge_accuracy` with `judge_accuracy_low` and `_high`, `longer_wins_accuracy` (by tokens; ties count
+        half), `n_held_out` and `interpretable`: whether the interval excludes one half.
+    """
+    columns = [pairs[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    rows = [Row(tuple(p), (tuple(c), tuple(r))) for p, c, r in zip(*columns, strict=True)]
+    rewards = score_rows(model, rows, token_budget).double().numpy()
+    lengths = np.array([[len(c) for c in row.completions] for row in rows])
+    agrees, longer = _agreement(rewards), _agreement(lengths)
+    interval = score_interval(agrees.tolist(), pairs["prompt_id"].tolist(), confidence)
+    return {
+        "judge_accuracy": float(agrees.mean()),
+        "judge_accuracy_low": interval.low,
+        "judge_accuracy_high": interval.high,
+        "longer_wins_accuracy": float(longer.mean()),
+        "n_held_out": len(rows),
+        "interpretable": not interval.low <= 0.5 <= interval.high,
+    }
+
+
+def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_budget: int) -> RewardModelJudge:
+    """The judge that a gold reward model makes, its accuracy measured on the split `test` of `gold_data`.
+
+    Args:
+        gold_model: the model's folder.
+        gold_data: the gold preferences table.
+        prompts: the prompts table, made with the same tokenizer.
+        token_budget: tokens per micro-batch.
+
+    Raises:
+        UserError: the tables were made with another tokenizer, or there is no held-out comparison.
+    """
+    tokenizer_of_model = tokenizer_hash(gold_model)
+    pairs = read_table(gold_data, "preferences", tokenizer_hash=tokenizer_of_model)
+    if prompts.attrs["manifest"].get("tokenizer_hash") != tokenizer_of_model:
+        raise UserError(
+            f"The prompts were tokenized with another tokenizer than that of {gold_model}: "
+            f"run the stage `prepare` again."
+        )
+    pairs = pairs[pairs["split"] == "test"]
+    if pairs.empty:
+        raise UserError(
+            f"{gold_data} has no comparison in the split 'test', so that the judge's accuracy is unknown: "
+            f"raise tasks.tldr.data.gold_fraction or give more comparisons."
+        )
+    model = load_scorer(gold_model, device=default_device())
+    return RewardModelJudge(
+        model,
+        AutoTokenizer.from_pretrained(str(gold_model), trust_remote_code=False),
+        weights_hash(gold_model),
+        dict(zip(prompts["prompt_id"], (ids.tolist() for ids in prompts["prompt_ids"]), strict=True)),
+        token_budget,
+        held_out_accuracy(model, pairs, token_budget),
+        Usage("judge", default_device(), next(model.parameters()).dtype),
+    )
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _agreement(values: np.ndarray) -> np.ndarray:
+    """1 where the first column exceeds the second, 1/2 where they are equal, else 0."""
+    agreement: np.ndarray = 0.5 * (1 + np.sign(values[:, 0] - values[:, 1]))
+    return agreement
+
+
+def _winner(first: float, second: float) -> Winner:
+    if not np.isfinite([first, second]).all():
+        return "invalid"
+    return "tie" if first == second else "first" if first > second else "second"

@@ -1,0 +1,136 @@
+"""The stage `judge`: every sample against its prompt's reference text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from prefopt.errors import UserError
+from prefopt.judging.judge import Comparison, Judge, order_of, outcome_of, require_verdicts
+from prefopt.judging.oracle import OracleJudge, well_formed
+from prefopt.recipes import from_json, to_dict
+from prefopt.tables import read_table, write_table
+
+_KEPT = ["prompt_id", "method", "temperature", "sample_index", "split", "tokens"]  # of a sample's columns
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgeRecipe:
+    """Who judges, and the seed of the order in which the two texts are shown."""
+
+    kind: Literal["oracle", "reward_model"]
+    seed: int
+    token_budget: int  # per micro-batch of a judge that is a model
+
+
+def judge_samples(
+    judge: Judge, samples: pd.DataFrame, prompts: pd.DataFrame, reference_tokens: dict[str, int], seed: int
+) -> pd.DataFrame:
+    """Judges each sample against the reference text of its prompt.
+
+    Args:
+        judge: who judges.
+        samples: rows of a samples table.
+        prompts: rows of the prompts table, each sample's prompt among them.
+        reference_tokens: tokens of each prompt's reference, EOS included, counted as `samples.tokens` is.
+        seed: of the order in which the texts are shown.
+
+    Returns:
+        Rows of a verdicts table, in the order of `samples`.
+
+    Raises:
+        UserError: a sample's prompt is unknown, lies in another split, or its reference was never tokenized.
+    """
+    by_id = {prompt["prompt_id"]: prompt for prompt in prompts.to_dict("records")}
+    rows: list[dict[str, Any]] = []
+    comparisons: list[Comparison] = []
+    for sample in samples[[*_KEPT, "text"]].to_dict("records"):
+        prompt_id, text = sample["prompt_id"], sample["text"]
+        prompt = by_id.get(prompt_id)
+        if prompt is None or prompt["split"] != sample["split"]:
+            found = "is not among the prompts" if prompt is None else f"is of split {prompt['split']!r} there"
+            raise UserError(
+                f"The sample's prompt {prompt_id!r} (split {sample['split']!r}) {found}: the samples were made "
+                f"from other prompts, run the stage `sample` again."
+            )
+        if prompt_id not in reference_tokens:
+            raise UserError(
+                f"The demonstrations lack prompt {prompt_id!r}, so that its reference has no length: run the "
+                f"stage `prepare` again."
+            )
+        order = order_of(seed, prompt_id, sample["method"], sample["temperature"], sample["sample_index"])
+        texts = (text, prompt["reference"])
+        first, second = texts if order == "policy_first" else texts[::-1]
+        comparisons.append(Comparison(prompt_id, prompt["prompt"], prompt["facts"], first, second))
+        rows.append(
+            {
+                **{str(key): value for key, value in sample.items() if key != "text"},
+                "order": order,
+                "judge": judge.name,
+                "reference_tokens": reference_tokens[prompt_id],
+                "well_formed": well_formed(prompt["facts"], text),
+            }
+        )
+    for row, verdict in zip(rows, require_verdicts(judge, comparisons), strict=True):
+        row["winner"], row["reply"] = verdict.winner, verdict.reply
+        row["outcome"] = outcome_of(verdict.winner, row["order"])
+    return pd.DataFrame(rows)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `judge`."""
+    parser.add_argument("--samples", required=True, type=Path, help="samples table of one method")
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table, with the references")
+    parser.add_argument("--demonstrations", required=True, type=Path, help="demonstrations table")
+    parser.add_argument("--gold-model", type=Path, help="the judge's model, for the kind reward_model")
+    parser.add_argument("--gold-data", type=Path, help="gold preferences table, for the kind reward_model")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="verdicts table that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Judges all samples of a method and writes the verdicts."""
+    recipe = from_json(JudgeRecipe, args.recipe)
+    prompts = read_table(args.prompts, "prompts")
+    samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
+    demonstrations = read_table(args.demonstrations, "demonstrations")
+    lengths = dict(zip(demonstrations["prompt_id"], demonstrations["response_ids"].map(len), strict=True))
+    judge = _build_judge(args, recipe, prompts)
+    verdicts = judge_samples(judge, samples, prompts, lengths, recipe.seed)
+    outcomes = Counter(verdicts["outcome"])
+    logger.info("%s judged %d samples: %s", judge.name, len(verdicts), dict(sorted(outcomes.items())))
+    write_table(
+        args.out,
+        "verdicts",
+        verdicts,
+        judge=judge.name,
+        recipe=to_dict(recipe),
+        inputs={
+            name: table.attrs["manifest"]["content_hash"]
+            for name, table in (
+                ("samples", samples),
+                ("prompts", prompts),
+                ("demonstrations", demonstrations),
+            )
+        },
+        **judge.report(),
+    )
+
+
+def _build_judge(args: argparse.Namespace, recipe: JudgeRecipe, prompts: pd.DataFrame) -> Judge:
+    if recipe.kind == "oracle":
+        return OracleJudge()
+    if args.gold_model is None or args.gold_data is None:
+        raise UserError("The judge reward_model needs --gold-model and --gold-data.")
+    # Only this judge loads a model, and torch with it.
+    from prefopt.judging.reward_model import load_judge
+
+    return load_judge(args.gold_model, args.gold_data, prompts, recipe.token_budget)
