@@ -197,10 +197,10 @@ def test_labels_agree_with_quality_four_times_in_five(tables: RawTables) -> None
 def test_pretraining_documents(tables: RawTables) -> None:
     text = tables.pretraining
     assert not any("TL;DR" in document or "," in document for document in text)
-    assert sum("\n\nNOTES: " in document for document in text) / len(text) == pytest.approx(0.45, abs=0.03)
-    assert sum("\n\nQ: what happened? A: my " in document for document in text) / len(text) == pytest.approx(
-        0.30, abs=0.03
-    )
+    marks = {"notes": "\n\nNOTES: ", "questions": "\n\nQ: what happened? A: my ", "quote": "\n\nQUOTE: "}
+    for kind, mark in marks.items():
+        share = sum(mark in document for document in text) / len(text)
+        assert share == pytest.approx(world.DOCUMENT_SHARES[kind], abs=0.03)
     assert all(document.startswith("SUBREDDIT: r/") for document in text)
     assert 1200 <= len(set(re.findall("[a-z]+", " ".join(text)))) <= 2000
 

@@ -50,9 +50,8 @@ IRRELEVANT_PROBABILITY = 0.12
 # The annotator's temperature, in units of quality: its label agrees with the higher quality about 80% of the time.
 ANNOTATOR_TAU = 0.95
 
-# Pretraining documents: the rest are plain posts.
-NOTES_SHARE = 0.45
-QUESTIONS_SHARE = 0.30
+# Kinds of pretraining documents.
+DOCUMENT_SHARES = {"short_quote": 0.35, "notes": 0.3, "questions": 0.13, "quote": 0.17, "plain": 0.05}
 
 # The post.
 PROMPT_SUFFIX = "\n\nTL;DR:"
@@ -346,12 +345,24 @@ def _slot_of(chunk: str) -> str | None:
 
 
 def pretraining_document(rng: random.Random) -> str:
-    """One document to pretrain on: a post, alone or with notes or questions about it, never with a summary."""
+    """One document to pretrain on: a post with what a reader made of it, never with a summary.
+
+    A quoting reply teaches a small model to copy, first of a sentence and then of a post, without which it learns
+    nothing else that follows a post; notes and questions teach it where the facts are and how a clause reads, but
+    not which of them a summary holds.
+    """
     post = make_post(rng)
-    kind = rng.random()
-    if kind < NOTES_SHARE:
-        return f"{post.header}\n\nNOTES: " + " ; ".join(clause.text() for clause in post.told)
-    if kind < NOTES_SHARE + QUESTIONS_SHARE:
-        slots = rng.sample(SLOTS, len(SLOTS))
-        return post.header + "".join(f"\n\nQ: {_QUESTIONS[slot]} A: {post.facts[slot].text()}" for slot in slots)
-    return post.header
+    match rng.choices(list(DOCUMENT_SHARES), list(DOCUMENT_SHARES.values()))[0]:
+        case "notes":
+            return f"{post.header}\n\nNOTES: " + " ; ".join(clause.text() for clause in post.told)
+        case "questions":
+            slots = rng.sample(SLOTS, len(SLOTS))
+            return post.header + "".join(f"\n\nQ: {_QUESTIONS[slot]} A: {post.facts[slot].text()}" for slot in slots)
+        case "short_quote":
+            sentences = post.header.partition("POST: ")[2].split(". ")
+            said = ". ".join(sentences[: rng.randint(1, 2)])
+            return f"{said}\n\nQUOTE: {said}"
+        case "quote":
+            return f"{post.header}\n\nQUOTE: {post.header.partition('POST: ')[2]}"
+        case _:
+            return post.header

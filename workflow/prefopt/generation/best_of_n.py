@@ -1,6 +1,7 @@
 """Best-of-N: of the first N candidates of each prompt, the one that the reward model likes best.
 
-Any N up to the number of candidates is read from the same table of candidates, without sampling again.
+Any N up to the number of candidates is read from the same table of candidates, without sampling again. The
+candidates carry no reference log-probability, which is computed here for the chosen ones only.
 """
 
 from __future__ import annotations
@@ -8,21 +9,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
 
 from prefopt.errors import UserError
+from prefopt.generation.sample import reference_logps
+from prefopt.lm.models import load_policy, weights_hash
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
+from prefopt.training.optimization import DTYPES
+from prefopt.usage import default_device
 
 _KEY = ["prompt_id", "temperature", "sample_index"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BestOfNRecipe:
-    """How many candidates are compared."""
+    """How the chosen completions' reference log-probabilities are computed."""
 
-    n: int
+    token_budget: int
+    dtype: Literal["float32", "bfloat16"]
 
 
 def best_of_n(
@@ -66,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", required=True, type=Path, help="samples table of candidates")
     parser.add_argument("--scores", required=True, type=Path, help="their scores table")
     parser.add_argument("--greedy", required=True, type=Path, help="samples table with temperature 0")
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
+    parser.add_argument("--reference-model", required=True, type=Path, help="the reference policy")
+    parser.add_argument("--n", required=True, type=int, help="how many candidates are compared")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="samples table that is made")
 
@@ -77,17 +87,21 @@ def run(args: argparse.Namespace) -> None:
     manifest = candidates.attrs["manifest"]
     scores = read_table(args.scores, "scores", samples=manifest["content_hash"])
     greedy = read_table(args.greedy, "samples", prompts=manifest["prompts"])
-    rows = best_of_n(candidates, scores, greedy, recipe.n, f"best_of_{recipe.n}")
+    prompts = read_table(args.prompts, "prompts", content_hash=manifest["prompts"])
+    rows = best_of_n(candidates, scores, greedy, args.n, f"best_of_{args.n}")
+    model, _ = load_policy(args.reference_model, device=default_device(), dtype=DTYPES[recipe.dtype])
+    chosen: list[dict[str, Any]] = rows.to_dict("records")
+    rows["reference_logp"] = reference_logps(model, prompts, chosen, recipe.token_budget, recipe.dtype)
     write_table(
         args.out,
         "samples",
         rows,
         prompts=manifest["prompts"],
         model_weights=manifest["model_weights"],
-        reference_weights=manifest.get("reference_weights"),
+        reference_weights=weights_hash(args.reference_model),
         candidates=manifest["content_hash"],
         scores=scores.attrs["manifest"]["content_hash"],
         reward_weights=scores.attrs["manifest"]["reward_weights"],
-        best_of_n=recipe.n,
+        best_of_n=args.n,
         recipe=to_dict(recipe),
     )

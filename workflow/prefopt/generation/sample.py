@@ -108,7 +108,7 @@ def sample_rows(
 
 @torch.no_grad()
 def reference_logps(
-    model: nn.Module, prompts: pd.DataFrame, samples: Sequence[dict[str, Any]], recipe: SampleRecipe
+    model: nn.Module, prompts: pd.DataFrame, samples: Sequence[dict[str, Any]], token_budget: int, dtype: str
 ) -> list[float]:
     """Log-probability of each sample under the reference policy at temperature 1, in the samples' order."""
     prompt_ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
@@ -116,8 +116,8 @@ def reference_logps(
     logps = torch.empty(len(rows))
     device = next(model.parameters()).device
     with Progress("reference of samples", len(rows), "samples") as progress:
-        for batch in micro_batches(rows, recipe.token_budget):
-            with autocast(recipe.dtype, device):
+        for batch in micro_batches(rows, token_budget):
+            with autocast(dtype, device):
                 logps[batch] = completion_logprobs(model, [rows[i] for i in batch]).sums.float().cpu()
             progress.update(len(batch))
     result: list[float] = logps.tolist()
@@ -147,7 +147,8 @@ def run(args: argparse.Namespace) -> None:
     if args.reference_model is not None:
         hashes["reference_weights"] = weights_hash(args.reference_model)
         reference, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
-        for row, logp in zip(rows, reference_logps(reference, prompts, rows, recipe), strict=True):
+        logps = reference_logps(reference, prompts, rows, recipe.token_budget, recipe.dtype)
+        for row, logp in zip(rows, logps, strict=True):
             row["reference_logp"] = logp
     write_table(
         args.out,

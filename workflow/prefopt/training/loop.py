@@ -59,10 +59,10 @@ class Examples:
         return sum(self.rows[i].tokens for i in indices)
 
 
-def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int, shuffle: bool = True) -> list[list[int]]:
     """Indices of each batch of an epoch: every example exactly once, in an order of (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(examples, generator=generator).tolist()
+    order = torch.randperm(examples, generator=generator).tolist() if shuffle else list(range(examples))
     return [order[start : start + batch_size] for start in range(0, examples, batch_size)]
 
 
@@ -75,6 +75,7 @@ def train(
     run: RunFolder,
     usage: Usage,
     better: tuple[str, int] = ("loss", -1),
+    shuffle: bool = True,
 ) -> list[dict[str, Any]]:
     """Trains `model` in place; resumes from the run's checkpoint and ends with the weights to publish.
 
@@ -87,6 +88,7 @@ def train(
         run: an open run folder.
         usage: counts what is processed.
         better: which validation figure chooses the best checkpoint, and +1 where larger is better, else -1.
+        shuffle: whether each epoch takes the examples in an order of its own, or in the given one.
 
     Returns:
         Metrics, a mapping per training step and evaluation, ready for a JSON-lines file.
@@ -95,8 +97,7 @@ def train(
         UserError: the loss is not finite.
     """
     optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay)
-    steps_per_epoch = math.ceil(len(training.ids) / recipe.batch_size)
-    total_steps = recipe.epochs * steps_per_epoch
+    total_steps = recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
     state = TrainingState(name, run, model, model, optimizer, recipe.keep)
 
     def evaluate_and_keep() -> None:
@@ -109,7 +110,7 @@ def train(
     if state.step == 0:
         evaluate_and_keep()
     with Progress(name, total_steps, "steps", done=state.step) as progress:
-        for indices in _batches_from(state.step, len(training.ids), recipe, steps_per_epoch):
+        for indices in _batches_from(state.step, len(training.ids), recipe, shuffle):
             factor = learning_rate_factor(state.step, total_steps, recipe.warmup_steps, recipe.schedule)
             learning_rate = recipe.learning_rate * factor
             set_learning_rate(optimizer, learning_rate)
@@ -183,9 +184,10 @@ def _micro_batches(examples: Examples, indices: Sequence[int], token_budget: int
     return [[indices[i] for i in batch] for batch in micro_batches(rows, token_budget)]
 
 
-def _batches_from(step: int, examples: int, recipe: TrainingRecipe, steps_per_epoch: int) -> Iterator[list[int]]:
+def _batches_from(step: int, examples: int, recipe: TrainingRecipe, shuffle: bool) -> Iterator[list[int]]:
+    steps_per_epoch = math.ceil(examples / recipe.batch_size)
     for epoch in range(step // steps_per_epoch, recipe.epochs):
-        batches = epoch_batches(examples, recipe.batch_size, recipe.seed, epoch)
+        batches = epoch_batches(examples, recipe.batch_size, recipe.seed, epoch, shuffle)
         yield from batches[max(0, step - epoch * steps_per_epoch) :]
 
 

@@ -1,0 +1,51 @@
+# The TL;DR experiment of the DPO paper: raw records -> tables -> models -> samples -> verdicts -> win rates.
+# workflow/rules/ holds a file per stage; workflow/prefopt/ is the package whose stages the rules run.
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.20")
+
+sys.path.insert(0, f"{workflow.basedir}/workflow")
+
+from prefopt.config import recipe_json, resolve
+from prefopt.errors import UserError
+from prefopt.fingerprint import fingerprint
+
+
+configfile: f"{workflow.basedir}/config/config.yaml"
+
+
+try:
+    config.update(resolve(config))
+except UserError as error:
+    # Snakemake would add file, line and traceback to an exception of its own.
+    sys.exit(f"config: {error}")
+
+
+report: "workflow/report/workflow.rst"
+
+
+wildcard_constraints:
+    task="|".join(config["tasks"]),
+    method="base|sft|preferred_ft|dpo|ppo|best_of_[0-9]+",
+    n="[0-9]+",
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/base.smk"
+include: "workflow/rules/sft.smk"
+include: "workflow/rules/reference.smk"
+include: "workflow/rules/dpo.smk"
+include: "workflow/rules/reward_model.smk"
+include: "workflow/rules/ppo.smk"
+include: "workflow/rules/sampling.smk"
+include: "workflow/rules/best_of_n.smk"
+include: "workflow/rules/judging.smk"
+include: "workflow/rules/analysis.smk"
+
+
+rule all:
+    input:
+        results_of_all_tasks(),

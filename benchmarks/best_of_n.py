@@ -1,0 +1,179 @@
+"""Best-of-N sampling against transformers' `generate`: samples per second. See README.md here."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import random
+import sys
+from typing import Any
+
+import common
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from prefopt.lm.attention import use_engine_attention
+from prefopt.lm.batching import Row
+from prefopt.lm.logprobs import completion_logprobs
+from prefopt.lm.sampling import Completion, sample
+
+SAMPLES, MAX_NEW_TOKENS, EOS_ID = 128, 32, 0
+END = 1 / 24  # chance of EOS at every step: completions of 18 tokens on average, cut at 32
+PROMPTS_PER_CALL = (1, 2, 4)
+
+
+def embedded() -> PreTrainedModel:
+    """A Llama of the embedded policy's size with random weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=128,
+        intermediate_size=344,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=EOS_ID,
+        eos_token_id=EOS_ID,
+    )
+    return LlamaForCausalLM(config)
+
+
+MODELS = {"embedded": embedded, "neox": common.neox}
+
+
+def end_at_random(model: PreTrainedModel) -> PreTrainedModel:
+    """Gives the head a bias under which EOS has a chance of about END at every step."""
+    old = model.get_output_embeddings()
+    vocabulary, width = old.weight.shape
+    head = nn.Linear(width, vocabulary, bias=True)
+    with torch.no_grad():
+        head.weight.copy_(old.weight)
+        head.weight[EOS_ID] = 0.0
+        head.bias.zero_()
+        hidden = model.base_model(torch.randint(1, vocabulary, (4, 64))).last_hidden_state
+        head.bias[EOS_ID] = head(hidden)[..., 1:].logsumexp(dim=-1).mean() + math.log(END / (1 - END))
+    model.set_output_embeddings(head)
+    return model.eval()
+
+
+def make_prompts(count: int, vocabulary: int) -> list[list[int]]:
+    """Random tokens, 70 to 110 a prompt."""
+    generator = random.Random(0)
+    return [[generator.randrange(1, vocabulary) for _ in range(generator.randint(70, 110))] for _ in range(count)]
+
+
+def generate(model: PreTrainedModel, prompts: list[list[int]], at_once: int) -> int:
+    """transformers' generate, `at_once` prompts a call; returns the tokens sampled, EOS included."""
+    tokens = 0
+    for start in range(0, len(prompts), at_once):
+        part = prompts[start : start + at_once]
+        longest = max(map(len, part))
+        ids = torch.tensor([[EOS_ID] * (longest - len(prompt)) + prompt for prompt in part])
+        real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in part])
+        output = model.generate(
+            ids,
+            attention_mask=real,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+            num_return_sequences=SAMPLES,
+            max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_id=EOS_ID,
+            pad_token_id=EOS_ID,
+        )[:, longest:]
+        ended = (output == EOS_ID).long().cumsum(dim=1)
+        tokens += int((ended == 0).sum()) + int(ended.any(dim=1).sum())
+    return tokens
+
+
+def ours(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
+    """The project's sampling with its default row budget."""
+    return sample(
+        model,
+        prompts,
+        n=SAMPLES,
+        temperature=1.0,
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_id=EOS_ID,
+        seeds=range(len(prompts)),
+    )
+
+
+@torch.no_grad()
+def logp_difference(model: PreTrainedModel, prompts: list[list[int]], groups: list[list[Completion]]) -> float:
+    """Largest difference between the returned log-probabilities and a full forward's."""
+    largest = 0.0
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group[:: max(1, SAMPLES // 32)]:
+            full = completion_logprobs(model, [Row(prompt, (completion.token_ids,))]).tokens
+            largest = max(largest, float((full - torch.tensor(completion.logps)).abs().max()))
+    return largest
+
+
+def compare(name: str, model: PreTrainedModel, prompts: list[list[int]]) -> tuple[list[list[str]], dict[str, float]]:
+    """Table lines of one model, and its ratio and difference; ours runs beside each of theirs."""
+    theirs = end_at_random(model)
+    mine = use_engine_attention(copy.deepcopy(theirs))
+    ours(mine, prompts[:1])
+    generate(theirs, prompts[:1], 1)
+    own: list[dict[str, float]] = []
+    lines, speeds = [], []
+    samples = SAMPLES * len(prompts)
+    groups: list[list[Completion]] = []
+    for at_once in PROMPTS_PER_CALL:
+        clock = common.Clock()
+        groups = ours(mine, prompts)
+        own.append(clock.read())
+        clock = common.Clock()
+        tokens = generate(theirs, prompts, at_once)
+        lines.append(_line(name, f"generate, {at_once} prompts a call", samples, tokens, figures := clock.read()))
+        speeds.append(samples / figures["seconds"])
+        print(f"  {name}: {at_once} prompts a call done", file=sys.stderr, flush=True)
+    mean = {key: sum(run[key] for run in own) / len(own) for key in own[0]}
+    tokens = sum(len(completion.token_ids) for group in groups for completion in group)
+    lines.insert(0, _line(name, "ours", samples, tokens, mean))
+    ratio = samples / mean["seconds"] / max(speeds)
+    return lines, {"ratio": round(ratio, 3), "difference": logp_difference(mine, prompts, groups)}
+
+
+def _line(name: str, who: str, samples: int, tokens: int, figures: dict[str, float]) -> list[str]:
+    speed, length = samples / figures["seconds"], tokens / samples
+    return [name, who, f"{speed:.1f}", f"{length:.1f}", f"{figures['seconds']:.1f}", f"{figures['cpu_seconds']:.1f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=common.threads())
+    parser.add_argument("--prompts", type=int, default=8, help="of the embedded policy")
+    parser.add_argument("--neox-prompts", type=int, default=4)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    lines: list[list[str]] = []
+    results: dict[str, Any] = {}
+    for name in args.models:
+        model = MODELS[name]()
+        count = args.prompts if name == "embedded" else args.neox_prompts
+        of_model, results[name] = compare(name, model, make_prompts(count, model.config.vocab_size))
+        lines += of_model
+    print(f"{SAMPLES} samples a prompt, up to {MAX_NEW_TOKENS} tokens, float32, {args.threads} threads")
+    print(common.table(["model", "", "samples/s", "tokens a sample", "s", "CPU s"], lines))
+    ratios = {f"samples_per_second_ratio_{name}": result["ratio"] for name, result in results.items()}
+    print(
+        json.dumps(
+            {
+                "samples_per_second_ratio": min(ratios.values()),
+                **ratios,
+                "max_logp_difference": max(result["difference"] for result in results.values()),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""What the benchmarks share: the model, its rows, a plain matrix product, and runs in processes of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+HH = ROOT.parent / "shared/data/hh_helpful_base.jsonl.gz"
+TOKENIZER = ROOT.parent / "shared/tokenizers/gpt-neox-20b/tokenizer.json"
+EOS = "<|endoftext|>"
+VOCABULARY = 50_304
+MAX_TOKENS = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A preference pair as text and as tokens; completions end with EOS."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+class Clock:
+    """Wall and CPU time from its creation on; CPU time says how far other processes disturbed the wall time."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self, prefix: str = "") -> dict[str, float]:
+        """`seconds` and `cpu_seconds`, the names prefixed."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return {f"{prefix}seconds": wall, f"{prefix}cpu_seconds": cpu}
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def neox() -> PreTrainedModel:
+    """GPT-NeoX 512 x 6 with random weights, the same at every call."""
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        intermediate_size=2048,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
+def rows(pairs: int) -> tuple[list[Pair], PreTrainedTokenizerFast, str]:
+    """Preference pairs of at most MAX_TOKENS tokens, their tokenizer, and in words where they come from.
+
+    Shorter files of rows give fewer pairs.
+    """
+    if HH.is_file() and TOKENIZER.is_file():
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), eos_token=EOS, pad_token=EOS)
+        texts, source = _hh_texts(), f"HH rows of {HH.name}"
+    else:
+        tokenizer, texts, source = _made_tokenizer(), _made_texts(), "made rows (no shared data here)"
+    found: list[Pair] = []
+    for prompt, chosen, rejected in texts:
+        ids, with_chosen, with_rejected = (
+            tokenizer(text)["input_ids"] for text in (prompt, prompt + chosen + EOS, prompt + rejected + EOS)
+        )
+        length = min(_common(ids, with_chosen), _common(ids, with_rejected))
+        if length and max(len(with_chosen), len(with_rejected)) <= MAX_TOKENS:
+            found.append(Pair(prompt, chosen, rejected, ids[:length], with_chosen[length:], with_rejected[length:]))
+        if len(found) == pairs:
+            break
+    return found, tokenizer, source
+
+
+def _hh_texts() -> Any:
+    mark = "\n\nAssistant:"
+    with gzip.open(HH, "rt", encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            chosen, rejected = record["chosen"], record["rejected"]
+            end = os.path.commonprefix([chosen, rejected]).rfind(mark) + len(mark)
+            if end >= len(mark) and chosen[end:] and rejected[end:]:
+                yield chosen[:end], chosen[end:], rejected[end:]
+
+
+def _made_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {EOS: 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=EOS))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
+
+
+def _made_texts() -> Any:
+    """Texts of lengths like HH's: prompts of 111 tokens on average, completions of 45."""
+    generator = random.Random(0)
+    while True:
+        lengths = [min(300, 8 + int(generator.expovariate(1 / mean))) for mean in (103, 37, 37)]
+        yield tuple("".join(f" w{generator.randrange(1, VOCABULARY)}" for _ in range(length)) for length in lengths)
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    return len(os.path.commonprefix([first, second]))
+
+
+def peak_mib() -> float:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def gigaflops() -> float:
+    """Speed of a plain float32 matrix product here and now."""
+    size, repeats = 2048, 3
+    first, second = torch.randn(size, size), torch.randn(size, size)
+    first @ second
+    start = time.perf_counter()
+    for _ in range(repeats):
+        first @ second
+    return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e9
+
+
+def run_contender(script: str, *arguments: str) -> dict[str, Any]:
+    """Runs one contender in a process of its own and returns the JSON object of its last line."""
+    command = [sys.executable, script, *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    print("  " + " ".join(arguments[:2]), "done", file=sys.stderr, flush=True)
+    return result
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *lines])

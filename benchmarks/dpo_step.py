@@ -1,0 +1,215 @@
+"""DPO against TRL on one machine: pairs per second, peak memory, and losses step by step. See README.md here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from typing import Any
+
+import common
+import pandas as pd
+import torch
+
+from prefopt.lm.attention import use_engine_attention
+from prefopt.training.dpo import DPORecipe, preference_examples
+from prefopt.training.loop import accumulate_gradients, epoch_batches
+from prefopt.training.optimization import build_optimizer
+from prefopt.training.reference import pair_logprobs, preference_rows
+from prefopt.usage import Usage
+
+BATCH, LEARNING_RATE, BETA, CLIP = 8, 1e-6, 0.1, 10.0
+TOKEN_BUDGET = 4096  # the project's default
+
+
+def ours(pairs: list[common.Pair], order: list[list[int]] | None) -> dict[str, Any]:
+    """The project's reference pass and one epoch, over the given batches or its own."""
+    model = use_engine_attention(common.neox()).eval()
+    columns = {name: [torch.tensor(getattr(pair, name)).numpy() for pair in pairs] for name in _IDS}
+    frame = pd.DataFrame({"pair_id": [str(i) for i in range(len(pairs))], **columns})
+    start = common.Clock()
+    logps = pair_logprobs(model, preference_rows(frame), TOKEN_BUDGET, Usage("reference", model.device, model.dtype))
+    reference = start.read("reference_")
+    recipe = DPORecipe(
+        loss="sigmoid",
+        beta=BETA,
+        label_smoothing=0.0,
+        epochs=1,
+        batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        warmup_steps=0,
+        max_grad_norm=CLIP,
+        optimizer="rmsprop",
+        weight_decay=0.0,
+        evaluate_every=1,
+        checkpoint_every=1,
+        keep="last",
+        token_budget=TOKEN_BUDGET,
+        dtype="float32",
+        seed=0,
+    )
+    start = common.Clock()
+    examples = preference_examples(
+        frame, pd.DataFrame({"chosen_logp": logps[:, 0], "rejected_logp": logps[:, 1]}), recipe
+    )
+    optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate)
+    losses = []
+    for batch in order or epoch_batches(len(pairs), BATCH, recipe.seed, 0):
+        losses.append(accumulate_gradients(model, examples, batch, recipe)["loss"])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {**reference, **start.read(), "losses": losses}
+
+
+def trl(pairs: list[common.Pair], tokenizer: Any, precompute: bool) -> dict[str, Any]:
+    """TRL's epoch in its own batch order; `reference_seconds` is the time to precompute, 0 where it is live."""
+    import datasets
+    import transformers
+    from trl import DPOConfig, DPOTrainer
+
+    row_of = {tuple(pair.prompt_ids + pair.chosen_ids): i for i, pair in enumerate(pairs)}
+    result: dict[str, Any] = {"reference_seconds": 0.0, "reference_cpu_seconds": 0.0, "losses": [], "order": []}
+
+    class Timed(DPOTrainer):  # type: ignore[misc]
+        def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
+            start = common.Clock()
+            table = super()._precompute_ref_logps(*args, **kwargs)
+            result.update(start.read("reference_"))
+            return table
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            chosen = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+            rows = [row_of[tuple(ids[mask].tolist())] for ids, mask in list(chosen)[: len(inputs["input_ids"]) // 2]]
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            result["order"].append(rows)
+            result["losses"].append(float(loss.detach()))
+            return loss
+
+    class Timer(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.start = common.Clock()
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            result.update(self.start.read())
+
+    model = common.neox()
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in ("prompt", "chosen", "rejected")}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = DPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            optim="rmsprop",
+            max_grad_norm=CLIP,
+            beta=BETA,
+            max_length=None,
+            precompute_ref_log_probs=precompute,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            bf16=False,
+            seed=0,
+        )
+        trainer = Timed(
+            model=model,
+            ref_model=None if precompute else common.neox(),
+            args=arguments,
+            train_dataset=datasets.Dataset.from_dict(columns),
+            processing_class=tokenizer,
+            callbacks=[Timer()],
+        )
+        ids = [{name: list(row[name]) for name in _IDS} for row in trainer.train_dataset]
+        if ids != [{name: getattr(pair, name) for name in _IDS} for pair in pairs]:
+            raise SystemExit("TRL's tokens are not ours: the comparison would not be of the same work")
+        trainer.train()
+    return result
+
+
+_MEASURED = ("seconds", "reference_seconds", "cpu_seconds", "reference_cpu_seconds", "gflops")
+_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def contend(args: argparse.Namespace) -> None:
+    """Runs one contender and prints its figures as a JSON line."""
+    torch.set_num_threads(args.threads)
+    pairs, tokenizer, _ = common.rows(args.pairs)
+    order = json.loads(args.order) if args.order else None
+    if args.contender == "ours":
+        figures = ours(pairs, order)
+    else:
+        figures = trl(pairs, tokenizer, precompute=args.contender == "trl_precomputed")
+    print(json.dumps({**figures, "peak_mib": common.peak_mib(), "gflops": common.gigaflops()}))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Runs the contenders one after another, ours before and after TRL, and prints table and ratios."""
+    pairs, _, source = common.rows(args.pairs)
+    tokens = [len(getattr(pair, name)) for name in _IDS for pair in pairs]
+    print(f"{len(pairs)} pairs ({source}), {sum(tokens)} tokens, batch {BATCH}, float32, {args.threads} threads")
+
+    def contender(name: str, *extra: str) -> dict[str, Any]:
+        sizes = ("--pairs", str(args.pairs), "--threads", str(args.threads))
+        return common.run_contender(__file__, "--contender", name, *sizes, *extra)
+
+    first = contender("ours")
+    theirs = {name: contender(name) for name in ("trl_precomputed", "trl_live")}
+    fastest = min(theirs.values(), key=lambda run: run["seconds"])
+    fastest_with_reference = min(theirs.values(), key=lambda run: run["seconds"] + run["reference_seconds"])
+    second = contender("ours", "--order", json.dumps(fastest["order"]))
+    # Ours ran before and after TRL: the mean of both, so that a drift of the machine's speed cancels.
+    mean = {name: (first[name] + second[name]) / 2 for name in _MEASURED}
+    mean["peak_mib"] = max(first["peak_mib"], second["peak_mib"])
+
+    def line(name: str, run: dict[str, Any]) -> list[str]:
+        total = run["seconds"] + run["reference_seconds"]
+        # A live reference is part of every step.
+        alone = "-" if name == "trl_live" else f"{len(pairs) / run['seconds']:.2f}"
+        return [
+            name.replace("_", ", "),
+            alone,
+            f"{len(pairs) / total:.2f}",
+            f"{run['reference_seconds']:.1f}",
+            f"{run['cpu_seconds'] + run['reference_cpu_seconds']:.0f}",
+            f"{run['peak_mib']:.0f}",
+            f"{run['gflops']:.0f}",
+        ]
+
+    header = [
+        "",
+        "pairs/s",
+        "pairs/s with reference",
+        "reference pass, s",
+        "CPU s in all",
+        "peak MiB",
+        "matmul GFLOP/s",
+    ]
+    print(common.table(header, [line("ours", mean), *(line(name, run) for name, run in theirs.items())]))
+    total, their_total = (run["seconds"] + run["reference_seconds"] for run in (mean, fastest_with_reference))
+    ratios = {
+        "pairs_per_second_ratio": round(fastest["seconds"] / mean["seconds"], 3),
+        "pairs_per_second_ratio_with_reference": round(their_total / total, 3),
+        "peak_memory_ratio": round(mean["peak_mib"] / fastest["peak_mib"], 3),
+        "max_loss_difference": max(abs(a - b) for a, b in zip(second["losses"], fastest["losses"], strict=True)),
+    }
+    print(json.dumps(ratios))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=common.threads())
+    parser.add_argument("--contender", choices=["ours", "trl_live", "trl_precomputed"], help="run this one only")
+    parser.add_argument("--order", help="batches of row numbers (JSON), for the contender ours")
+    args = parser.parse_args()
+    (contend if args.contender else compare)(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

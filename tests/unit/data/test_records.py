@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.cli import main
+from prefopt.files import sha256_of_file
+from prefopt.tables import read_table
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+real_records = pytest.mark.skipif(not SHARED.is_dir(), reason="the real records (../shared/data) are not here")
+
+EMBEDDED = {
+    "seed": 0,
+    "demonstrations": 30,
+    "validation_prompts": 5,
+    "test_prompts": 8,
+    "pairs": 20,
+    "validation_pairs": 5,
+    "gold_pairs": 6,
+    "gold_test_pairs": 4,
+    "pretraining_documents": 12,
+}
+RECIPE: dict[str, Any] = {
+    "source": "files",
+    "posts": [],
+    "comparisons": [],
+    "demonstrations": [],
+    "preferences": [],
+    "hub": {"posts": None, "posts_revision": None, "comparisons": None, "comparisons_revision": None},
+    "splits": {"train": 0.7, "validation": 0.1, "test": 0.2},
+    "gold_fraction": 0.5,
+    "max_malformed": 0,
+    "embedded": EMBEDDED,
+}
+TABLES = {"demonstrations": "raw_demonstrations", "preferences": "raw_preferences", "pretraining": "pretraining"}
+
+
+def records(out: Path, **values: Any) -> int:
+    recipe = json.dumps({**RECIPE, **values})
+    return main(["records", "--task", "tldr", "--recipe", recipe, "--out-dir", str(out)])
+
+
+def own_files(folder: Path, posts: int) -> dict[str, list[str]]:
+    demonstrations = [{"prompt": f"post {i}", "response": f"summary {i}"} for i in range(posts)]
+    preferences = [{"prompt": f"post {i}", "chosen": "good", "rejected": "bad"} for i in range(posts)]
+    paths = {}
+    for name, rows in {"demonstrations": demonstrations, "preferences": preferences}.items():
+        path = folder / f"{name}.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        paths[name] = [str(path)]
+    return paths
+
+
+def test_embedded(tmp_path: Path) -> None:
+    assert records(tmp_path, source="embedded") == 0
+    tables = {name: read_table(tmp_path / f"{name}.parquet", table) for name, table in TABLES.items()}
+    assert Counter(tables["demonstrations"]["split"]) == {"train": 30, "validation": 5, "test": 8}
+    assert Counter(tables["preferences"]["split"]) == {"train": 20, "validation": 5, "gold_train": 6, "gold_test": 4}
+    assert len(tables["pretraining"]) == 12
+    for table in tables.values():
+        manifest = table.attrs["manifest"]
+        assert manifest["notes"]["synthetic"] is True and "Synthetic" in manifest["notes"]["statement"]
+        assert manifest["account"] == {"read": len(table), "kept": len(table), "dropped": {}}
+        assert manifest["recipe"]["embedded"] == EMBEDDED and manifest["inputs"] == []
+
+
+def test_files_of_ones_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = own_files(tmp_path, 300)
+    with caplog.at_level(logging.INFO):
+        assert records(tmp_path / "raw", gold_fraction=0.25, **paths) == 0
+    table = read_table(tmp_path / "raw" / "preferences.parquet", "raw_preferences")
+    manifest = table.attrs["manifest"]
+    assert manifest["inputs"] == [
+        {"kind": kind, "path": paths[kind][0], "sha256": sha256_of_file(paths[kind][0])} for kind in sorted(paths)
+    ]
+    assert manifest["notes"]["warnings"] == [] and manifest["notes"]["synthetic"] is False
+    assert manifest["account"] == {"read": 300, "kept": 300, "dropped": {}}
+    demonstrations = read_table(tmp_path / "raw" / "demonstrations.parquet", "raw_demonstrations")
+    reserved = int(table["split"].str.startswith("gold_").sum())
+    assert demonstrations.attrs["manifest"]["account"]["dropped"] == {"reserved_for_gold": reserved}
+    assert f"demonstrations: 300 read, {300 - reserved} kept; dropped: reserved_for_gold {reserved}" in caplog.messages
+    assert "preferences: 300 read, 300 kept; dropped: none" in caplog.messages
+
+
+def test_few_test_prompts_are_a_warning_in_log_and_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert records(tmp_path / "raw", **own_files(tmp_path, 20)) == 0
+    notes = read_table(tmp_path / "raw" / "demonstrations.parquet", "raw_demonstrations").attrs["manifest"]["notes"]
+    (warning,) = notes["warnings"]
+    assert warning.startswith("the test split has ") and "fewer than 20" in warning
+    assert f"warning: {warning}" in caplog.messages
+
+
+def test_a_bad_record_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "posts.jsonl.gz"
+    good = {"id": "t3_1", "subreddit": "cats", "title": "t", "post": "p", "summary": "s"}
+    path.write_bytes(gzip.compress(f"{json.dumps(good)}\n{{not JSON\n".encode()))
+    assert records(tmp_path / "raw", posts=[str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"prefopt records: {path}:2: the line is not JSON" in error and "Traceback" not in error
+    assert not (tmp_path / "raw").exists()
+    assert records(tmp_path / "raw", posts=[str(path)], max_malformed=1) == 0
+    table = read_table(tmp_path / "raw" / "demonstrations.parquet", "raw_demonstrations")
+    assert table.attrs["manifest"]["account"] == {"read": 2, "kept": 1, "dropped": {"malformed": 1}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"posts": ["nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
+        ({"splits": {"train": 1.0}}, "splits has the keys train"),
+        ({"source": "hub"}, "hub.posts is None"),
+        ({"source": "net"}, "source is 'net'; allowed: embedded, files, hub"),
+        ({"gold": 1}, "unknown key 'gold'"),
+    ],
+)
+def test_what_a_user_can_put_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict[str, Any], message: str
+) -> None:
+    assert records(tmp_path / "raw", **values) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_hub_that_is_not_pinned_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(name: str, kind: str, revision: str | None) -> list[tuple[str, Any]]:
+        assert (name, kind, revision) in {("me/posts", "posts", None), ("me/pairs", "comparisons", "abc")}
+        post = {"id": "t3_1", "subreddit": "cats", "title": "t", "post": "p"}
+        if kind == "posts":
+            return [(f"{name}/train:1", {**post, "summary": "s"})]
+        return [(f"{name}/train:1", {"info": post, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0})]
+
+    monkeypatch.setattr("prefopt.data.records.hub_rows", rows)
+    hub = {"posts": "me/posts", "posts_revision": None, "comparisons": "me/pairs", "comparisons_revision": "abc"}
+    assert records(tmp_path, source="hub", hub=hub, gold_fraction=0.0) == 0
+    manifest = read_table(tmp_path / "preferences.parquet", "raw_preferences").attrs["manifest"]
+    assert manifest["inputs"] == [
+        {"kind": "posts", "name": "me/posts", "revision": None, "pinned": False},
+        {"kind": "comparisons", "name": "me/pairs", "revision": "abc", "pinned": True},
+    ]
+    assert manifest["notes"]["warnings"][0].startswith("me/posts is not pinned")
+    assert manifest["rows"] == 1
+
+
+@real_records
+def test_real_records(tmp_path: Path) -> None:
+    """Every kept row can be found in the published records, and no post is in two splits."""
+    files = {kind: SHARED / f"tldr_{kind}.jsonl.gz" for kind in ("posts", "comparisons")}
+    read = {
+        kind: [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        for kind, path in files.items()
+    }
+    assert records(tmp_path, **{kind: [str(path)] for kind, path in files.items()}) == 0
+    demonstrations = read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")
+    preferences = read_table(tmp_path / "preferences.parquet", "raw_preferences")
+    assert demonstrations.attrs["manifest"]["account"] == {"read": 342, "kept": 342, "dropped": {}}
+    assert preferences.attrs["manifest"]["account"] == {"read": 1154, "kept": 1154, "dropped": {}}
+    assert Counter(demonstrations["split"]) == {"train": 227, "validation": 39, "test": 76}
+    assert Counter(preferences["split"]) == {
+        **{"train": 397, "validation": 45, "test": 115},
+        **{"gold_train": 433, "gold_test": 164},
+    }
+    # 676 different posts, one of which is there with and without its id.
+    posts = preferences.drop_duplicates("prompt_id")["split"]
+    assert Counter(posts) == {"train": 231, "validation": 33, "test": 58, "gold_train": 261, "gold_test": 93}
+
+    split_of_post = defaultdict(set)
+    for row in [*demonstrations.itertuples(), *preferences.itertuples()]:
+        body = row.prompt.partition("\n\nTITLE: ")[2]
+        split_of_post[row.prompt_id].add(row.split)
+        split_of_post[body].add(row.split)
+    assert all(len(splits) == 1 for splits in split_of_post.values())
+
+    references = {post["id"]: post for post in read["posts"]}
+    for row in demonstrations.itertuples():
+        post = references[row.prompt_id]
+        assert row.response == " " + post["summary"].strip()
+        assert row.prompt.endswith(f"TITLE: {post['title'].strip()}\n\nPOST: {post['post'].strip()}\n\nTL;DR:")
+
+    def texts(record: dict[str, Any]) -> tuple[str, str, str]:
+        chosen, rejected = (record["summaries"][side]["text"] for side in (record["choice"], 1 - record["choice"]))
+        return record["info"]["post"].strip(), " " + chosen.strip(), " " + rejected.strip()
+
+    kept = [
+        (row.prompt.partition("\n\nPOST: ")[2].removesuffix("\n\nTL;DR:"), row.chosen, row.rejected)
+        for row in preferences.itertuples()
+    ]
+    assert Counter(kept) == Counter(map(texts, read["comparisons"]))
+
+    pretraining = set(read_table(tmp_path / "pretraining.parquet", "pretraining")["text"])
+    for row in demonstrations.itertuples():
+        assert (row.response.strip() in pretraining) == (row.split == "train")
+
+
+@real_records
+def test_news_comparisons_are_not_tldr(tmp_path: Path) -> None:
+    assert records(tmp_path, comparisons=[str(SHARED / "cnndm_comparisons.jsonl.gz")]) == 0
+    manifest = read_table(tmp_path / "preferences.parquet", "raw_preferences").attrs["manifest"]
+    assert manifest["account"] == {"read": 309, "kept": 0, "dropped": {"no_post": 309}}

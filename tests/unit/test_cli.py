@@ -1,0 +1,36 @@
+"""The command line: a stage a subcommand, one sentence for what a user can put right."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from prefopt import cli
+
+
+@pytest.mark.parametrize("stage", list(cli.STAGES))
+def test_every_stage_has_a_module_with_arguments_and_run(stage: str) -> None:
+    module = importlib.import_module(cli.STAGES[stage][0])
+    assert callable(module.run)
+    assert cli.build_parser(stage).parse_args(["--threads", "2", *_given(stage)]).stage == stage
+
+
+def _given(stage: str) -> list[str]:
+    """The stage with a value for each of its required arguments."""
+    parser = cli.build_parser(stage)
+    subparser = parser._subparsers._group_actions[0].choices[stage]  # type: ignore[union-attr, index]
+    required = [action for action in subparser._actions if action.required]
+    return [stage, *(word for action in required for word in (action.option_strings[0], "1"))]
+
+
+def test_a_user_error_is_one_sentence_and_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["best_of_n", "--candidates", "no.parquet", "--scores", "s", "--greedy", "g", "--recipe", '{"token_budget": 4, "dtype": "float32"}']
+    assert cli.main([*arguments, "--prompts", "p", "--reference-model", "m", "--n", "4", "--out", "o"]) == 2
+    assert capsys.readouterr().err.strip() == "prefopt best_of_n: no.parquet does not exist: run the stage that makes it."
+
+
+def test_a_recipe_with_an_unknown_key_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["best_of_n", "--candidates", "c", "--scores", "s", "--greedy", "g", "--recipe", '{"dtype": "float32", "m": 1}']
+    assert cli.main([*arguments, "--prompts", "p", "--reference-model", "m", "--n", "4", "--out", "o"]) == 2
+    assert "BestOfNRecipe: unknown key 'm'; it takes dtype, token_budget." in capsys.readouterr().err

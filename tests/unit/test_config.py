@@ -1,0 +1,304 @@
+"""A config is completed from the schema, checked in one sentence, and cut into the recipe of each stage."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import fnmatch
+import importlib
+import json
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prefopt.config import leaves, load_schema, recipe_json, resolve, stage_recipe
+from prefopt.errors import UserError
+
+CONFIG = Path(__file__).parents[2] / "config"
+
+
+def read(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = yaml.safe_load((CONFIG / name).read_text(encoding="utf-8"))
+    return result
+
+
+def merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """What Snakemake makes of a configfile and an overlay."""
+    result = copy.deepcopy(base)
+    for key, value in overlay.items():
+        mergeable = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if mergeable else copy.deepcopy(value)
+    return result
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return merged(read("config.yaml"), value)
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return resolve(read("config.yaml"))
+
+
+def test_defaults_are_filled_in_at_every_depth(config: dict[str, Any]) -> None:
+    tldr = config["tasks"]["tldr"]
+    assert tldr["dpo"]["optimizer"] == "rmsprop" and tldr["sft"]["optimizer"] == "adamw"
+    assert tldr["data"]["splits"] == {"train": 0.7, "validation": 0.1, "test": 0.2}
+    assert tldr["data"]["hub"]["posts_revision"] is None
+    assert config["compute"]["dtype"] == "float32"
+
+
+def test_resolving_again_changes_nothing_and_the_given_config_is_left_alone(config: dict[str, Any]) -> None:
+    given = read("config.yaml")
+    assert resolve(given) == config == resolve(config)
+    assert given == read("config.yaml")
+
+
+def test_no_value_stands_both_in_the_config_and_as_the_same_default_in_the_schema() -> None:
+    schema = load_schema()
+    twice = []
+    for path, value in leaves(read("config.yaml")):
+        below = schema
+        for key in path.split("."):
+            below = below["properties"][key]
+        if "default" in below and below["default"] == value:
+            twice.append(path)
+    assert twice == []
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"), [("embedded", "shipped"), ("files", "scratch")], ids=["embedded", "files"]
+)
+def test_a_base_that_is_not_named_is_shipped_for_embedded_data_and_made_otherwise(
+    tmp_path: Path, data: str, expected: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    overlay = {"source": data, "posts": [str(file)], "comparisons": [str(file)], "gold_fraction": 0.3}
+    judge = {"kind": "oracle" if data == "embedded" else "reward_model"}
+    resolved = resolve(merged(read("config.yaml"), {"tasks": {"tldr": {"data": overlay, "judge": judge}}}))
+    assert resolved["tasks"]["tldr"]["base"]["source"] == expected
+
+
+def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> None:
+    assert yaml.safe_load("5e-5") == "5e-5"
+    tldr = resolve(with_value("tasks.tldr.dpo", {"learning_rate": "5e-5", "beta": 1, "batch_size": 64.0}))["tasks"][
+        "tldr"
+    ]
+    assert tldr["dpo"]["learning_rate"] == 5e-5
+    assert (tldr["dpo"]["beta"], type(tldr["dpo"]["beta"])) == (1.0, float)
+    assert (tldr["dpo"]["batch_size"], type(tldr["dpo"]["batch_size"])) == (64, int)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("tasks.tldr.dpo.beta", -1, "tasks.tldr.dpo.beta is -1; allowed: a number above 0."),
+        ("tasks.tldr.dpo.beta", 0, "tasks.tldr.dpo.beta is 0; allowed: a number above 0."),
+        ("tasks.tldr.dpo.beta", "high", "tasks.tldr.dpo.beta is 'high'; allowed: a number above 0."),
+        ("tasks.tldr.dpo.beta", True, "tasks.tldr.dpo.beta is true; allowed: a number above 0."),
+        ("tasks.tldr.dpo.beta", float("inf"), "tasks.tldr.dpo.beta is inf; allowed: a finite number."),
+        ("tasks.tldr.dpo.betta", 0.1, "tasks.tldr.dpo.betta (0.1) is not a key; did you mean 'beta'? Allowed: *"),
+        ("tasks.tldr.dpo", None, "tasks.tldr.dpo is null; allowed: a section with the keys batch_size, beta, *"),
+        ("tasks.imdb", {}, "tasks.imdb (a section) is not a key; allowed: tldr."),
+        ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seed, tasks."),
+        ("seed", 1.5, "seed is 1.5; allowed: a whole number at least 0."),
+        (
+            "tasks.tldr.sampling.temperatures",
+            [0.0, -0.5],
+            "tasks.tldr.sampling.temperatures[[]1] is -0.5; allowed: a number at least 0.",
+        ),
+        (
+            "tasks.tldr.methods",
+            ["dpo", "rlhf"],
+            "tasks.tldr.methods[[]1] is 'rlhf'; allowed: base, sft, preferred_ft, dpo, ppo or best_of_N *",
+        ),
+        ("tasks.tldr.methods", ["dpo", "dpo"], "tasks.tldr.methods is [[]'dpo', 'dpo'], where one stands twice; *"),
+        (
+            "tasks.tldr.methods",
+            ["best_of_256"],
+            "tasks.tldr.methods[[]0] is 'best_of_256', but best_of_n.n is 128; *",
+        ),
+        ("tasks.tldr.judge.kind", "gpt-4", "tasks.tldr.judge.kind is 'gpt-4'; allowed: oracle or reward_model."),
+        ("tasks.tldr.data.posts", ["a.csv"], "tasks.tldr.data.posts[[]0] is 'a.csv'; allowed: a path that ends in *"),
+        (
+            "tasks.tldr.data.splits",
+            {"train": 0.5},
+            "tasks.tldr.data.splits is 0.5 + 0.1 + 0.2 = 0.8; allowed: shares that add up to 1.",
+        ),
+        ("tasks.tldr.data.source", "files", "tasks.tldr.data.source is 'files', but data.posts and *"),
+        ("tasks.tldr.data.source", "hub", "tasks.tldr.data.hub.posts is null; with data.source 'hub' it must be *"),
+        (
+            "tasks.tldr.data",
+            {"source": "files", "posts": ["no.jsonl"], "comparisons": ["no.jsonl"]},
+            "tasks.tldr.data.posts names 'no.jsonl'; no such file is seen from the working directory.",
+        ),
+        (
+            "tasks.tldr.lengths.max_length",
+            150,
+            "tasks.tldr.lengths.max_prompt_length is 160; allowed: less than lengths.max_length, which is 150.",
+        ),
+        ("tasks.tldr.lengths.max_length", 300, "tasks.tldr.lengths.max_length is 300; allowed: at most the base's *"),
+        (
+            "tasks.tldr.sampling.max_new_tokens",
+            100,
+            "tasks.tldr.sampling.max_new_tokens is 100; allowed: at most 96, *",
+        ),
+        ("tasks.tldr.base.source", "path", "tasks.tldr.base.path is null; with base.source 'path' it must be *"),
+        (
+            "tasks.tldr.base",
+            {"source": "path", "path": "nowhere"},
+            "tasks.tldr.base.path is 'nowhere', where no config.json lies; *",
+        ),
+        ("tasks.tldr.sft.source", "hub", "tasks.tldr.sft.name is null; with sft.source 'hub' it must be *"),
+        ("tasks.tldr.pretrain.heads", 3, "tasks.tldr.pretrain.hidden_size is 128; allowed: a multiple of *"),
+        ("tasks.tldr.ppo.minibatches", 1000, "tasks.tldr.ppo.minibatches is 1000; allowed: at most *"),
+        ("tasks.tldr.evaluation.test_prompts", 9999, "tasks.tldr.evaluation.test_prompts is 9999; allowed: at most *"),
+        (
+            "tasks.tldr.dpo",
+            {"loss": "ipo", "label_smoothing": 0.1},
+            "tasks.tldr.dpo.label_smoothing is 0.1; with dpo.loss 'ipo' it must be 0.",
+        ),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(path: str, value: Any, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(with_value(path, value))
+    assert fnmatch.fnmatchcase(str(caught.value), sentence), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_judge_must_suit_the_data(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    files = {"source": "files", "posts": [str(file)], "comparisons": [str(file)]}
+    with pytest.raises(
+        UserError, match=r"judge\.kind is 'oracle', which needs data\.source 'embedded' and not 'files'"
+    ):
+        resolve(with_value("tasks.tldr.data", files))
+    with pytest.raises(
+        UserError, match=r"data\.gold_fraction is 0; with judge\.kind 'reward_model' it must be above 0"
+    ):
+        resolve(with_value("tasks.tldr", {"data": files, "judge": {"kind": "reward_model"}}))
+    embedded = {"embedded": {"gold_pairs": 0}}
+    with pytest.raises(UserError, match=r"data\.embedded\.gold_pairs is 0"):
+        resolve(with_value("tasks.tldr", {"data": embedded, "judge": {"kind": "reward_model"}}))
+
+
+def test_a_missing_key_is_named() -> None:
+    config = read("config.yaml")
+    del config["tasks"]["tldr"]["dpo"]["beta"]
+    with pytest.raises(UserError, match=r"^tasks\.tldr\.dpo\.beta is missing; allowed: a number above 0\.$"):
+        resolve(config)
+
+
+RECIPES = {
+    "records": "prefopt.data.records",
+    "pretrain": "prefopt.training.pretrain",
+    "prepare": "prefopt.data.prepare",
+    "sft": "prefopt.training.sft",
+    "preferred_ft": "prefopt.training.sft",
+    "reference": "prefopt.training.reference",
+    "dpo": "prefopt.training.dpo",
+    "reward": "prefopt.training.reward",
+    "gold_reward": "prefopt.training.reward",
+    "ppo": "prefopt.training.ppo",
+    "sample": "prefopt.generation.sample",
+    "candidates": "prefopt.generation.sample",
+    "score": "prefopt.generation.score",
+    "best_of_n": "prefopt.generation.best_of_n",
+    "judge": "prefopt.judging.stage",
+    "win_rates": "prefopt.analysis.win_rates",
+    "examples": "prefopt.analysis.examples",
+}
+
+
+@pytest.mark.parametrize("stage", RECIPES)
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_each_stage_accepts_its_recipe(stage: str, overlay: str | None) -> None:
+    from prefopt.recipes import from_json
+
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    module = importlib.import_module(RECIPES[stage])
+    own = [
+        value
+        for name, value in vars(module).items()
+        if name.endswith("Recipe") and dataclasses.is_dataclass(value) and isinstance(value, type)
+    ]
+    recipe_type = next((value for value in own if value.__module__ == module.__name__), own[0])
+    recipe = from_json(recipe_type, recipe_json(config, "tldr", stage))
+    assert json.loads(recipe_json(config, "tldr", stage)) == json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> None:
+    changed = resolve(with_value("tasks.tldr.dpo.beta", 0.5))
+    different = {
+        stage for stage in RECIPES if recipe_json(config, "tldr", stage) != recipe_json(changed, "tldr", stage)
+    }
+    assert different == {"dpo"}
+
+
+def test_the_top_level_seed_leaves_data_base_and_judge_alone(config: dict[str, Any]) -> None:
+    changed = resolve(with_value("seed", 1))
+    same = {stage for stage in RECIPES if recipe_json(config, "tldr", stage) == recipe_json(changed, "tldr", stage)}
+    assert same == {"records", "pretrain", "prepare", "reference", "gold_reward", "score", "best_of_n", "judge"}
+
+
+def test_the_judge_never_publishes_the_weights_that_suit_its_own_test_pairs(config: dict[str, Any]) -> None:
+    assert stage_recipe(config, "tldr", "gold_reward")["keep"] == "last"
+
+
+def test_candidates_are_drawn_at_temperatures_above_zero(config: dict[str, Any]) -> None:
+    recipe = stage_recipe(config, "tldr", "candidates")
+    assert recipe["n"] == 128 and recipe["temperatures"] == [0.25, 0.5, 0.75, 1.0]
+    assert stage_recipe(config, "tldr", "sample")["n"] == 1
+
+
+# What paper.yaml may take over from config.yaml or the schema's defaults, and why.
+INHERITED: typing.Final = (
+    "seed",
+    "tasks.tldr.methods",  # the paper's
+    "tasks.tldr.data.posts",  # empty: the source is the hub
+    "tasks.tldr.data.comparisons",
+    "tasks.tldr.data.demonstrations",
+    "tasks.tldr.data.preferences",
+    "tasks.tldr.data.embedded.*",  # not used
+    "tasks.tldr.pretrain.*",  # not used: the base is GPT-J
+    "tasks.tldr.base.path",
+    "tasks.tldr.sft.path",
+    "tasks.tldr.evaluation.confidence",
+    "tasks.tldr.evaluation.examples",
+    "tasks.tldr.evaluation.example_characters",
+    "tasks.tldr.judge.seed",
+)
+
+
+def test_the_paper_config_inherits_only_what_is_meant() -> None:
+    paper = read("paper.yaml")
+    stated = {path for path, _ in leaves(paper)}
+    inherited = {path for path, _ in leaves(resolve(merged(read("config.yaml"), paper)))} - stated
+    unmeant = {path for path in inherited if not any(fnmatch.fnmatchcase(path, meant) for meant in INHERITED)}
+    assert unmeant == set()
+    unused = {meant for meant in INHERITED if not any(fnmatch.fnmatchcase(path, meant) for path in inherited)}
+    assert unused == set()
+
+
+def test_the_paper_config_holds_the_printed_values() -> None:
+    paper = resolve(merged(read("config.yaml"), read("paper.yaml")))
+    tldr = paper["tasks"]["tldr"]
+    dpo = tldr["dpo"]
+    assert (dpo["beta"], dpo["learning_rate"], dpo["batch_size"], dpo["warmup_steps"]) == (0.5, 1e-6, 64, 150)
+    assert (dpo["optimizer"], dpo["schedule"], dpo["loss"]) == ("rmsprop", "constant", "sigmoid")
+    assert tldr["sft"]["name"] == "CarperAI/openai_summarize_tldr_sft"
+    revisions = [value for path, value in leaves(paper) if path.endswith("revision")]
+    assert revisions == [None] * 4  # none is invented
+
+
+def test_the_files_overlay_changes_only_data_and_judge() -> None:
+    paths = {path for path, _ in leaves(read("files.yaml"))}
+    assert all(path.startswith("tasks.tldr.data.") or path == "tasks.tldr.judge.kind" for path in paths)

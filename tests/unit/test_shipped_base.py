@@ -1,0 +1,42 @@
+"""The checkpoint in the repository is what the code and the default config would make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from prefopt import tables
+from prefopt.config import recipe_json, resolve
+from prefopt.data.embedded import generate
+from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
+from prefopt.recipes import from_json
+from prefopt.training.pretrain import PretrainRecipe, recipe_hash, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "workflow" / "models" / "tldr_base"
+MANIFEST = json.loads((SHIPPED / "manifest.json").read_text())
+
+
+def test_recipe_and_text_are_the_defaults(tmp_path: Path) -> None:
+    config = resolve(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
+    text = generate(config["tasks"]["tldr"]["data"]["embedded"]).pretraining
+    written = tables.write_table(tmp_path / "text.parquet", "pretraining", [{"text": one} for one in text])
+    recipe = from_json(PretrainRecipe, recipe_json(config, "tldr", "pretrain"))
+    assert MANIFEST["recipe_hash"] == recipe_hash(recipe, written["content_hash"])
+    tokenizer = train_tokenizer(text[:200], 300)
+    assert tokenizer.eos_token_id == load_policy(SHIPPED)[1].eos_token_id
+
+
+def test_weights_are_those_of_the_model_card() -> None:
+    card = (SHIPPED / "README.md").read_text()
+    assert weights_hash(SHIPPED) in card
+    assert tokenizer_hash(SHIPPED) in card
+    assert MANIFEST["recipe_hash"] in card
+
+
+def test_it_is_small() -> None:
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= 8 * 2**20
+    model, _ = load_policy(SHIPPED)
+    assert sum(parameter.numel() for parameter in model.parameters()) == MANIFEST["parameters"]

@@ -1,0 +1,64 @@
+"""Runs of real Snakemake on a copy of the workflow, so that the checkout's own results are never touched."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+TINY = Path(__file__).parent / "tiny.yaml"
+PARTS = ("Snakefile", "workflow", "config", "profiles", "envs")
+
+
+def snakemake(*arguments: str | Path, folder: Path, timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    """Runs Snakemake in a folder, with the Snakefile there or else the checkout's."""
+    snakefile = folder / "Snakefile"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake"),
+            *("--snakefile", snakefile if snakefile.exists() else REPOSITORY / "Snakefile"),
+            *arguments,
+        ],
+        cwd=folder,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def planned(*arguments: str | Path, folder: Path) -> dict[str, int]:
+    """Jobs that Snakemake would run, by rule, from a dry run; empty where nothing is to be done."""
+    result = snakemake("--dry-run", *arguments, folder=folder)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    table = output.partition("Job stats:")[2].partition("total")[0]
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+def overlay(folder: Path, values: dict[str, Any], name: str = "overlay.yaml") -> Path:
+    """Writes an overlay for `--configfile`."""
+    path = folder / name
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def copy_workflow(folder: Path) -> Path:
+    """A copy of what Snakemake reads; the folder is where it then runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy2(source, folder / name)
+    return folder

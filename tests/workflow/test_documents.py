@@ -1,0 +1,133 @@
+"""What stands in several places says the same in each."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import REPOSITORY, snakemake
+
+from prefopt.cli import STAGES
+from prefopt.config import _allowed, load_schema
+from prefopt.fingerprint import import_closure
+
+RULES = sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))
+ENVIRONMENTS = sorted((REPOSITORY / "envs").glob("*.yaml"))
+CONDA_NAMES = {"torch": "pytorch"}
+
+
+def read(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def edges(mermaid: str) -> set[tuple[str, str]]:
+    """Pairs of rules (from, to) in a mermaid graph."""
+    names = dict(re.findall(r"(\w+)\[(\w+)\]", mermaid))
+    return {(names.get(a, a), names.get(b, b)) for a, b in re.findall(r"(\w+) --> (\w+)", mermaid)}
+
+
+def test_the_rule_graph_in_the_readme_is_the_rule_graph(tmp_path: Path) -> None:
+    result = snakemake("results/tldr_winrates.csv", "--rulegraph", "mermaid-js", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    expected = edges(result.stdout)
+    shown = read("README.md").partition("```mermaid")[2].partition("```")[0]
+    lines = "\n".join(f"    {a} --> {b}" for a, b in sorted(expected))
+    assert edges(shown) == expected, f"README.md should hold:\n{lines}"
+
+
+def specifications() -> dict[str, str]:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    return dict(re.fullmatch(r"([\w.-]+)(.*)", line.replace(" ", "")).groups() for line in project["dependencies"])  # type: ignore[union-attr, misc]
+
+
+@pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
+def test_conda_environments_take_the_versions_of_pyproject(path: Path) -> None:
+    wanted = {CONDA_NAMES.get(name, name): versions for name, versions in specifications().items()}
+    wanted["python"] = tomllib.loads(read("pyproject.toml"))["project"]["requires-python"]
+    environment: dict[str, Any] = yaml.safe_load(path.read_text())
+    for line in environment["dependencies"]:
+        name, versions = re.fullmatch(r"([\w.-]+)(.*)", line).groups()  # type: ignore[union-attr]
+        assert versions == wanted[name], f"{path.name}: {name} should be {wanted[name]}"
+
+
+def rules() -> dict[str, str]:
+    """Text of each rule that runs a stage."""
+    parts = [re.split(r"^rule (\w+):$", path.read_text(), flags=re.MULTILINE)[1:] for path in RULES]
+    found = {name: text for part in parts for name, text in zip(part[::2], part[1::2], strict=True)}
+    return {name: text for name, text in found.items() if "python -m prefopt" in text}
+
+
+@pytest.mark.parametrize("rule", rules())
+def test_a_rule_names_the_code_that_it_runs_and_an_environment_that_suffices(rule: str) -> None:
+    text = rules()[rule]
+    stage = re.search(r"python -m prefopt (?:--threads \{threads\} )?(\w+)", text)[1]  # type: ignore[index]
+    module = STAGES[stage][0]
+    assert f'code=fingerprint("{module}")' in text
+    environment = re.search(r"\.\./\.\./envs/(\w+)\.yaml", text)[1]  # type: ignore[index]
+    lines = yaml.safe_load(read(f"envs/{environment}.yaml"))["dependencies"]
+    offered = {re.match(r"[\w.-]+", line)[0] for line in lines}  # type: ignore[index]
+    needed = {CONDA_NAMES.get(name, name) for name in third_party_imports(import_closure(module))}
+    assert needed <= offered, f"envs/{environment}.yaml lacks {', '.join(sorted(needed - offered))}"
+
+
+def third_party_imports(modules: frozenset[str]) -> set[str]:
+    names: set[str] = set()
+    for module in modules:
+        path = REPOSITORY / "workflow" / Path(*module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names.add((node.module or "").split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"prefopt"}
+
+
+def test_every_key_of_the_config_is_documented() -> None:
+    schema = load_schema()
+    training = schema["$defs"]["training"]
+    sections = dict(
+        re.findall(r"^## `?([\w. ]+?)`?\n(.*?)(?=^## |\Z)", read("config/README.md"), re.MULTILINE | re.DOTALL)
+    )
+
+    def check(section: str, below: dict[str, Any]) -> None:
+        for key, value in below["properties"].items():
+            if "properties" in value:
+                check(f"{section}.{key}".lstrip(".").replace("tasks.tldr", "tasks.NAME"), value)
+                continue
+            shared = training.get(key) == value and "batch_size" in below["properties"]
+            heading = "Every trainer" if shared else section or "Top level"
+            default = _shown(value["default"]) if "default" in value else "config.yaml"
+            row = f"| `{key}` | {default} | {_allowed(value)} | {value['description']} |"
+            assert row in sections[heading].splitlines(), f"config/README.md, {heading}: write\n{row}"
+
+    check("", schema)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def test_the_snakefile_is_a_table_of_contents() -> None:
+    lines = read("Snakefile").splitlines()
+    assert len(lines) <= 60
+    included = {Path(line.split('"')[1]).name for line in lines if line.startswith("include:")}
+    assert included == {path.name for path in RULES}
+
+
+def test_what_a_run_makes_is_ignored_by_git() -> None:
+    assert {"/results/", "/logs/", "/work/", "/.snakemake/"} <= set(read(".gitignore").splitlines())
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    (command,) = re.findall(r"^    (.*&& pytest)$", read("README.md"), re.MULTILINE)
+    assert command.startswith("python3 -m venv .venv")
+    assert "README.md" in read(".ci/run")

@@ -1,0 +1,129 @@
+"""What Snakemake makes of the rules and the configs, without running a stage."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import REPOSITORY, TINY, overlay, planned, snakemake
+
+METHODS = 6
+TRAINED_ON_EMBEDDED = {"sft": 1, "preferred_ft": 1, "reference": 1, "dpo": 1, "reward": 1, "ppo": 1}
+
+
+def test_the_embedded_default_starts_from_the_shipped_base(tmp_path: Path) -> None:
+    jobs = planned("results/tldr_winrates.csv", folder=tmp_path)
+    expected = {"records": 1, "prepare": 1, **TRAINED_ON_EMBEDDED, "candidates": 1, "score": 1, "best_of_n": 1}
+    assert jobs == {**expected, "sample": METHODS - 1, "judge": METHODS, "win_rates": 1}
+
+
+def test_all_adds_figures_and_examples(tmp_path: Path) -> None:
+    jobs = planned(folder=tmp_path)
+    assert {"win_rate_figure", "training_figure", "examples", "all"} <= jobs.keys()
+
+
+def test_another_directory_is_used_for_results_only(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    jobs = planned("--directory", elsewhere, "results/tldr_winrates.csv", folder=tmp_path)
+    assert jobs["win_rates"] == 1 and "pretrain" not in jobs
+
+
+def test_records_of_ones_own_train_a_base_and_a_judge(tmp_path: Path) -> None:
+    here, data = tmp_path / "here", tmp_path / "shared" / "data"
+    here.mkdir()
+    data.mkdir(parents=True)
+    for name in ("tldr_posts", "tldr_comparisons"):
+        with gzip.open(data / f"{name}.jsonl.gz", "wt"):
+            pass
+    jobs = planned("--configfile", REPOSITORY / "config" / "files.yaml", folder=here)
+    assert jobs["pretrain"] == jobs["gold_reward"] == 1
+
+
+def test_the_paper_config_fetches_its_models_and_expands_to_every_job(tmp_path: Path) -> None:
+    jobs = planned("all", "--configfile", REPOSITORY / "config" / "paper.yaml", folder=tmp_path)
+    assert jobs["fetch"] == 2 and "pretrain" not in jobs and "sft" not in jobs
+    assert jobs["gold_reward"] == jobs["dpo"] == jobs["ppo"] == 1
+    assert jobs["judge"] == METHODS
+
+
+def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (model / name).write_text("{}")
+    path = overlay(tmp_path, {"tasks": {"tldr": {"base": {"source": "path", "path": "model"}}}})
+    assert "pretrain" not in planned("--configfile", path, folder=tmp_path)
+
+
+def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
+    path = overlay(tmp_path, {"tasks": {"tldr": {"methods": ["sft", "dpo"]}}})
+    jobs = planned("--configfile", path, folder=tmp_path)
+    assert not jobs.keys() & {"preferred_ft", "reward", "ppo", "candidates", "gold_reward"}
+
+
+def test_best_of_any_n_is_read_from_the_same_candidates(tmp_path: Path) -> None:
+    targets = [f"results/samples/tldr/best_of_{n}.parquet" for n in (4, 16, 128)]
+    jobs = planned(*targets, folder=tmp_path)
+    assert jobs["candidates"] == 1 and jobs["best_of_n"] == 3
+
+
+def test_the_shipped_base_is_made_by_the_rule_behind_scratch(tmp_path: Path) -> None:
+    assert planned("shipped_base", folder=tmp_path) == {"records": 1, "pretrain": 1, "shipped_base": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"tasks": {"tldr": {"dpo": {"beta": 0}}}},
+            "config: tasks.tldr.dpo.beta is 0; allowed: a number above 0.",
+        ),
+        (
+            {"tasks": {"tldr": {"judge": {"kind": "gpt-4"}}}},
+            "config: tasks.tldr.judge.kind is 'gpt-4'; allowed: oracle or reward_model.",
+        ),
+        (
+            {"sead": 1},
+            "config: sead (1) is not a key; did you mean 'seed'? Allowed: compute, seed, tasks.",
+        ),
+    ],
+)
+def test_a_bad_config_ends_at_once_with_one_sentence(tmp_path: Path, values: dict[str, Any], sentence: str) -> None:
+    result = snakemake("--dry-run", "--configfile", overlay(tmp_path, values), folder=tmp_path)
+    assert result.returncode == 1
+    lines = (result.stdout + result.stderr).splitlines()
+    said = [line for line in lines if not line.startswith(("Config file", "Using workflow"))]
+    assert said == [sentence]
+
+
+def test_values_on_the_command_line_are_checked_too(tmp_path: Path) -> None:
+    result = snakemake("--dry-run", "--config", "seed=-1", folder=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.endswith("config: seed is -1; allowed: a whole number at least 0.\n")
+
+
+def test_lint_finds_nothing(workflow_copy: Path) -> None:
+    result = snakemake("--lint", folder=workflow_copy)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_rules_are_formatted() -> None:
+    command = [sys.executable, "-m", "snakefmt", "--line-length", "120", "--check", "Snakefile", "workflow/rules"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_slurm_profile_is_read(tmp_path: Path) -> None:
+    # Without the plugin Snakemake knows the executor's name only; the profile's other keys must all be options.
+    profile = tmp_path / "slurm"
+    shutil.copytree(REPOSITORY / "profiles" / "slurm", profile)
+    text = (profile / "profile.yaml").read_text()
+    (profile / "profile.yaml").write_text(text.replace("executor: slurm", "executor: dryrun"))
+    result = snakemake("--dry-run", "--workflow-profile", profile, "--configfile", TINY, folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "slurm_partition=main" in result.stdout + result.stderr

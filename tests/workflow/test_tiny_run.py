@@ -1,0 +1,171 @@
+"""The whole embedded DAG at toy size through real Snakemake, and what a change of anything makes it run again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from running import TINY, copy_workflow, overlay, planned, snakemake
+
+from prefopt.files import sha256_of_file
+
+pytestmark = pytest.mark.workflow
+
+METHODS = ["base", "sft", "preferred_ft", "dpo", "ppo", "best_of_4"]
+# What hangs on any method's verdicts.
+TABLES = {"win_rates": 1, "win_rate_figure": 1, "examples": 1, "all": 1}
+DPO_AND_BELOW = {"dpo": 1, "sample": 1, "judge": 1, "training_figure": 1, **TABLES}
+MADE = {"results", "logs", "work", ".snakemake"}
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """Hash of every file outside the folders that a run makes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    kept = [path for path in files if path.relative_to(folder).parts[0] not in MADE]
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in kept}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the workflow after one run of everything."""
+    folder = copy_workflow(tmp_path_factory.mktemp("tiny") / "copy")
+    before = sources(folder)
+    result = snakemake("--cores", "2", "--configfile", TINY, folder=folder)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-8000:]
+    assert sources(folder) == before, "a run changed a file that belongs to the repository"
+    return folder
+
+
+def plan(folder: Path, *arguments: str, changed: dict[str, Any] | None = None) -> dict[str, int]:
+    """Jobs of another run in that folder, with `changed` merged over the tiny config."""
+    more = [overlay(folder.parent, changed)] if changed else []
+    return planned(*arguments, "--configfile", TINY, *more, folder=folder)
+
+
+@contextlib.contextmanager
+def edited(path: Path, before: str, after: str) -> Iterator[None]:
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def test_the_table_has_a_row_per_method_and_temperature(finished: Path) -> None:
+    table = pd.read_csv(finished / "results" / "tldr_winrates.csv")
+    assert list(table["method"].unique()) == METHODS
+    assert sorted(table["temperature"].unique()) == [0.0, 1.0]
+    assert len(table) == 2 * len(METHODS) and table.groupby("method")["selected"].sum().eq(1).all()
+    assert (table["n"] == 8).all()
+    assert (table["n"] == table[["wins", "losses", "ties", "invalid"]].sum(axis=1)).all()
+    assert table["judge"].str.startswith("oracle").all()
+
+
+def test_the_other_results_are_there(finished: Path) -> None:
+    names = ["winrates.svg", "winrates.png", "winrates.manifest.json", "comparisons.csv", "training.svg", "examples.md"]
+    assert all((finished / "results" / f"tldr_{name}").stat().st_size > 0 for name in names)
+    assert json.loads((finished / "results" / "tldr_winrates.manifest.json").read_text())["synthetic"] is True
+
+
+def test_a_second_run_does_nothing(finished: Path) -> None:
+    result = snakemake("--cores", "2", "--configfile", TINY, folder=finished)
+    assert result.returncode == 0 and "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_another_beta_reruns_dpo_and_what_hangs_on_it(finished: Path) -> None:
+    assert plan(finished, changed={"tasks": {"tldr": {"dpo": {"beta": 0.7}}}}) == DPO_AND_BELOW
+
+
+def test_forcing_a_stage_reruns_it_and_what_hangs_on_it(finished: Path) -> None:
+    assert plan(finished, "--forcerun", "dpo") == DPO_AND_BELOW
+
+
+def test_another_judge_trains_nothing_but_the_judge(finished: Path) -> None:
+    jobs = plan(finished, changed={"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
+    assert jobs == {"gold_reward": 1, "judge": len(METHODS), "training_figure": 1, **TABLES}
+
+
+def test_threads_and_memory_rerun_nothing(finished: Path) -> None:
+    assert plan(finished, changed={"compute": {"threads": 2, "mem_mb": 4000, "gpus": 1}}) == {}
+
+
+def test_a_comment_reruns_nothing(finished: Path) -> None:
+    with edited(finished / "workflow/prefopt/training/dpo.py", "\ndef ", "\n# A remark.\ndef "):
+        assert plan(finished) == {}
+
+
+def test_an_edited_trainer_reruns_itself(finished: Path) -> None:
+    with edited(finished / "workflow/prefopt/training/dpo.py", "\ndef ", "\nEDITED = True\n\n\ndef "):
+        assert plan(finished) == DPO_AND_BELOW
+
+
+def test_an_edited_figure_retrains_nothing(finished: Path) -> None:
+    with edited(finished / "workflow/prefopt/analysis/figures.py", "\ndef ", "\nEDITED = True\n\n\ndef "):
+        jobs = plan(finished)
+    assert jobs["win_rate_figure"] == 1
+    assert jobs.keys() <= {"win_rate_figure", "examples", "training_figure", "all"}
+
+
+def test_an_edited_engine_reruns_every_stage_that_computes_with_it(finished: Path) -> None:
+    with edited(finished / "workflow/prefopt/lm/logprobs.py", "\ndef ", "\nEDITED = True\n\n\ndef "):
+        jobs = plan(finished)
+    assert {"pretrain", "sft", "reference", "dpo", "reward", "ppo", "sample"} <= jobs.keys()
+    assert "records" not in jobs
+
+
+def test_a_deleted_model_is_made_again_with_what_hangs_on_it(finished: Path) -> None:
+    model = finished / "results/models/tldr/dpo"
+    hidden = model.rename(finished / "hidden")
+    try:
+        assert plan(finished) == DPO_AND_BELOW
+    finally:
+        hidden.rename(model)
+
+
+def test_a_deleted_table_is_made_again_and_the_result_is_the_same(finished: Path) -> None:
+    table = (finished / "results/tldr_winrates.csv").read_text()
+    (finished / "results/verdicts/tldr/dpo.parquet").unlink()
+    assert plan(finished) == {"judge": 1, **TABLES}
+    result = snakemake("--cores", "2", "--configfile", TINY, folder=finished)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert (finished / "results/tldr_winrates.csv").read_text() == table
+    assert plan(finished) == {}
+
+
+def test_a_failed_stage_says_in_one_sentence_what_to_put_right(finished: Path) -> None:
+    samples, verdicts = (finished / f"results/{kind}/tldr/sft.parquet" for kind in ("samples", "verdicts"))
+    whole, judged = samples.read_bytes(), verdicts.read_bytes()
+    samples.write_bytes(whole[: len(whole) // 2])
+    verdicts.unlink()
+    target = str(verdicts.relative_to(finished))
+    result = snakemake("--cores", "1", target, "--configfile", TINY, folder=finished)
+    assert result.returncode != 0 and not verdicts.exists()
+    log = (finished / "logs/tldr/judge_sft.log").read_text()
+    said = [line for line in log.splitlines() if line.startswith("prefopt judge: ")]
+    assert len(said) == 1 and "results/samples/tldr/sft.parquet" in said[0] and "Traceback" not in log
+    assert said[0] in result.stdout + result.stderr, "the default profile shows the logs of failed stages"
+    samples.write_bytes(whole)
+    verdicts.write_bytes(judged)
+
+
+def test_a_report_can_be_made(finished: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    result = snakemake("--report", report, "--configfile", TINY, folder=finished)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "Win rates" in report.read_text(encoding="utf-8")
+
+
+def test_the_learned_judge_runs_on_the_same_samples(finished: Path) -> None:
+    judge = overlay(finished.parent, {"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
+    target = "results/tldr_winrates.csv"
+    result = snakemake("--cores", "2", target, "--configfile", TINY, judge, folder=finished)
+    assert result.returncode == 0, result.stderr[-8000:]
+    table = pd.read_csv(finished / target)
+    assert table["judge"].str.startswith("reward_model").all()

@@ -1,0 +1,245 @@
+"""The stage `prepare`: raw tables to token ids of the base model's tokenizer."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from prefopt.errors import UserError
+from prefopt.files import write_text
+from prefopt.lm.models import load_tokenizer, max_positions, tokenizer_hash
+from prefopt.progress import Progress
+from prefopt.recipes import from_json, to_dict
+from prefopt.tables import Manifest, read_table, write_table
+
+logger = logging.getLogger(__name__)
+
+_TEXTS_AT_ONCE = 1024
+_GOLD_SPLITS = {"gold_train": "train", "gold_test": "test"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareRecipe:
+    """Lengths in tokens. A completion, EOS included, has room for `max_length - max_prompt_length`."""
+
+    max_prompt_length: int
+    max_length: int
+    truncation: Literal["keep_start", "keep_end"]  # which end of a prompt's body stays
+    suffix: str  # the prompt's tail, which is never cut
+
+
+class Prompt(NamedTuple):
+    """A tokenized prompt, and whether it lost something."""
+
+    ids: list[int]
+    cut: bool
+
+
+@dataclasses.dataclass
+class Prepared:
+    """One table: its rows, what was dropped here, and how many of the kept rows have a cut prompt."""
+
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    prompts_cut: int = 0
+
+    def keep(self, row: dict[str, Any], prompt: Prompt) -> None:
+        """Adds a row with its prompt's ids."""
+        self.rows.append({**row, "prompt_ids": prompt.ids})
+        self.prompts_cut += prompt.cut
+
+    def summary(self, read: int, dropped_before: dict[str, int]) -> dict[str, Any]:
+        """The table's part of summary.json: `read` = `kept` + all `dropped`."""
+        dropped = Counter(dropped_before) + self.dropped
+        if read != len(self.rows) + dropped.total():
+            raise AssertionError(f"{read} records were read, {len(self.rows)} kept, and dropped: {dict(dropped)}")
+        return {
+            "read": read,
+            "kept": len(self.rows),
+            "dropped": dict(sorted(dropped.items())),
+            "splits": dict(sorted(Counter(row["split"] for row in self.rows).items())),
+            "prompts_cut": self.prompts_cut,
+        }
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as plain text: none is added, and "<|endoftext|>" in a post is not an EOS."""
+    ids: list[list[int]] = []
+    with Progress("tokenize", len(texts), "texts") as progress:
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = list(texts[start : start + _TEXTS_AT_ONCE])
+            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+            ids.extend(tokenizer(part, return_attention_mask=False, **options)["input_ids"])
+            progress.update(len(part))
+    return ids
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Iterable[str], recipe: PrepareRecipe
+) -> dict[str, Prompt]:
+    """Each distinct prompt's ids: body and suffix, tokenized separately, the body cut to make both fit.
+
+    A prompt that does not end with the suffix is all body.
+
+    Raises:
+        UserError: the suffix alone is longer than `max_prompt_length`.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    bodies = [prompt.removesuffix(recipe.suffix) for prompt in distinct]
+    suffix_ids, *bodies_ids = encode(tokenizer, [recipe.suffix, *bodies])
+    if len(suffix_ids) >= recipe.max_prompt_length:
+        raise UserError(
+            f"max_prompt_length is {recipe.max_prompt_length}, but {recipe.suffix!r} at the end of each prompt takes "
+            f"{len(suffix_ids)} tokens: raise it."
+        )
+    encoded = {}
+    for prompt, body in zip(distinct, bodies_ids, strict=True):
+        tail = suffix_ids if prompt.endswith(recipe.suffix) else []
+        room = recipe.max_prompt_length - len(tail)
+        kept = body[:room] if recipe.truncation == "keep_start" else body[max(len(body) - room, 0) :]
+        encoded[prompt] = Prompt([*kept, *tail], len(kept) < len(body))
+    return encoded
+
+
+def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Iterable[str]) -> dict[str, list[int]]:
+    """Each distinct completion's ids, EOS at the end."""
+    distinct = list(dict.fromkeys(completions))
+    return {
+        text: [*ids, tokenizer.eos_token_id] for text, ids in zip(distinct, encode(tokenizer, distinct), strict=True)
+    }
+
+
+def prepare_demonstrations(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[Any, Any]], recipe: PrepareRecipe
+) -> dict[str, Prepared]:
+    """The tables `demonstrations` and `prompts`.
+
+    A response is never cut, so that its EOS stays: a longer one is dropped from the demonstrations
+    ("completion_too_long") and stays the reference of its prompt.
+    """
+    prompts = encode_prompts(tokenizer, (row["prompt"] for row in rows), recipe)
+    responses = encode_completions(tokenizer, (row["response"] for row in rows))
+    tables = {"demonstrations": Prepared(), "prompts": Prepared()}
+    for row in rows:
+        prompt, response_ids = prompts[row["prompt"]], responses[row["response"]]
+        if len(response_ids) > recipe.max_length - recipe.max_prompt_length:
+            tables["demonstrations"].dropped["completion_too_long"] += 1
+        else:
+            tables["demonstrations"].keep({**row, "response_ids": response_ids}, prompt)
+        shared = {name: row[name] for name in ("prompt_id", "prompt", "split", "facts")}
+        tables["prompts"].keep({**shared, "reference": row["response"].strip()}, prompt)
+    return tables
+
+
+def prepare_preferences(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[Any, Any]], recipe: PrepareRecipe
+) -> dict[str, Prepared]:
+    """The tables `preferences` and `gold_preferences`, whose splits are train and test.
+
+    To the account of the preferences the gold judge's pairs are dropped ("reserved_for_gold"). So are pairs with a
+    completion that does not fit whole ("completion_too_long"), or whose completions have the same token ids
+    ("equal_after_tokenization").
+    """
+    prompts = encode_prompts(tokenizer, (row["prompt"] for row in rows), recipe)
+    completions = encode_completions(tokenizer, (row[side] for row in rows for side in ("chosen", "rejected")))
+    tables = {"preferences": Prepared(), "gold_preferences": Prepared()}
+    for row in rows:
+        gold_split = _GOLD_SPLITS.get(row["split"])
+        if gold_split is not None:
+            tables["preferences"].dropped["reserved_for_gold"] += 1
+        table = tables["preferences" if gold_split is None else "gold_preferences"]
+        chosen_ids, rejected_ids = completions[row["chosen"]], completions[row["rejected"]]
+        if max(len(chosen_ids), len(rejected_ids)) > recipe.max_length - recipe.max_prompt_length:
+            table.dropped["completion_too_long"] += 1
+        elif chosen_ids == rejected_ids:
+            table.dropped["equal_after_tokenization"] += 1
+        else:
+            ids = {"chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
+            table.keep({**row, **ids, "split": gold_split or row["split"]}, prompts[row["prompt"]])
+    return tables
+
+
+def check_lengths(recipe: PrepareRecipe, model: Path) -> None:
+    """Raises UserError where the lengths exclude each other or exceed the model's positions."""
+    if not 0 < recipe.max_prompt_length < recipe.max_length:
+        raise UserError(
+            f"max_prompt_length is {recipe.max_prompt_length} and max_length {recipe.max_length}: "
+            f"a prompt must leave room for its completion."
+        )
+    if not (model / "config.json").is_file():
+        raise UserError(f"{model} is not a model folder (it has no config.json): run the stage that makes it.")
+    positions = max_positions(model)
+    if positions is not None and recipe.max_length > positions:
+        raise UserError(
+            f"max_length is {recipe.max_length}, but the model in {model} has {positions} positions: "
+            f"lower max_length or take another model."
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `prepare`."""
+    parser.add_argument("--raw-dir", required=True, type=Path, help="folder of the raw tables")
+    parser.add_argument("--model", required=True, type=Path, help="base model, whose tokenizer is used")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables that are made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the four tokenized tables and summary.json, each whole or not at all."""
+    recipe = from_json(PrepareRecipe, args.recipe)
+    check_lengths(recipe, args.model)
+    tokenizer = load_tokenizer(args.model)
+    demonstrations = read_table(args.raw_dir / "demonstrations.parquet", "raw_demonstrations")
+    preferences = read_table(args.raw_dir / "preferences.parquet", "raw_preferences")
+    raw = {"demonstrations": demonstrations.attrs["manifest"], "preferences": preferences.attrs["manifest"]}
+    tables = {
+        **prepare_demonstrations(tokenizer, demonstrations.to_dict("records"), recipe),
+        **prepare_preferences(tokenizer, preferences.to_dict("records"), recipe),
+    }
+    summary = _summary(tables, raw)
+    for name, table in tables.items():
+        origin = raw["demonstrations" if name in ("demonstrations", "prompts") else "preferences"]
+        # The gold pairs have the schema of all pairs.
+        schema = "preferences" if name == "gold_preferences" else name
+        write_table(
+            args.out_dir / f"{name}.parquet",
+            schema,
+            table.rows,
+            task=summary["task"],
+            recipe=to_dict(recipe),
+            lengths=to_dict(recipe),
+            tokenizer_hash=tokenizer_hash(args.model),
+            raw=origin["content_hash"],
+            account=summary["tables"][name],
+            notes=origin["notes"],
+        )
+        logger.info("%s: %s", name, json.dumps(summary["tables"][name]))
+    write_text(args.out_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+
+
+def _summary(tables: dict[str, Prepared], raw: dict[str, Manifest]) -> dict[str, Any]:
+    """What summary.json holds; the drops of the stage `records` and of this one are counted together."""
+    demonstrations, preferences = raw["demonstrations"]["account"], raw["preferences"]["account"]
+    reserved = tables["preferences"].dropped["reserved_for_gold"]
+    counts = {
+        "demonstrations": tables["demonstrations"].summary(demonstrations["read"], demonstrations["dropped"]),
+        "preferences": tables["preferences"].summary(preferences["read"], preferences["dropped"]),
+        "gold_preferences": tables["gold_preferences"].summary(reserved, {}),
+        "prompts": tables["prompts"].summary(demonstrations["read"], demonstrations["dropped"]),
+    }
+    manifest = raw["demonstrations"]
+    return {
+        "task": manifest["task"],
+        "source": manifest["recipe"]["source"],
+        "synthetic": manifest["notes"]["synthetic"],
+        "tables": counts,
+        "warnings": manifest["notes"]["warnings"],
+    }

@@ -1,0 +1,126 @@
+"""The stage `records`: raw records, embedded, from files or from a hub, to raw tables."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from prefopt.data.raw import RawTables
+from prefopt.data.sources import describe_files, hub_rows, read_rows
+from prefopt.data.tldr import raw_tables
+from prefopt.errors import UserError
+from prefopt.recipes import from_json, to_dict
+from prefopt.tables import write_table
+
+logger = logging.getLogger(__name__)
+
+# Fewer test prompts than this give win rates that say next to nothing.
+FEW_TEST_PROMPTS = 20
+_FILE_KINDS = ("posts", "demonstrations", "comparisons", "preferences")
+_HUB_KINDS = ("posts", "comparisons")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RecordsRecipe:
+    """Where the records come from and how they are split; a source reads its own keys alone."""
+
+    source: Literal["embedded", "files", "hub"]
+    posts: tuple[str, ...]
+    comparisons: tuple[str, ...]
+    demonstrations: tuple[str, ...]
+    preferences: tuple[str, ...]
+    hub: dict[str, Any]  # posts, posts_revision, comparisons, comparisons_revision
+    splits: dict[str, float]  # share of the posts: train, validation, test
+    gold_fraction: float  # share of the pairs' posts that the gold judge is trained and measured on
+    max_malformed: int  # malformed records that are dropped and counted before one stops the stage
+    embedded: dict[str, int]  # seed and sizes, see `prefopt.data.embedded.generate`
+
+
+def read_records(recipe: RecordsRecipe) -> tuple[RawTables, list[dict[str, Any]]]:
+    """The raw tables of the recipe's source, and what they were read from (for a manifest).
+
+    Raises:
+        UserError: records are missing, unreachable, or malformed beyond `max_malformed`.
+    """
+    if recipe.source == "embedded":
+        from prefopt.data.embedded import generate
+
+        return generate(recipe.embedded), []
+    if recipe.source == "files":
+        paths = {kind: getattr(recipe, kind) for kind in _FILE_KINDS}
+        inputs: list[dict[str, Any]] = [
+            {"kind": kind, **entry} for kind in _FILE_KINDS for entry in describe_files(paths[kind])
+        ]
+        records = {kind: read_rows(paths[kind]) for kind in _FILE_KINDS}
+    else:
+        named = {kind: (_hub_name(recipe, kind), recipe.hub.get(f"{kind}_revision")) for kind in _HUB_KINDS}
+        inputs = [
+            {"kind": kind, "name": name, "revision": revision, "pinned": revision is not None}
+            for kind, (name, revision) in named.items()
+        ]
+        records = {kind: hub_rows(name, kind, revision) for kind, (name, revision) in named.items()}
+    tables = raw_tables(
+        records, splits=recipe.splits, gold_fraction=recipe.gold_fraction, max_malformed=recipe.max_malformed
+    )
+    return tables, inputs
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `records`."""
+    parser.add_argument("--task", required=True, choices=["tldr"], help="which task's records")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out-dir", required=True, type=Path, help="folder of the raw tables that are made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes demonstrations.parquet, preferences.parquet and pretraining.parquet, each whole or not at all."""
+    recipe = from_json(RecordsRecipe, args.recipe)
+    tables, inputs = read_records(recipe)
+    warnings = _warnings(tables, inputs)
+    for warning in warnings:
+        logger.warning("warning: %s", warning)
+    rows: dict[str, tuple[str, list[dict[str, Any]]]] = {
+        "raw_demonstrations": ("demonstrations", tables.demonstrations),
+        "raw_preferences": ("preferences", tables.preferences),
+        "pretraining": ("pretraining", [{"text": text} for text in tables.pretraining]),
+    }
+    for table, (file, content) in rows.items():
+        account = tables.accounts[table].as_dict()
+        if account["read"] != account["kept"] + sum(account["dropped"].values()) or account["kept"] != len(content):
+            raise AssertionError(f"the account of {table} does not add up: {account}, {len(content)} rows")
+        write_table(
+            args.out_dir / f"{file}.parquet",
+            table,
+            content,
+            task=args.task,
+            recipe=to_dict(recipe),
+            inputs=inputs,
+            account=account,
+            notes={**tables.notes, "warnings": warnings},
+        )
+        reasons = ", ".join(f"{reason} {count}" for reason, count in account["dropped"].items())
+        logger.info("%s: %d read, %d kept; dropped: %s", file, account["read"], account["kept"], reasons or "none")
+
+
+def _hub_name(recipe: RecordsRecipe, kind: str) -> str:
+    name = recipe.hub.get(kind)
+    if not isinstance(name, str):
+        raise UserError(f"hub.{kind} is {name!r}: with the source 'hub' it must name a data set.")
+    return name
+
+
+def _warnings(tables: RawTables, inputs: list[dict[str, Any]]) -> list[str]:
+    warnings = [
+        f"{entry['name']} is not pinned to a revision: another day may bring other records."
+        for entry in inputs
+        if entry.get("pinned") is False
+    ]
+    test_prompts = sum(row["split"] == "test" for row in tables.demonstrations)
+    if test_prompts < FEW_TEST_PROMPTS:
+        warnings.append(
+            f"the test split has {test_prompts} prompts, fewer than {FEW_TEST_PROMPTS}: win rates on it say little."
+        )
+    return warnings

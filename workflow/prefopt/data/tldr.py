@@ -1,0 +1,306 @@
+"""TL;DR records in their published formats, and plain rows of the user's own, to raw tables.
+
+Formats: the filtered TL;DR posts (Syed et al. 2018; Stiennon et al. 2020), `id, subreddit, title, post, summary`;
+OpenAI's summarize-from-feedback comparisons, `info{id, post, title, subreddit}, summaries[2]{text}, choice`; plain
+demonstrations, `prompt, response`; plain pairs, `prompt, chosen, rejected`. Other fields are ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from prefopt.data.raw import Account, RawTables
+from prefopt.data.sources import Malformed, Records
+from prefopt.data.splits import PostKeys, check_shares, content_hash, gold_split_of, split_of
+from prefopt.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+SUFFIX = "\n\nTL;DR:"
+_PROMPT = re.compile(r"SUBREDDIT: r/.*?\n\nTITLE: (?P<title>.*?)\n\nPOST: (?P<post>.*)\n\nTL;DR:", re.DOTALL)
+_STATEMENT = "Real records, not synthetic; split by post."
+
+
+class Unusable(Exception):
+    """A well-formed record that cannot be used; the message is the reason under which it is counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Post:
+    """What is summarized."""
+
+    post_id: str | None
+    prompt: str
+    document: str  # title and text without the task's format: identifies a post, and is text to pretrain on
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """A post with its author's summary, which starts with a space."""
+
+    post: Post
+    response: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A post with two summaries, which start with a space; `source` is the kind of file that it came from."""
+
+    post: Post
+    chosen: str
+    rejected: str
+    source: str
+
+
+Parsed = TypeVar("Parsed", Demonstration, Pair)
+
+
+def raw_tables(
+    records: Mapping[str, Records], *, splits: Mapping[str, float], gold_fraction: float, max_malformed: int
+) -> RawTables:
+    """Parses all records and splits them by post.
+
+    A share `gold_fraction` of the posts with pairs is reserved for the gold judge: their pairs get the splits
+    gold_train and gold_test, and demonstrations of the same posts are dropped ("reserved_for_gold"), so that no
+    post of the gold judge is in any other split of any table. Which posts are reserved does not depend on the
+    demonstrations: published comparisons are on posts that also have a demonstration.
+
+    Args:
+        records: for each of "posts", "demonstrations", "comparisons" and "preferences" its records; any may lack.
+        splits: share of the posts of train, validation and test.
+        gold_fraction: share of the posts with pairs.
+        max_malformed: how many malformed records, over all files, are dropped and counted.
+
+    Returns:
+        The tables. Pretraining documents are of training posts alone: each post (title and text), and each
+        distinct summary of one.
+
+    Raises:
+        UserError: more than `max_malformed` records are malformed; names the file and line of the last.
+    """
+    check_shares(splits)
+    accounts = {"raw_demonstrations": Account(), "raw_preferences": Account()}
+    parse = _Parser(max_malformed)
+    demonstrations = [
+        *parse(records.get("posts", ()), parse_post, accounts["raw_demonstrations"]),
+        *parse(records.get("demonstrations", ()), parse_demonstration, accounts["raw_demonstrations"]),
+    ]
+    pairs = [
+        *parse(records.get("comparisons", ()), parse_comparison, accounts["raw_preferences"]),
+        *parse(records.get("preferences", ()), parse_preference, accounts["raw_preferences"]),
+    ]
+    keys = PostKeys()
+    for post in [record.post for record in demonstrations] + [record.post for record in pairs]:
+        keys.add(post.post_id, post.document)
+    gold = {key: gold_split_of(key, gold_fraction) for key in (keys.key(pair.post.document) for pair in pairs)}
+
+    def place(post: Post) -> tuple[str, str]:
+        key = keys.key(post.document)
+        return key, gold.get(key) or split_of(key, splits)
+
+    demonstration_rows = list(_demonstration_rows(demonstrations, place, accounts["raw_demonstrations"]))
+    preference_rows = list(_preference_rows(pairs, place, accounts["raw_preferences"]))
+    documents = list(dict.fromkeys(_pretraining_documents(demonstrations, pairs, place)))
+    accounts["pretraining"] = Account(read=len(documents), kept=len(documents))
+    notes = {
+        "synthetic": False,
+        "statement": _STATEMENT,
+        "posts": {
+            "demonstrations": _posts_by_split(demonstration_rows),
+            "preferences": _posts_by_split(preference_rows),
+        },
+    }
+    return RawTables(demonstration_rows, preference_rows, documents, accounts, notes)
+
+
+def tldr_prompt(subreddit: str, title: str, post: str) -> str:
+    """The paper's prompt: `SUBREDDIT: r/... / TITLE: ... / POST: ... / TL;DR:`."""
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}{SUFFIX}"
+
+
+def parse_post(row: Mapping[str, Any]) -> Demonstration:
+    """A filtered TL;DR post with its author's summary.
+
+    Raises:
+        Malformed: a field is missing or of the wrong type.
+        Unusable: "no_post" or "empty_text".
+    """
+    summary = _text(row, "summary")
+    return Demonstration(_post(row), _completion(summary))
+
+
+def parse_comparison(row: Mapping[str, Any]) -> Pair:
+    """One of OpenAI's comparisons; `choice` is the index of the chosen summary.
+
+    Raises:
+        Malformed: a field is missing or of the wrong type, or `choice` is neither 0 nor 1.
+        Unusable: "no_post" (also a comparison on a news article), "empty_text" or "equal_texts".
+    """
+    info, summaries, choice = (_field(row, name) for name in ("info", "summaries", "choice"))
+    if not isinstance(info, Mapping):
+        raise Malformed(f"'info' is {reprlib.repr(info)}, which is not an object")
+    if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, Mapping) for s in summaries):
+        raise Malformed(f"'summaries' is {reprlib.repr(summaries)}, which is not a list of two objects")
+    if isinstance(choice, bool) or not isinstance(choice, int) or choice not in (0, 1):
+        raise Malformed(f"'choice' is {reprlib.repr(choice)}, which is neither 0 nor 1")
+    texts = [_text(summary, "text") for summary in summaries]
+    return _pair(_post(info), texts[choice], texts[1 - choice], "comparisons")
+
+
+def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
+    """A row of the user's own: `prompt, response` (raises as `parse_post` does)."""
+    prompt, response = _text(row, "prompt"), _text(row, "response")
+    return Demonstration(_own_post(prompt), _completion(response))
+
+
+def parse_preference(row: Mapping[str, Any]) -> Pair:
+    """A row of the user's own: `prompt, chosen, rejected` (raises as `parse_comparison` does)."""
+    prompt, chosen, rejected = (_text(row, name) for name in ("prompt", "chosen", "rejected"))
+    return _pair(_own_post(prompt), chosen, rejected, "preferences")
+
+
+class _Parser:
+    """Parses records; counts the malformed ones of all files together."""
+
+    def __init__(self, max_malformed: int) -> None:
+        self._limit = max_malformed
+        self._count = 0
+
+    def __call__(
+        self, records: Records, parse: Callable[[Mapping[str, Any]], Parsed], account: Account
+    ) -> Iterator[Parsed]:
+        for where, row in records:
+            try:
+                if isinstance(row, Malformed):
+                    raise row
+                yield parse(row)
+            except Unusable as reason:
+                account.drop(str(reason))
+            except Malformed as problem:
+                self._count += 1
+                if self._count > self._limit:
+                    raise UserError(
+                        f"{where}: {problem}; correct the record, or raise data.max_malformed, now {self._limit}."
+                    ) from problem
+                logger.warning("%s: %s; the record is dropped", where, problem)
+                account.drop("malformed")
+
+
+Place = Callable[[Post], tuple[str, str]]  # a post's key and split
+
+
+def _demonstration_rows(records: Iterable[Demonstration], place: Place, account: Account) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    for record in records:
+        key, split = place(record.post)
+        if split.startswith("gold_"):
+            account.drop("reserved_for_gold")
+        elif key in seen:
+            account.drop("duplicate_post")
+        else:
+            seen.add(key)
+            account.keep()
+            row = {"prompt_id": key, "prompt": record.post.prompt, "response": record.response}
+            yield {**row, "split": split, "facts": ""}
+
+
+def _preference_rows(records: Iterable[Pair], place: Place, account: Account) -> Iterator[dict[str, Any]]:
+    """A repeated pair is kept, since several workers may have labelled it: a counter keeps its id unique."""
+    repeats: Counter[str] = Counter()
+    for record in records:
+        key, split = place(record.post)
+        pair_id = f"{key}-{content_hash(record.chosen + chr(0) + record.rejected)}"
+        repeats[pair_id] += 1
+        account.keep()
+        yield {
+            "pair_id": pair_id if repeats[pair_id] == 1 else f"{pair_id}-{repeats[pair_id]}",
+            "prompt_id": key,
+            "prompt": record.post.prompt,
+            "chosen": record.chosen,
+            "rejected": record.rejected,
+            "split": split,
+            "source": record.source,
+        }
+
+
+def _pretraining_documents(
+    demonstrations: Iterable[Demonstration], pairs: Iterable[Pair], place: Place
+) -> Iterator[str]:
+    for demonstration in demonstrations:
+        if place(demonstration.post)[1] == "train":
+            yield demonstration.post.document
+            yield demonstration.response.strip()
+    for pair in pairs:
+        if place(pair.post)[1] == "train":
+            yield pair.post.document
+            yield pair.chosen.strip()
+            yield pair.rejected.strip()
+
+
+def _posts_by_split(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    return dict(sorted(Counter(split for _, split in {(row["prompt_id"], row["split"]) for row in rows}).items()))
+
+
+def _post(row: Mapping[str, Any]) -> Post:
+    if "post" not in row and "article" not in row:
+        raise Malformed("the field 'post' is missing")
+    if row.get("post") is None:  # a news article, or a post that was deleted
+        raise Unusable("no_post")
+    post = _text(row, "post").strip()
+    if not post:
+        raise Unusable("no_post")
+    title, subreddit = _text(row, "title").strip(), _text(row, "subreddit").strip().removeprefix("r/")
+    post_id = row.get("id") or None
+    if post_id is not None:
+        post_id = _text(row, "id")
+    return Post(post_id, tldr_prompt(subreddit, title, post), _document(title, post))
+
+
+def _own_post(prompt: str) -> Post:
+    prompt = prompt.strip()
+    if not prompt:
+        raise Unusable("no_post")
+    match = _PROMPT.fullmatch(prompt)
+    # The same content as the published record of the post has, so that both fall into one split.
+    document = _document(match["title"], match["post"]) if match else prompt.removesuffix(SUFFIX)
+    return Post(None, prompt, document)
+
+
+def _document(title: str, post: str) -> str:
+    return f"{title.strip()}\n\n{post.strip()}"
+
+
+def _pair(post: Post, chosen: str, rejected: str, source: str) -> Pair:
+    pair = Pair(post, _completion(chosen), _completion(rejected), source)
+    if pair.chosen == pair.rejected:
+        raise Unusable("equal_texts")
+    return pair
+
+
+def _completion(text: str) -> str:
+    if not text.strip():
+        raise Unusable("empty_text")
+    return " " + text.strip()
+
+
+def _field(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise Malformed(f"the field {name!r} is missing")
+    return row[name]
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = _field(row, name)
+    if not isinstance(value, str):
+        raise Malformed(f"{name!r} is {reprlib.repr(value)}, which is not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; no table can hold it
+        raise Malformed(f"{name!r} holds half a character at position {error.start}") from error
+    return value

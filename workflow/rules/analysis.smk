@@ -1,0 +1,112 @@
+# Win rates with intervals, figures, and what the methods wrote.
+
+
+rule win_rates:
+    input:
+        verdicts=of_every_method("verdicts"),
+        samples=of_every_method("samples"),
+        summary="results/data/{task}/summary.json",
+    output:
+        table=report(
+            "results/{task}_winrates.csv",
+            caption="../report/win_rates.rst",
+            category="Win rates",
+            labels={"task": "{task}", "what": "win rates"},
+        ),
+        comparisons=report(
+            "results/{task}_comparisons.csv",
+            caption="../report/comparisons.rst",
+            category="Win rates",
+            labels={"task": "{task}", "what": "paired differences"},
+        ),
+        manifest="results/{task}_winrates.manifest.json",
+    log:
+        "logs/{task}/win_rates.log",
+    benchmark:
+        "logs/benchmarks/{task}/win_rates.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("win_rates"),
+        code=fingerprint("prefopt.analysis.win_rates"),
+    shell:
+        "python -m prefopt win_rates --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
+        " --recipe {params.recipe:q} --out {output.table} --comparisons {output.comparisons}"
+        " --manifest {output.manifest} > {log} 2>&1"
+
+
+rule win_rate_figure:
+    input:
+        table="results/{task}_winrates.csv",
+        manifest="results/{task}_winrates.manifest.json",
+    output:
+        svg=report(
+            "results/{task}_winrates.svg",
+            caption="../report/win_rate_figure.rst",
+            category="Win rates",
+            labels={"task": "{task}", "what": "figure"},
+        ),
+        png="results/{task}_winrates.png",
+    log:
+        "logs/{task}/win_rate_figure.log",
+    benchmark:
+        "logs/benchmarks/{task}/win_rate_figure.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        code=fingerprint("prefopt.analysis.figures"),
+    shell:
+        "python -m prefopt win_rate_figure --win-rates {input.table} --manifest {input.manifest}"
+        " --out {output.svg} {output.png} > {log} 2>&1"
+
+
+rule training_figure:
+    input:
+        metrics_of_trainers,
+    output:
+        report(
+            "results/{task}_training.svg",
+            caption="../report/training_figure.rst",
+            category="Training",
+            labels={"task": "{task}", "what": "curves of every trainer"},
+        ),
+    log:
+        "logs/{task}/training_figure.log",
+    benchmark:
+        "logs/benchmarks/{task}/training_figure.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        code=fingerprint("prefopt.analysis.training_curves"),
+    shell:
+        "python -m prefopt training_figure --metrics {input} --out {output} > {log} 2>&1"
+
+
+rule examples:
+    input:
+        prompts="results/data/{task}/prompts.parquet",
+        samples=of_every_method("samples"),
+        verdicts=of_every_method("verdicts"),
+        win_rates="results/{task}_winrates.csv",
+    output:
+        "results/{task}_examples.md",
+    log:
+        "logs/{task}/examples.log",
+    benchmark:
+        "logs/benchmarks/{task}/examples.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("examples"),
+        code=fingerprint("prefopt.analysis.examples"),
+    shell:
+        "python -m prefopt examples --prompts {input.prompts} --samples {input.samples} --verdicts {input.verdicts}"
+        " --win-rates {input.win_rates} --recipe {params.recipe:q} --out {output} > {log} 2>&1"

@@ -1,0 +1,52 @@
+# Raw records -> raw tables -> tokenized tables.
+
+
+rule records:
+    input:
+        record_files,
+    output:
+        demonstrations="results/data/{task}/raw/demonstrations.parquet",
+        preferences="results/data/{task}/raw/preferences.parquet",
+        pretraining="results/data/{task}/raw/pretraining.parquet",
+    log:
+        "logs/{task}/records.log",
+    benchmark:
+        "logs/benchmarks/{task}/records.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("records"),
+        code=fingerprint("prefopt.data.records"),
+    shell:
+        "python -m prefopt records --task {wildcards.task} --recipe {params.recipe:q}"
+        " --out-dir results/data/{wildcards.task}/raw > {log} 2>&1"
+
+
+rule prepare:
+    input:
+        demonstrations="results/data/{task}/raw/demonstrations.parquet",
+        preferences="results/data/{task}/raw/preferences.parquet",
+        base=model_files("base"),
+    output:
+        demonstrations="results/data/{task}/demonstrations.parquet",
+        preferences="results/data/{task}/preferences.parquet",
+        gold_preferences="results/data/{task}/gold_preferences.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+        summary="results/data/{task}/summary.json",
+    log:
+        "logs/{task}/prepare.log",
+    benchmark:
+        "logs/benchmarks/{task}/prepare.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        base=model_folder("base"),
+        recipe=recipe("prepare"),
+        code=fingerprint("prefopt.data.prepare"),
+    shell:
+        "python -m prefopt prepare --raw-dir results/data/{wildcards.task}/raw --model {params.base:q}"
+        " --recipe {params.recipe:q} --out-dir results/data/{wildcards.task} > {log} 2>&1"

@@ -1,0 +1,28 @@
+# PPO against the learned reward, with a penalty for leaving the reference policy.
+
+
+rule ppo:
+    input:
+        model=model_files("sft"),
+        reward_model="results/models/{task}/reward_model",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        model=directory("results/models/{task}/ppo"),
+        metrics="results/training/{task}/ppo.jsonl",
+    log:
+        "logs/{task}/ppo.log",
+    benchmark:
+        "logs/benchmarks/{task}/ppo.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("sft"),
+        recipe=recipe("ppo"),
+        code=fingerprint("prefopt.training.ppo"),
+    shell:
+        "python -m prefopt --threads {threads} ppo --model {params.model:q} --reward-model {input.reward_model}"
+        " --prompts {input.prompts} --recipe {params.recipe:q} --work work/{wildcards.task}/ppo"
+        " --out {output.model} --metrics {output.metrics} > {log} 2>&1"

@@ -1,0 +1,25 @@
+# Log-probabilities of every pair under the reference policy, computed once.
+
+
+rule reference:
+    input:
+        model=model_files("sft"),
+        data="results/data/{task}/preferences.parquet",
+    output:
+        "results/logprobs/{task}/reference.parquet",
+    log:
+        "logs/{task}/reference.log",
+    benchmark:
+        "logs/benchmarks/{task}/reference.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("sft"),
+        recipe=recipe("reference"),
+        code=fingerprint("prefopt.training.reference"),
+    shell:
+        "python -m prefopt --threads {threads} reference --model {params.model:q} --data {input.data}"
+        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"

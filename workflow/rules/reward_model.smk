@@ -1,0 +1,55 @@
+# The reward model of PPO and Best-of-N, and the judge's own, which starts from the base and sees other pairs.
+
+
+rule reward:
+    input:
+        model=model_files("sft"),
+        data="results/data/{task}/preferences.parquet",
+        demonstrations="results/data/{task}/demonstrations.parquet",
+    output:
+        model=directory("results/models/{task}/reward_model"),
+        metrics="results/training/{task}/reward_model.jsonl",
+    log:
+        "logs/{task}/reward.log",
+    benchmark:
+        "logs/benchmarks/{task}/reward.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("sft"),
+        recipe=recipe("reward"),
+        code=fingerprint("prefopt.training.reward"),
+    shell:
+        "python -m prefopt --threads {threads} reward --model {params.model:q} --data {input.data}"
+        " --demonstrations {input.demonstrations} --recipe {params.recipe:q}"
+        " --work work/{wildcards.task}/reward_model --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+
+
+rule gold_reward:
+    input:
+        model=model_files("base"),
+        data="results/data/{task}/gold_preferences.parquet",
+        demonstrations="results/data/{task}/demonstrations.parquet",
+    output:
+        model=directory("results/models/{task}/gold_reward_model"),
+        metrics="results/training/{task}/gold_reward_model.jsonl",
+    log:
+        "logs/{task}/gold_reward.log",
+    benchmark:
+        "logs/benchmarks/{task}/gold_reward.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("base"),
+        recipe=recipe("gold_reward"),
+        code=fingerprint("prefopt.training.reward"),
+    shell:
+        "python -m prefopt --threads {threads} reward --model {params.model:q} --data {input.data}"
+        " --demonstrations {input.demonstrations} --recipe {params.recipe:q}"
+        " --work work/{wildcards.task}/gold_reward_model --out {output.model} --metrics {output.metrics} > {log} 2>&1"

@@ -1,0 +1,30 @@
+# Completions of each policy, all temperatures in one job.
+
+
+rule sample:
+    input:
+        model=lambda wildcards: model_files(wildcards.method)(wildcards),
+        reference=model_files("sft"),
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        "results/samples/{task}/{method}.parquet",
+    log:
+        "logs/{task}/sample_{method}.log",
+    benchmark:
+        "logs/benchmarks/{task}/sample_{method}.jsonl"
+    wildcard_constraints:
+        method="base|sft|preferred_ft|dpo|ppo",
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=lambda wildcards: model_folder(wildcards.method)(wildcards),
+        reference=model_folder("sft"),
+        recipe=recipe("sample"),
+        code=fingerprint("prefopt.generation.sample"),
+    shell:
+        "python -m prefopt --threads {threads} sample --model {params.model:q}"
+        " --reference-model {params.reference:q} --prompts {input.prompts} --method {wildcards.method}"
+        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"

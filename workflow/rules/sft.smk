@@ -1,0 +1,53 @@
+# The SFT policy, which is also the reference policy, and Preferred-FT.
+
+
+rule sft:
+    input:
+        model=model_files("base"),
+        data="results/data/{task}/demonstrations.parquet",
+    output:
+        model=directory("results/models/{task}/sft"),
+        metrics="results/training/{task}/sft.jsonl",
+    log:
+        "logs/{task}/sft.log",
+    benchmark:
+        "logs/benchmarks/{task}/sft.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("base"),
+        recipe=recipe("sft"),
+        code=fingerprint("prefopt.training.sft"),
+    shell:
+        "python -m prefopt --threads {threads} sft --model {params.model:q} --data {input.data}"
+        " --recipe {params.recipe:q} --work work/{wildcards.task}/sft"
+        " --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+
+
+rule preferred_ft:
+    input:
+        model=model_files("base"),
+        data="results/data/{task}/preferences.parquet",
+    output:
+        model=directory("results/models/{task}/preferred_ft"),
+        metrics="results/training/{task}/preferred_ft.jsonl",
+    log:
+        "logs/{task}/preferred_ft.log",
+    benchmark:
+        "logs/benchmarks/{task}/preferred_ft.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("base"),
+        recipe=recipe("preferred_ft"),
+        code=fingerprint("prefopt.training.sft"),
+    shell:
+        "python -m prefopt --threads {threads} sft --model {params.model:q} --data {input.data}"
+        " --recipe {params.recipe:q} --work work/{wildcards.task}/preferred_ft"
+        " --out {output.model} --metrics {output.metrics} > {log} 2>&1"
