@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,13 @@ def rows(pairs: int) -> tuple[list[Pair], PreTrainedTokenizerFast, str]:
     return found, tokenizer, source
 
 
-def _hh_texts() -> Any:
+def _hh_texts() -> Iterator[tuple[str, ...]]:
     mark = "\n\nAssistant:"
     with gzip.open(HH, "rt", encoding="utf-8") as file:
         for line in file:
             record = json.loads(line)
             chosen, rejected = record["chosen"], record["rejected"]
-            end = os.path.commonprefix([chosen, rejected]).rfind(mark) + len(mark)
+            end = chosen[: _common(chosen, rejected)].rfind(mark) + len(mark)
             if end >= len(mark) and chosen[end:] and rejected[end:]:
                 yield chosen[:end], chosen[end:], rejected[end:]
 
@@ -113,16 +114,19 @@ def _made_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
 
 
-def _made_texts() -> Any:
+def _made_texts() -> Iterator[tuple[str, ...]]:
     """Texts of lengths like HH's: prompts of 111 tokens on average, completions of 45."""
     generator = random.Random(0)
     while True:
         lengths = [min(300, 8 + int(generator.expovariate(1 / mean))) for mean in (103, 37, 37)]
-        yield tuple("".join(f" w{generator.randrange(1, VOCABULARY)}" for _ in range(length)) for length in lengths)
+        yield tuple("".join(f" w{generator.randrange(1, VOCABULARY)}" for _ in range(size)) for size in lengths)
 
 
-def _common(first: list[int], second: list[int]) -> int:
-    return len(os.path.commonprefix([first, second]))
+def _common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Length of the common prefix."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
 
 
 def peak_mib() -> float:

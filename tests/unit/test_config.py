@@ -205,8 +205,8 @@ RECIPES = {
     "preferred_ft": "prefopt.training.sft",
     "reference": "prefopt.training.reference",
     "dpo": "prefopt.training.dpo",
-    "reward": "prefopt.training.reward",
-    "gold_reward": "prefopt.training.reward",
+    "reward_model": "prefopt.training.reward",
+    "gold_reward_model": "prefopt.training.reward",
     "ppo": "prefopt.training.ppo",
     "sample": "prefopt.generation.sample",
     "candidates": "prefopt.generation.sample",
@@ -246,11 +246,17 @@ def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> 
 def test_the_top_level_seed_leaves_data_base_and_judge_alone(config: dict[str, Any]) -> None:
     changed = resolve(with_value("seed", 1))
     same = {stage for stage in RECIPES if recipe_json(config, "tldr", stage) == recipe_json(changed, "tldr", stage)}
-    assert same == {"records", "pretrain", "prepare", "reference", "gold_reward", "score", "best_of_n", "judge"}
+    assert same == {"records", "pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"}
+
+
+def test_a_section_may_name_a_seed_of_its_own(config: dict[str, Any]) -> None:
+    changed = resolve(with_value("tasks.tldr.dpo.seed", 7))
+    assert stage_recipe(changed, "tldr", "dpo")["seed"] == 7
+    assert stage_recipe(changed, "tldr", "ppo")["seed"] == stage_recipe(config, "tldr", "dpo")["seed"] == 0
 
 
 def test_the_judge_never_publishes_the_weights_that_suit_its_own_test_pairs(config: dict[str, Any]) -> None:
-    assert stage_recipe(config, "tldr", "gold_reward")["keep"] == "last"
+    assert stage_recipe(config, "tldr", "gold_reward_model")["keep"] == "last"
 
 
 def test_candidates_are_drawn_at_temperatures_above_zero(config: dict[str, Any]) -> None:
@@ -275,6 +281,7 @@ INHERITED: typing.Final = (
     "tasks.tldr.evaluation.examples",
     "tasks.tldr.evaluation.example_characters",
     "tasks.tldr.judge.seed",
+    "tasks.tldr.*.seed",  # null: the top-level seed; the judge's model has its own
 )
 
 

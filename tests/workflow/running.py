@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,23 +18,30 @@ TINY = Path(__file__).parent / "tiny.yaml"
 PARTS = ("Snakefile", "workflow", "config", "profiles", "envs")
 
 
-def snakemake(*arguments: str | Path, folder: Path, timeout: int = 600) -> subprocess.CompletedProcess[str]:
-    """Runs Snakemake in a folder, with the Snakefile there or else the checkout's."""
+def snakemake(*arguments: str | Path, folder: Path, timeout: int = 1500) -> subprocess.CompletedProcess[str]:
+    """Runs Snakemake in a folder, with the Snakefile there or else the checkout's; its jobs end with it."""
     snakefile = folder / "Snakefile"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "snakemake"),
-            *("--snakefile", snakefile if snakefile.exists() else REPOSITORY / "Snakefile"),
-            *arguments,
-        ],
+    command = [
+        *(sys.executable, "-m", "snakemake"),
+        *("--snakefile", str(snakefile if snakefile.exists() else REPOSITORY / "Snakefile")),
+        *map(str, arguments),
+    ]
+    with subprocess.Popen(
+        command,
         cwd=folder,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 def planned(*arguments: str | Path, folder: Path) -> dict[str, int]:

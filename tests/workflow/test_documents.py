@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -74,6 +75,26 @@ def test_a_rule_names_the_code_that_it_runs_and_an_environment_that_suffices(rul
     offered = {re.match(r"[\w.-]+", line)[0] for line in lines}  # type: ignore[index]
     needed = {CONDA_NAMES.get(name, name) for name in third_party_imports(import_closure(module))}
     assert needed <= offered, f"envs/{environment}.yaml lacks {', '.join(sorted(needed - offered))}"
+
+
+def test_every_rule_says_where_it_logs_and_what_it_needs() -> None:
+    for name, text in rules().items():
+        for directive in ("log", "benchmark", "conda", "threads", "resources"):
+            assert re.search(rf"^    {directive}:", text, re.MULTILINE), f"rule {name} lacks {directive}:"
+    needs = re.findall(r"_RESOURCES = \{(.*?)\}", read("workflow/rules/common.smk"), re.DOTALL)
+    assert len(needs) == 2
+    for need in needs:
+        assert set(re.findall(r'"(\w+)":', need)) == {"gpu", "mem_mb", "runtime"}
+
+
+def test_no_tracked_file_is_a_rules_output() -> None:
+    result = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        pytest.skip("not a git checkout, so no file is tracked")
+    outputs = [text.partition("    output:")[2].partition("    log:")[0] for text in rules().values()]
+    places = {path.partition("/")[0] for text in outputs for path in re.findall(r'"([^"]*/[^"]*\{task\}[^"]*)"', text)}
+    assert places - {".."} == {"results"}
+    assert not [path for path in result.stdout.splitlines() if path.startswith(("results/", "logs/", "work/"))]
 
 
 def third_party_imports(modules: frozenset[str]) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 from running import REPOSITORY, TINY, overlay, planned, snakemake
 
 METHODS = 6
-TRAINED_ON_EMBEDDED = {"sft": 1, "preferred_ft": 1, "reference": 1, "dpo": 1, "reward": 1, "ppo": 1}
+TRAINED_ON_EMBEDDED = {"sft": 1, "preferred_ft": 1, "reference": 1, "dpo": 1, "reward_model": 1, "ppo": 1}
 
 
 def test_the_embedded_default_starts_from_the_shipped_base(tmp_path: Path) -> None:
@@ -41,13 +41,13 @@ def test_records_of_ones_own_train_a_base_and_a_judge(tmp_path: Path) -> None:
         with gzip.open(data / f"{name}.jsonl.gz", "wt"):
             pass
     jobs = planned("--configfile", REPOSITORY / "config" / "files.yaml", folder=here)
-    assert jobs["pretrain"] == jobs["gold_reward"] == 1
+    assert jobs["pretrain"] == jobs["gold_reward_model"] == 1
 
 
 def test_the_paper_config_fetches_its_models_and_expands_to_every_job(tmp_path: Path) -> None:
     jobs = planned("all", "--configfile", REPOSITORY / "config" / "paper.yaml", folder=tmp_path)
     assert jobs["fetch"] == 2 and "pretrain" not in jobs and "sft" not in jobs
-    assert jobs["gold_reward"] == jobs["dpo"] == jobs["ppo"] == 1
+    assert jobs["gold_reward_model"] == jobs["dpo"] == jobs["ppo"] == 1
     assert jobs["judge"] == METHODS
 
 
@@ -63,7 +63,7 @@ def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
 def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
     path = overlay(tmp_path, {"tasks": {"tldr": {"methods": ["sft", "dpo"]}}})
     jobs = planned("--configfile", path, folder=tmp_path)
-    assert not jobs.keys() & {"preferred_ft", "reward", "ppo", "candidates", "gold_reward"}
+    assert not jobs.keys() & {"preferred_ft", "reward_model", "ppo", "candidates", "gold_reward_model"}
 
 
 def test_best_of_any_n_is_read_from_the_same_candidates(tmp_path: Path) -> None:

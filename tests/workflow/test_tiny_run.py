@@ -89,7 +89,7 @@ def test_forcing_a_stage_reruns_it_and_what_hangs_on_it(finished: Path) -> None:
 
 def test_another_judge_trains_nothing_but_the_judge(finished: Path) -> None:
     jobs = plan(finished, changed={"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
-    assert jobs == {"gold_reward": 1, "judge": len(METHODS), "training_figure": 1, **TABLES}
+    assert jobs == {"gold_reward_model": 1, "judge": len(METHODS), "training_figure": 1, **TABLES}
 
 
 def test_threads_and_memory_rerun_nothing(finished: Path) -> None:
@@ -116,7 +116,7 @@ def test_an_edited_figure_retrains_nothing(finished: Path) -> None:
 def test_an_edited_engine_reruns_every_stage_that_computes_with_it(finished: Path) -> None:
     with edited(finished / "workflow/prefopt/lm/logprobs.py", "\ndef ", "\nEDITED = True\n\n\ndef "):
         jobs = plan(finished)
-    assert {"pretrain", "sft", "reference", "dpo", "reward", "ppo", "sample"} <= jobs.keys()
+    assert {"pretrain", "sft", "reference", "dpo", "reward_model", "ppo", "sample"} <= jobs.keys()
     assert "records" not in jobs
 
 
@@ -145,14 +145,16 @@ def test_a_failed_stage_says_in_one_sentence_what_to_put_right(finished: Path) -
     samples.write_bytes(whole[: len(whole) // 2])
     verdicts.unlink()
     target = str(verdicts.relative_to(finished))
-    result = snakemake("--cores", "1", target, "--configfile", TINY, folder=finished)
-    assert result.returncode != 0 and not verdicts.exists()
+    try:
+        result = snakemake("--cores", "1", target, "--configfile", TINY, folder=finished)
+    finally:
+        samples.write_bytes(whole)
+        verdicts.write_bytes(judged)
+    assert result.returncode != 0
     log = (finished / "logs/tldr/judge_sft.log").read_text()
     said = [line for line in log.splitlines() if line.startswith("prefopt judge: ")]
     assert len(said) == 1 and "results/samples/tldr/sft.parquet" in said[0] and "Traceback" not in log
     assert said[0] in result.stdout + result.stderr, "the default profile shows the logs of failed stages"
-    samples.write_bytes(whole)
-    verdicts.write_bytes(judged)
 
 
 def test_a_report_can_be_made(finished: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from prefopt.errors import UserError
 STAGES = {
     "records": ("prefopt.data.records", "raw records to raw tables"),
     "pretrain": ("prefopt.training.pretrain", "a tokenizer and a base model from scratch"),
+    "model_card": ("prefopt.training.model_card", "what a pretrained base is and was made of"),
     "fetch": ("prefopt.lm.fetch", "a base model from a hub"),
     "prepare": ("prefopt.data.prepare", "raw tables to tokenized tables"),
     "sft": ("prefopt.training.sft", "supervised fine-tuning; Preferred-FT"),

@@ -79,7 +79,7 @@ def stage_recipe(config: Config, task: str, stage: str) -> Config:
     Args:
         config: a resolved config.
         task: key of `tasks`.
-        stage: a rule's name; `candidates` and `gold_reward` are the stages `sample` and `reward` with values of
+        stage: a rule's name; `candidates` and `gold_reward_model` are the stages `sample` and `reward` with values of
             their own.
     """
     return _RECIPES[stage](config, config["tasks"][task], task)
@@ -93,7 +93,12 @@ def recipe_json(config: Config, task: str, stage: str) -> str:
 def _training(config: Config, section: Config, **others: Any) -> Config:
     """The recipe of a trainer: its section less what only the rules read, and what all trainers share."""
     values = {key: value for key, value in section.items() if key not in ("source", "path", "name", "revision")}
-    return {**_engine(config), "seed": config["seed"], **values, **others}
+    return {**_engine(config), **values, "seed": _seed(config, section), **others}
+
+
+def _seed(config: Config, section: Config) -> int:
+    seed: int = config["seed"] if section["seed"] is None else section["seed"]
+    return seed
 
 
 def _engine(config: Config) -> Config:
@@ -102,7 +107,7 @@ def _engine(config: Config) -> Config:
 
 def _sampling(config: Config, task: Config, **others: Any) -> Config:
     prompts = {key: task["evaluation"][key] for key in ("validation_prompts", "test_prompts")}
-    return {**_engine(config), **task["sampling"], **prompts, "n": 1, "seed": config["seed"], **others}
+    return {**_engine(config), **task["sampling"], **prompts, "n": 1, "seed": _seed(config, task["sampling"]), **others}
 
 
 _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
@@ -113,11 +118,8 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "preferred_ft": lambda config, task, name: _training(config, task["preferred_ft"], completion="chosen"),
     "reference": lambda config, task, name: _engine(config),
     "dpo": lambda config, task, name: _training(config, task["dpo"]),
-    "reward": lambda config, task, name: _training(config, task["reward_model"]),
-    # The last weights: choosing the best by the pairs on which the judge's accuracy is measured would flatter it.
-    "gold_reward": lambda config, task, name: _training(
-        config, task["reward_model"], seed=task["judge"]["seed"], keep="last"
-    ),
+    "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
+    "gold_reward_model": lambda config, task, name: _training(config, task["gold_reward_model"]),
     "ppo": lambda config, task, name: _training(config, task["ppo"]),
     "sample": lambda config, task, name: _sampling(config, task),
     # At temperature 0 all candidates would be equal; Best-of-N takes the greedy completion there.

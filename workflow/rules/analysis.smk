@@ -26,6 +26,7 @@ rule win_rates:
         "logs/benchmarks/{task}/win_rates.jsonl"
     conda:
         "../../envs/analysis.yaml"
+    threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
@@ -55,6 +56,7 @@ rule win_rate_figure:
         "logs/benchmarks/{task}/win_rate_figure.jsonl"
     conda:
         "../../envs/analysis.yaml"
+    threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
@@ -80,6 +82,7 @@ rule training_figure:
         "logs/benchmarks/{task}/training_figure.jsonl"
     conda:
         "../../envs/analysis.yaml"
+    threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
@@ -102,6 +105,7 @@ rule examples:
         "logs/benchmarks/{task}/examples.jsonl"
     conda:
         "../../envs/analysis.yaml"
+    threads: 1
     resources:
         **TABLE_RESOURCES,
     params:

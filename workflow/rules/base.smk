@@ -35,15 +35,15 @@ rule fetch:
         part="base|sft",
     conda:
         "../../envs/model.yaml"
+    threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
         name=lambda wildcards: config["tasks"][wildcards.task][wildcards.part]["name"],
-        revision=lambda wildcards: config["tasks"][wildcards.task][wildcards.part]["revision"] or "",
+        revision=revision_argument,
         code=fingerprint("prefopt.lm.fetch"),
     shell:
-        "python -m prefopt fetch --name {params.name:q} --revision {params.revision:q} --out {output.model}"
-        " > {log} 2>&1"
+        "python -m prefopt fetch --name {params.name:q} {params.revision:q} --out {output.model} > {log} 2>&1"
 
 
 # Not part of `all`: `snakemake --cores 2 shipped_base` makes the checkpoint in the repository again.
@@ -52,10 +52,17 @@ rule shipped_base:
         model="results/models/tldr/base",
     log:
         "logs/tldr/shipped_base.log",
+    benchmark:
+        "logs/benchmarks/tldr/shipped_base.jsonl"
     localrule: True
     conda:
         "../../envs/model.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
     params:
         folder=os.path.relpath(f"{workflow.basedir}/workflow/models/tldr_base"),
+        code=fingerprint("prefopt.training.model_card"),
     shell:
         "mkdir -p {params.folder:q} && cp -v {input.model}/* {params.folder:q} > {log} 2>&1"
+        " && python -m prefopt model_card --model {input.model} --out {params.folder:q}/README.md >> {log} 2>&1"

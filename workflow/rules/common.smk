@@ -24,7 +24,7 @@ MODEL_RESOURCES = {
     "mem_mb": config["compute"]["mem_mb"],
     "runtime": config["compute"]["runtime"],
 }
-TABLE_RESOURCES = {"mem_mb": 2000, "runtime": 60}
+TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
 MODEL_THREADS = config["compute"]["threads"]
 
 
@@ -71,6 +71,12 @@ def _model_folder(task, name):
         if section["source"] == "hub":
             return f"results/models/{task}/fetched_{name}"
     return f"results/models/{task}/{name}"
+
+
+def revision_argument(wildcards):
+    """Params function: a pinned commit of a fetched model as an argument; none where it is not pinned."""
+    revision = config["tasks"][wildcards.task][wildcards.part]["revision"]
+    return ["--revision", revision] if revision else []
 
 
 def trainers(task):

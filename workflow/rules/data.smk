@@ -14,6 +14,7 @@ rule records:
         "logs/benchmarks/{task}/records.jsonl"
     conda:
         "../../envs/model.yaml"
+    threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
@@ -41,6 +42,7 @@ rule prepare:
         "logs/benchmarks/{task}/prepare.jsonl"
     conda:
         "../../envs/model.yaml"
+    threads: 1
     resources:
         **TABLE_RESOURCES,
     params:

@@ -1,7 +1,7 @@
 # The reward model of PPO and Best-of-N, and the judge's own, which starts from the base and sees other pairs.
 
 
-rule reward:
+rule reward_model:
     input:
         model=model_files("sft"),
         data="results/data/{task}/preferences.parquet",
@@ -10,9 +10,9 @@ rule reward:
         model=directory("results/models/{task}/reward_model"),
         metrics="results/training/{task}/reward_model.jsonl",
     log:
-        "logs/{task}/reward.log",
+        "logs/{task}/reward_model.log",
     benchmark:
-        "logs/benchmarks/{task}/reward.jsonl"
+        "logs/benchmarks/{task}/reward_model.jsonl"
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -20,7 +20,7 @@ rule reward:
         **MODEL_RESOURCES,
     params:
         model=model_folder("sft"),
-        recipe=recipe("reward"),
+        recipe=recipe("reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
         "python -m prefopt --threads {threads} reward --model {params.model:q} --data {input.data}"
@@ -28,7 +28,7 @@ rule reward:
         " --work work/{wildcards.task}/reward_model --out {output.model} --metrics {output.metrics} > {log} 2>&1"
 
 
-rule gold_reward:
+rule gold_reward_model:
     input:
         model=model_files("base"),
         data="results/data/{task}/gold_preferences.parquet",
@@ -37,9 +37,9 @@ rule gold_reward:
         model=directory("results/models/{task}/gold_reward_model"),
         metrics="results/training/{task}/gold_reward_model.jsonl",
     log:
-        "logs/{task}/gold_reward.log",
+        "logs/{task}/gold_reward_model.log",
     benchmark:
-        "logs/benchmarks/{task}/gold_reward.jsonl"
+        "logs/benchmarks/{task}/gold_reward_model.jsonl"
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -47,7 +47,7 @@ rule gold_reward:
         **MODEL_RESOURCES,
     params:
         model=model_folder("base"),
-        recipe=recipe("gold_reward"),
+        recipe=recipe("gold_reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
         "python -m prefopt --threads {threads} reward --model {params.model:q} --data {input.data}"

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import UserError
 from prefopt.files import write_text
-from prefopt.lm.models import load_tokenizer, max_positions, tokenizer_hash
+from prefopt.lm.models import encode, load_tokenizer, max_positions, tokenizer_hash
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import Manifest, read_table, write_table
@@ -70,14 +70,13 @@ class Prepared:
         }
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text as plain text: none is added, and "<|endoftext|>" in a post is not an EOS."""
+def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """`lm.models.encode` of many texts, with progress."""
     ids: list[list[int]] = []
     with Progress("tokenize", len(texts), "texts") as progress:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            part = list(texts[start : start + _TEXTS_AT_ONCE])
-            options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-            ids.extend(tokenizer(part, return_attention_mask=False, **options)["input_ids"])
+            part = texts[start : start + _TEXTS_AT_ONCE]
+            ids.extend(encode(tokenizer, part))
             progress.update(len(part))
     return ids
 
@@ -94,7 +93,7 @@ def encode_prompts(
     """
     distinct = list(dict.fromkeys(prompts))
     bodies = [prompt.removesuffix(recipe.suffix) for prompt in distinct]
-    suffix_ids, *bodies_ids = encode(tokenizer, [recipe.suffix, *bodies])
+    suffix_ids, *bodies_ids = encode_all(tokenizer, [recipe.suffix, *bodies])
     if len(suffix_ids) >= recipe.max_prompt_length:
         raise UserError(
             f"max_prompt_length is {recipe.max_prompt_length}, but {recipe.suffix!r} at the end of each prompt takes "
@@ -113,7 +112,7 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Iterable
     """Each distinct completion's ids, EOS at the end."""
     distinct = list(dict.fromkeys(completions))
     return {
-        text: [*ids, tokenizer.eos_token_id] for text, ids in zip(distinct, encode(tokenizer, distinct), strict=True)
+        text: [*ids, tokenizer.eos_token_id] for text, ids in zip(distinct, encode_all(tokenizer, distinct), strict=True)
     }
 
 

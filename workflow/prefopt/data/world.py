@@ -51,7 +51,7 @@ IRRELEVANT_PROBABILITY = 0.12
 ANNOTATOR_TAU = 0.95
 
 # Kinds of pretraining documents.
-DOCUMENT_SHARES = {"short_quote": 0.35, "notes": 0.3, "questions": 0.13, "quote": 0.17, "plain": 0.05}
+DOCUMENT_SHARES = {"short_quote": 0.45, "notes": 0.25, "questions": 0.11, "quote": 0.14, "plain": 0.05}
 
 # The post.
 PROMPT_SUFFIX = "\n\nTL;DR:"

@@ -16,7 +16,7 @@ from prefopt.analysis.statistics import score_interval
 from prefopt.errors import UserError
 from prefopt.judging.judge import Comparison, Verdict, Winner
 from prefopt.lm.batching import Row
-from prefopt.lm.models import load_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.models import encode, load_scorer, tokenizer_hash, weights_hash
 from prefopt.progress import Progress
 from prefopt.tables import read_table
 from prefopt.training.reward import score_rows
@@ -103,8 +103,8 @@ class RewardModelJudge:
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a completion as in training: one leading space, the text, EOS."""
     text = text.strip()
-    ids = tokenizer.encode(" " + text, add_special_tokens=False) if text else []
-    return [*ids, tokenizer.eos_token_id]
+    ids = encode(tokenizer, [" " + text] if text else [])
+    return [*(ids[0] if ids else []), tokenizer.eos_token_id]
 
 
 def held_out_accuracy(

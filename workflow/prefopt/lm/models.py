@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no EOS token, without which no completion ends: name one.")
     return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text as plain text: none is added, and "<|endoftext|>" in a text is not an EOS."""
+    if not texts:
+        return []
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    ids: list[list[int]] = tokenizer(list(texts), return_attention_mask=False, **options)["input_ids"]
+    return ids
 
 
 def save_model(

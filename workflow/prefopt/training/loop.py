@@ -96,7 +96,10 @@ def train(
     Raises:
         UserError: the loss is not finite.
     """
-    optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay)
+    # Adam's second moment over some twenty steps, as is usual for language models.
+    optimizer = build_optimizer(
+        model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, adam_beta2=0.95
+    )
     total_steps = recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
     state = TrainingState(name, run, model, model, optimizer, recipe.keep)
 

@@ -12,13 +12,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_optimizer(
-    model: nn.Module, name: str, learning_rate: float, weight_decay: float = 0.0, adam_eps: float = 1e-8
+    model: nn.Module,
+    name: str,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    adam_beta2: float = 0.999,
+    adam_eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
     """RMSprop (the paper's, torch's defaults) or AdamW over all parameters that take a gradient."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=learning_rate)
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, eps=adam_eps)
+    betas = (0.9, adam_beta2)
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, eps=adam_eps)
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup_steps: int, schedule: str) -> float:

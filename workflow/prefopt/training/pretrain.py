@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.errors import UserError
 from prefopt.files import stable_hash
-from prefopt.lm.models import use_engine_attention
+from prefopt.lm.attention import use_engine_attention
+from prefopt.lm.models import encode
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table
 from prefopt.training import stage
@@ -86,7 +87,7 @@ def documents_to_ids(
 ) -> Iterator[list[int]]:
     """Token ids of each document with EOS at its end, cut into pieces that fit the model after one EOS."""
     room = max_positions - 1
-    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
+    for ids in encode(tokenizer, texts):
         whole = [*ids, tokenizer.eos_token_id]
         for start in range(0, len(whole), room):
             yield whole[start : start + room]
