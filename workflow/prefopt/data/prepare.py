@@ -112,7 +112,8 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Iterable
     """Each distinct completion's ids, EOS at the end."""
     distinct = list(dict.fromkeys(completions))
     return {
-        text: [*ids, tokenizer.eos_token_id] for text, ids in zip(distinct, encode_all(tokenizer, distinct), strict=True)
+        text: [*ids, tokenizer.eos_token_id]
+        for text, ids in zip(distinct, encode_all(tokenizer, distinct), strict=True)
     }
 
 

@@ -51,11 +51,10 @@ def best_of_n(
         UserError: a prompt has fewer than n candidates, or a candidate has no score.
     """
     first = candidates[(candidates["sample_index"] < n) & (candidates["temperature"] > 0)]
-    counts = first.groupby(["prompt_id", "temperature"]).size()
-    if len(counts) and counts.min() < n:
-        prompt_id, temperature = counts.idxmin()  # type: ignore[misc]
+    counts = first.groupby(["prompt_id", "temperature"], as_index=False).size()
+    for row in counts[counts["size"] < n].itertuples():
         raise UserError(
-            f"prompt {prompt_id!r} has {counts.min()} candidates at temperature {temperature}, best-of-{n} needs "
+            f"prompt {row.prompt_id!r} has {row.size} candidates at temperature {row.temperature}, best-of-{n} needs "
             f"{n}: sample more candidates."
         )
     scored = first.merge(scores, on=_KEY, how="left", validate="one_to_one")
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_table(args.prompts, "prompts", content_hash=manifest["prompts"])
     rows = best_of_n(candidates, scores, greedy, args.n, f"best_of_{args.n}")
     model, _ = load_policy(args.reference_model, device=default_device(), dtype=DTYPES[recipe.dtype])
-    chosen: list[dict[str, Any]] = rows.to_dict("records")
+    chosen: list[dict[Any, Any]] = rows.to_dict("records")
     rows["reference_logp"] = reference_logps(model, prompts, chosen, recipe.token_budget, recipe.dtype)
     write_table(
         args.out,

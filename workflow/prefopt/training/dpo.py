@@ -53,8 +53,8 @@ def preference_examples(pairs: pd.DataFrame, reference: pd.DataFrame, recipe: DP
         if recipe.loss == "sigmoid":
             loss, chosen_reward, rejected_reward = dpo_loss(*logps, recipe.beta, recipe.label_smoothing)
         else:
-            lengths = result.lengths.view(-1, 2).to(chosen.device).unbind(dim=1)
-            loss, chosen_reward, rejected_reward = ipo_loss(*logps, *lengths, recipe.beta)
+            chosen_lengths, rejected_lengths = result.lengths.view(-1, 2).to(chosen.device).unbind(dim=1)
+            loss, chosen_reward, rejected_reward = ipo_loss(*logps, chosen_lengths, rejected_lengths, recipe.beta)
         margin = chosen_reward - rejected_reward
         return loss, {
             "chosen_reward": chosen_reward,

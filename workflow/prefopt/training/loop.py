@@ -97,9 +97,7 @@ def train(
         UserError: the loss is not finite.
     """
     # Adam's second moment over some twenty steps, as is usual for language models.
-    optimizer = build_optimizer(
-        model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, adam_beta2=0.95
-    )
+    optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, adam_beta2=0.95)
     total_steps = recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
     state = TrainingState(name, run, model, model, optimizer, recipe.keep)
 
@@ -154,7 +152,7 @@ def accumulate_gradients(
         with autocast(recipe.dtype, device):
             losses, figures = examples.losses(model, micro_batch)
         loss = losses.sum() / total_weight
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         sums["loss"] += loss.item()
         for figure, values in figures.items():
             sums[figure] += values.sum().item() / len(indices)

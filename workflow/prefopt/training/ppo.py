@@ -345,7 +345,7 @@ def _accumulate(
         policy_losses, clipped = objectives.ppo_policy_loss(logps, old_logps, advantage, recipe.clip)
         value_losses = objectives.ppo_value_loss(values, old_values, target, recipe.value_clip)
         loss = (policy_losses.sum() + recipe.value_coef * value_losses.sum()) / total_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         sums["loss"] += loss.item()
         sums["policy_loss"] += policy_losses.sum().item() / total_tokens
         sums["value_loss"] += value_losses.sum().item() / total_tokens
