@@ -76,8 +76,8 @@ def test_no_two_rows_share_a_post_or_an_id(tables: RawTables) -> None:
     rows = [*tables.demonstrations, *tables.preferences]
     texts = [row["prompt"] for row in rows] + tables.pretraining
     posts = [match.group(1) for match in (re.search(r"POST: (.*)", text) for text in texts) if match]
-    short_quotes = sum(document_kind(text) == "short_quote" for text in tables.pretraining)  # these hold no whole post
-    assert len(set(posts)) == len(posts) == len(texts) - short_quotes
+    lists = sum(document_kind(text) == "list" for text in tables.pretraining)
+    assert len(set(posts)) == len(posts) == len(texts) - lists
     assert len({row["prompt_id"] for row in rows}) == len(rows)
 
 
@@ -198,8 +198,8 @@ def test_labels_agree_with_quality_four_times_in_five(tables: RawTables) -> None
 
 def document_kind(document: str) -> str:
     """Which of `world.DOCUMENT_SHARES` a pretraining document is, by its form alone."""
-    if re.fullmatch(r"([^\n]+)\n\nQUOTE: \1", document):
-        return "short_quote"
+    if re.fullmatch(r"(\w+(?: \w+){2,15})\n\nQUOTE: \1", document):
+        return "list"
     head = r"SUBREDDIT: r/\w+\n\nTITLE: [^\n]+\n\nPOST: ([^\n]+)"
     tails = {
         "plain": "",

@@ -51,7 +51,8 @@ IRRELEVANT_PROBABILITY = 0.12
 ANNOTATOR_TAU = 0.95
 
 # Kinds of pretraining documents.
-DOCUMENT_SHARES = {"short_quote": 0.45, "notes": 0.25, "questions": 0.11, "quote": 0.14, "plain": 0.05}
+DOCUMENT_SHARES = {"list": 0.30, "notes": 0.32, "questions": 0.17, "quote": 0.14, "plain": 0.07}
+LIST_WORDS = (3, 16)
 
 # The post.
 PROMPT_SUFFIX = "\n\nTL;DR:"
@@ -143,6 +144,7 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "action": QUESTION_VERBS,
     "person": QUESTION_OBJECTS,
 }
+_WORDS = tuple(sorted({word for words in _VALUES.values() for word in words}))
 _PATTERNS = {
     slot: re.compile(clause.format_map({key: f"(?:{'|'.join(words)})" for key, words in _VALUES.items()}))
     for slot, clause in CLAUSES.items()
@@ -345,23 +347,23 @@ def _slot_of(chunk: str) -> str | None:
 
 
 def pretraining_document(rng: random.Random) -> str:
-    """One document to pretrain on: a post with what a reader made of it, never with a summary.
+    """One document to pretrain on: words said twice, or a post with what a reader made of it, never with a summary.
 
-    A quoting reply teaches a small model to copy, first of a sentence and then of a post, without which it learns
-    nothing else that follows a post; notes and questions teach it where the facts are and how a clause reads, but
-    not which of them a summary holds.
+    A small model learns nothing else that follows a post until it can copy, and learns that fastest from lists of
+    random words, where copying is all there is to learn; notes and questions teach it where the facts are and how a
+    clause reads, but not which of them a summary holds.
     """
+    kind = rng.choices(list(DOCUMENT_SHARES), list(DOCUMENT_SHARES.values()))[0]
+    if kind == "list":
+        words = " ".join(rng.sample(_WORDS, rng.randint(*LIST_WORDS)))
+        return f"{words}\n\nQUOTE: {words}"
     post = make_post(rng)
-    match rng.choices(list(DOCUMENT_SHARES), list(DOCUMENT_SHARES.values()))[0]:
+    match kind:
         case "notes":
             return f"{post.header}\n\nNOTES: " + " ; ".join(clause.text() for clause in post.told)
         case "questions":
             slots = rng.sample(SLOTS, len(SLOTS))
             return post.header + "".join(f"\n\nQ: {_QUESTIONS[slot]} A: {post.facts[slot].text()}" for slot in slots)
-        case "short_quote":
-            sentences = post.header.partition("POST: ")[2].split(". ")
-            said = ". ".join(sentences[: rng.randint(1, 2)])
-            return f"{said}\n\nQUOTE: {said}"
         case "quote":
             return f"{post.header}\n\nQUOTE: {post.header.partition('POST: ')[2]}"
         case _:
