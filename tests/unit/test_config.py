@@ -306,6 +306,8 @@ def test_the_paper_config_holds_the_printed_values() -> None:
     assert revisions == [None] * 4  # none is invented
 
 
-def test_the_files_overlay_changes_only_data_and_judge() -> None:
-    paths = {path for path, _ in leaves(read("files.yaml"))}
-    assert all(path.startswith("tasks.tldr.data.") or path == "tasks.tldr.judge.kind" for path in paths)
+def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:
+    keys = {path.removeprefix("tasks.tldr.") for path, _ in leaves(read("files.yaml")) if "data." not in path}
+    sizes = {"batch_size", "epochs", "evaluate_every", "max_new_tokens", "max_length", "max_prompt_length", "updates"}
+    for_a_base_from_scratch = {key for key in keys if key.startswith("pretrain.")}
+    assert {key.rpartition(".")[2] for key in keys - for_a_base_from_scratch - {"judge.kind"}} <= sizes

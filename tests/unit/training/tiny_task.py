@@ -33,7 +33,10 @@ TRAINING: dict[str, Any] = {
     "dtype": "float32",
     "seed": 0,
 }
-SHAPE = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "max_positions": 64}
+SHAPE = {
+    **{"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "max_positions": 64},
+    **{"initializer_range": 0.02, "short_tokens": 0, "short_first": 0},
+}
 
 
 @dataclasses.dataclass(frozen=True)

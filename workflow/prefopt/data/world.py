@@ -51,7 +51,7 @@ IRRELEVANT_PROBABILITY = 0.12
 ANNOTATOR_TAU = 0.95
 
 # Kinds of pretraining documents.
-DOCUMENT_SHARES = {"list": 0.30, "notes": 0.32, "questions": 0.17, "quote": 0.14, "plain": 0.07}
+DOCUMENT_SHARES = {"list": 0.52, "notes": 0.20, "questions": 0.11, "quote": 0.10, "plain": 0.07}
 LIST_WORDS = (3, 16)
 
 # The post.

@@ -150,45 +150,56 @@ class _TokenLogprobs(torch.autograd.Function):
         keep = needs_gradient and 4 * len(hidden) * weight.shape[0] <= _KEEP_BYTES
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         log_normalisers = torch.empty_like(logps)
+        totals = torch.ones_like(logps)  # of what is kept, by which the softmax is still to be divided
         kept: list[Tensor] = []
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(hidden), ctx.chunk):
                 logits = _logits(hidden[part], weight, bias, temperature)
-                log_normalisers[part] = logits.logsumexp(dim=1)
-                logps[part] = logits.gather(1, targets[part, None]).squeeze(1) - log_normalisers[part]
+                of_targets = logits.gather(1, targets[part, None]).squeeze(1)
+                # In place, since copies of the logits cost more than the arithmetic.
+                largest = logits.amax(dim=1, keepdim=True)
+                exponentials = logits.sub_(largest).exp_()
+                total = exponentials.sum(dim=1)
+                log_normalisers[part] = total.log() + largest.squeeze(1)
+                logps[part] = of_targets - log_normalisers[part]
                 if keep:
-                    kept.append(logits)
+                    totals[part] = total
+                    kept.append(exponentials)
         if needs_gradient:
             ctx.kept = kept
-            ctx.save_for_backward(hidden, weight, bias, targets, log_normalisers)
+            ctx.save_for_backward(hidden, weight, bias, targets, log_normalisers, totals)
         return logps
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        hidden, weight, bias, targets, log_normalisers = ctx.saved_tensors
+        hidden, weight, bias, targets, log_normalisers, totals = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None
         gradient = gradient / ctx.temperature
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.zeros_like(weight)
+        weight_gradient = torch.empty_like(weight)
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         compute_weight = weight.to(hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for i, part in enumerate(_chunks(len(hidden), ctx.chunk)):
-                logits = kept[i] if kept else _logits(hidden[part], weight, bias, ctx.temperature)
-                # In place: the logits become the gradient, gradient * (onehot - softmax).
-                of_logits = logits.sub_(log_normalisers[part, None]).exp_().mul_(-gradient[part, None])
+                if kept:
+                    exponentials, kept[i] = kept[i], None
+                else:
+                    logits = _logits(hidden[part], weight, bias, ctx.temperature)
+                    exponentials = logits.sub_(log_normalisers[part, None]).exp_()
+                # In place: the exponentials become the gradient, gradient * (onehot - softmax).
+                of_logits = exponentials.mul_((-gradient[part] / totals[part])[:, None])
                 of_logits.scatter_add_(1, targets[part, None], gradient[part, None])
                 of_logits = of_logits.to(hidden.dtype)
                 torch.mm(of_logits, compute_weight, out=hidden_gradient[part])
                 if weight.dtype == hidden.dtype:
-                    weight_gradient.addmm_(of_logits.t(), hidden[part])
+                    # With beta 0 the first chunk overwrites what is not initialised.
+                    weight_gradient.addmm_(of_logits.t(), hidden[part], beta=min(i, 1))
                 else:
-                    weight_gradient += of_logits.t() @ hidden[part]
+                    product = of_logits.t() @ hidden[part]
+                    weight_gradient = weight_gradient.add_(product) if i else weight_gradient.copy_(product)
                 if bias_gradient is not None:
                     bias_gradient += of_logits.sum(dim=0)
-                if kept:
-                    kept[i] = logits.new_empty(0)
         return hidden_gradient, weight_gradient, bias_gradient, None, None
 
 

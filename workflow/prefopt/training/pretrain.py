@@ -32,8 +32,8 @@ _VALIDATION_SHARE = 0.02
 class PretrainRecipe(TrainingRecipe):
     """A byte-level BPE tokenizer and a Llama-shaped model with tied embeddings.
 
-    A small model learns to copy, on which all else hangs, many times faster from short documents; hence
-    `short_first`. Within the short and the long documents the order is random.
+    A small model learns to copy, on which all else hangs, many times faster from short documents, and forgets it
+    again when they stop at once; hence some of them come first and the others among the long ones, in random order.
     """
 
     vocab_size: int
@@ -43,7 +43,8 @@ class PretrainRecipe(TrainingRecipe):
     heads: int
     max_positions: int
     initializer_range: float  # standard deviation of the initial weights
-    short_first: int  # documents of at most this many tokens come before the others
+    short_tokens: int  # a document of at most this many tokens is short
+    short_first: int  # so many short documents come before all others
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -93,6 +94,13 @@ def documents_to_ids(
             yield whole[start : start + room]
 
 
+def short_documents_first(documents: Sequence[list[int]], short_tokens: int, first: int) -> list[list[int]]:
+    """The first `first` documents of at most `short_tokens` tokens, then all others in their order."""
+    short = [i for i, ids in enumerate(documents) if len(ids) <= short_tokens][:first]
+    moved = set(short)
+    return [documents[i] for i in [*short, *(i for i in range(len(documents)) if i not in moved)]]
+
+
 def recipe_hash(recipe: PretrainRecipe, text_hash: str) -> str:
     """Names what a checkpoint was made of: the content of its text, and all of the recipe that can change a weight.
 
@@ -124,7 +132,7 @@ def run(args: argparse.Namespace) -> None:
 
     def examples(part: Sequence[str]) -> Examples:
         pieces = list(documents_to_ids(part, tokenizer, recipe.max_positions))
-        pieces.sort(key=lambda ids: len(ids) > recipe.short_first)
+        pieces = short_documents_first(pieces, recipe.short_tokens, recipe.short_first)
         names = [f"document {i}" for i in range(len(pieces))]
         return completion_examples(names, [[tokenizer.eos_token_id]] * len(pieces), pieces)
 
