@@ -39,7 +39,10 @@ TRAINING: dict[str, Any] = {
     "dtype": "float32",
     "seed": 0,
 }
-SHAPE = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "max_positions": 64}
+SHAPE: dict[str, Any] = {
+    **{"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "max_positions": 64},
+    **{"initializer_range": 0.02, "short_tokens": 0, "short_first": 0},
+}
 PAIRS = [
     ("my dog", " ate the red shoe", " barked"),
     ("i feel sad because my dog", " is gone", " ate the shoe and i bought a new one"),

@@ -21,7 +21,8 @@ def _given(stage: str) -> list[str]:
     parser = cli.build_parser(stage)
     subparser = parser._subparsers._group_actions[0].choices[stage]  # type: ignore[union-attr, index]
     required = [action for action in subparser._actions if action.required]
-    return [stage, *(word for action in required for word in (action.option_strings[0], "1"))]
+    values = ((action.option_strings[0], (action.choices or ["1"])[0]) for action in required)
+    return [stage, *(word for pair in values for word in pair)]
 
 
 def test_a_user_error_is_one_sentence_and_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,9 +30,9 @@ class Characters:
 
     eos_token_id = EOS
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        assert not add_special_tokens
-        return [ord(character) for character in text]
+    def __call__(self, texts: list[str], **options: bool) -> dict[str, list[list[int]]]:
+        assert not options["add_special_tokens"]
+        return {"input_ids": [[ord(character) for character in text] for text in texts]}
 
 
 @pytest.fixture
