@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,11 @@ def test_rows_that_do_not_fit(tmp_path: Path, change: dict[str, Any], message: s
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_that_lack_a_column(tmp_path: Path) -> None:
-    rows = [{key: value for key, value in row.items() if key != "facts"} for row in ROWS]
+@pytest.mark.parametrize("lacking", [range(3), [1]])
+def test_rows_that_lack_a_column(tmp_path: Path, lacking: Sequence[int]) -> None:
+    rows = [
+        {key: value for key, value in row.items() if key != "facts" or i not in lacking} for i, row in enumerate(ROWS)
+    ]
     with pytest.raises(UserError, match="differ in the column 'facts'"):
         write_table(tmp_path / "a.parquet", "prompts", rows)
 

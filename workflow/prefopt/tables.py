@@ -155,13 +155,10 @@ def write_table(path: str | Path, name: str, rows: pd.DataFrame | list[dict[str,
             written.
     """
     schema = SCHEMAS[name]
-    if isinstance(rows, list):
-        columns = {key for row in rows for key in row} if rows else set(schema.names)
-    else:
-        columns = set(rows.columns)
-    if columns != set(schema.names):
-        odd = sorted(columns ^ set(schema.names))
-        raise UserError(f"{path}: the table {name!r} and its rows differ in the column {odd[0]!r}.")
+    # Every row of a list is looked at: pyarrow would fill what one lacks with nulls.
+    for columns in rows if isinstance(rows, list) else [rows.columns]:
+        if odd := sorted(set(columns) ^ set(schema.names)):
+            raise UserError(f"{path}: the table {name!r} and its rows differ in the column {odd[0]!r}.")
     try:
         if isinstance(rows, list):
             table = pa.Table.from_pylist(rows, schema=schema)
@@ -215,7 +212,7 @@ def read_table(path: str | Path, name: str, **expected: Any) -> pd.DataFrame:
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it and run its stage again.") from error
+        raise UserError(f"{path} cannot be read ({_first_line(error)}): delete it and run its stage again.") from error
     if missing := [column for column in SCHEMAS[name].names if column not in table.column_names]:
         raise UserError(f"{path} lacks the column {missing[0]!r} of the table {name!r}: run its stage again.")
     if table.num_rows != manifest["rows"]:
@@ -236,11 +233,17 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} is not a whole Parquet file ({error}): delete it and run its stage again.") from error
+        reason = _first_line(error)
+        raise UserError(f"{path} is not a whole Parquet file ({reason}): delete it and run its stage again.") from error
     if _MANIFEST_KEY not in metadata:
         raise UserError(f"{path} carries no prefopt manifest: it was not written by this workflow.")
     manifest: Manifest = json.loads(metadata[_MANIFEST_KEY])
     return manifest
+
+
+def _first_line(error: Exception) -> str:
+    """What pyarrow says, without the trace that may follow."""
+    return str(error).partition("\n")[0]
 
 
 def _check_key(path: str | Path, name: str, table: pa.Table) -> None:
