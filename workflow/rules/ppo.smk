@@ -13,6 +13,8 @@ rule ppo:
         "logs/{task}/ppo.log",
     benchmark:
         "logs/benchmarks/{task}/ppo.jsonl"
+    # On the longest path.
+    priority: 1
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS

@@ -13,6 +13,8 @@ rule reward_model:
         "logs/{task}/reward_model.log",
     benchmark:
         "logs/benchmarks/{task}/reward_model.jsonl"
+    # On the longest path.
+    priority: 1
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS

@@ -12,6 +12,8 @@ rule sft:
         "logs/{task}/sft.log",
     benchmark:
         "logs/benchmarks/{task}/sft.jsonl"
+    # On the longest path.
+    priority: 1
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
