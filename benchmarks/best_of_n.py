@@ -13,7 +13,7 @@ from typing import Any
 import common
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefopt.lm.attention import use_engine_attention
 from prefopt.lm.batching import Row
@@ -26,20 +26,9 @@ PROMPTS_PER_CALL = (1, 2, 4)
 
 
 def embedded() -> PreTrainedModel:
-    """A Llama of the embedded policy's size with random weights."""
+    """A model of the embedded policy's shape with random weights."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=128,
-        intermediate_size=344,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        bos_token_id=EOS_ID,
-        eos_token_id=EOS_ID,
-    )
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(common.ROOT / "workflow/models/tldr_base"))
 
 
 MODELS = {"embedded": embedded, "neox": common.neox}

@@ -13,8 +13,8 @@ _CARD = """\
 # A small base model of the embedded TL;DR world
 
 A causal language model of {parameters:,} parameters (Llama architecture, byte-level BPE) that knows the synthetic
-forum posts of `prefopt.data.world` and nothing else. It has read posts, quotes, notes and questions about them, never a
-summary. It is of no use outside this workflow's embedded default, whose base it is.
+forum posts of `prefopt.data.world` and nothing else. It has read lists of words, posts, and quotes, notes and questions
+about them, never a summary. It is of no use outside this workflow's embedded default, whose base it is.
 
 | | |
 | --- | --- |
