@@ -11,6 +11,8 @@ rule candidates:
         "logs/{task}/candidates.log",
     benchmark:
         "logs/benchmarks/{task}/candidates.jsonl"
+    # On the longest path.
+    priority: 1
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -36,6 +38,8 @@ rule score:
         "logs/{task}/score.log",
     benchmark:
         "logs/benchmarks/{task}/score.jsonl"
+    # On the longest path.
+    priority: 1
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS

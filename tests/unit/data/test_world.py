@@ -24,6 +24,7 @@ VALUES = {
 }
 NONE = dict.fromkeys(VALUES, 0) | {"seed": 7}
 
+HABIT = "long story short"
 EVENT = "my sister anna broke the old guitar"
 SETTING = "it happened at the wedding on friday"
 CAUSE = "because of the noise"
@@ -143,6 +144,8 @@ def test_every_clause_reads_as_its_own_slot_and_words_are_listed_once() -> None:
         (f" {EVENT}. {CAUSE}.", (0, 0, 1), False, -1 - 3 - 11 * 0.03),
         (f" {EVENT}..", (0, 0, 1), False, -1 - 3 - 7 * 0.03),
         (" guitar sister the broke old.", (0, 0, 1), False, -1 - 3 - 5 * 0.03),
+        (f" {HABIT}, {EVENT}, {CAUSE}.", (2, 0, 1), True, 3 - 0.4 - 14 * 0.03),
+        (f" {HABIT}.", (0, 0, 1), True, -0.4 - 3 - 3 * 0.03),
         ("", (0, 0, 0), False, -3.0),
         (" .", (0, 0, 0), False, -3 - 0.03),
     ],
@@ -163,9 +166,12 @@ def test_compare() -> None:
 def test_the_writer_keeps_to_the_grammar_and_makes_its_mistakes(tables: RawTables) -> None:
     found = [world.quality(row["facts"], row["response"]) for row in tables.demonstrations]
     assert all(quality.well_formed for quality in found)
-    clauses = sum(q.correct + q.wrong + q.irrelevant for q in found)
-    assert sum(q.wrong for q in found) / clauses == pytest.approx(world.WRONG_PROBABILITY, abs=0.03)
-    assert sum(q.irrelevant for q in found) / clauses == pytest.approx(world.IRRELEVANT_PROBABILITY, abs=0.03)
+    habits = sum(row["response"].startswith(f" {HABIT}, ") for row in tables.demonstrations)
+    assert habits / len(found) == pytest.approx(world.HABIT_PROBABILITY, abs=0.04)
+    statements = sum(q.correct + q.wrong + q.irrelevant for q in found) - habits
+    assert sum(q.wrong for q in found) / statements == pytest.approx(world.WRONG_PROBABILITY, abs=0.03)
+    irrelevant = sum(q.irrelevant for q in found) - habits
+    assert irrelevant / statements == pytest.approx(world.IRRELEVANT_PROBABILITY, abs=0.03)
 
 
 def test_the_writer_against_itself_wins_half(tables: RawTables) -> None:
@@ -185,8 +191,8 @@ def test_perfect_typical_empty_and_random_texts_against_the_references(tables: R
     rng = random.Random(0)
     words = sorted(set(re.findall("[a-z]+", " ".join(tables.pretraining[:500]))))
     assert shares(tables, lambda row: perfect(row["facts"]))[0] > 0.9
-    # The writer's most probable text is the event alone.
-    assert 0.4 < shares(tables, lambda row: world.join_clauses([json.loads(row["facts"])["event"]]))[0] < 0.68
+    # The writer's most probable text without the habit is the event alone.
+    assert 0.5 < shares(tables, lambda row: world.join_clauses([json.loads(row["facts"])["event"]]))[0] < 0.75
     assert shares(tables, lambda row: "")[0] < 0.05
     assert shares(tables, lambda row: " " + " ".join(rng.choices(words, k=12)) + ".")[0] < 0.05
     assert shares(tables, lambda row: " " + ", ".join(rng.choices(words, k=5)) + ".")[0] < 0.05

@@ -30,14 +30,16 @@ from prefopt.data.lexicon import (
 
 SLOTS = ("event", "setting", "cause", "feeling", "question")  # canonical order
 OTHER_FEELING = "other_feeling"  # a clause that only distractors use
+HABIT = "habit"  # a clause that says nothing
 
 # Quality.
 EVENT_WEIGHT = 2.0
 SLOT_WEIGHT = 1.0  # every slot but the event
 WRONG_WEIGHT = -1.5
 IRRELEVANT_WEIGHT = -1.0
+HABIT_WEIGHT = -0.4
 WORD_WEIGHT = -0.03
-# A text without a single clause of the grammar. Without it silence would beat every writer's total miss.
+# A text without a single statement in the grammar. Without it silence would beat every writer's total miss.
 NO_CLAUSE_WEIGHT = -3.0
 TIE_TOLERANCE = 1e-9
 
@@ -46,6 +48,7 @@ CLAUSE_COUNTS = {1: 0.34, 2: 0.44, 3: 0.16, 4: 0.05, 5: 0.01}  # as far as there
 EVENT_PROBABILITY = 0.8
 WRONG_PROBABILITY = 0.08
 IRRELEVANT_PROBABILITY = 0.12
+HABIT_PROBABILITY = 0.65
 
 # The annotator's temperature, in units of quality: its label agrees with the higher quality about 88% of the time.
 ANNOTATOR_TAU = 0.5
@@ -67,6 +70,7 @@ CLAUSES = {
     "feeling": "i feel {feeling}",
     "question": "should i {action} the {person}",
     OTHER_FEELING: "my {relation} feels {feeling}",
+    HABIT: "long story short",
 }
 
 # Sentences by which a post tells a clause. No sentence holds a comma, so that nothing in a post reads like a summary.
@@ -248,16 +252,18 @@ def join_clauses(clauses: Sequence[str]) -> str:
 def write_summary(rng: random.Random, post: Post) -> str:
     """One summary by the imperfect writer, who wrote the references and, independently, both texts of each pair.
 
-    The facts are told in canonical order, and after each the next is any later one. So whether more is to come depends
-    on how many have been told, hardly on which: a greedy policy would otherwise write longer summaries than the writer.
+    Most summaries begin with a habit of the writer's that nobody likes, so what is most probable is not what is
+    preferred. The facts are told in canonical order, and after each the next is any later one. So whether more is to
+    come depends on how many have been told, hardly on which: a greedy policy would otherwise write longer summaries
+    than the writer.
     """
+    clauses = [CLAUSES[HABIT]] if rng.random() < HABIT_PROBABILITY else []
     count = rng.choices(list(CLAUSE_COUNTS), weights=list(CLAUSE_COUNTS.values()))[0]
     told = [0 if rng.random() < EVENT_PROBABILITY else rng.randrange(1, len(SLOTS))]
     while len(told) < count and told[-1] + 1 < len(SLOTS):
         told.append(rng.randrange(told[-1] + 1, len(SLOTS)))
     unused = list(post.distractors)
     rng.shuffle(unused)
-    clauses = []
     for slot in (SLOTS[i] for i in told):
         fate = rng.random()
         if fate < WRONG_PROBABILITY:
@@ -300,14 +306,14 @@ def quality(facts_json: str, text: str) -> Quality:
     body = line.removesuffix(".")
     correct = wrong = irrelevant = 0
     score = WORD_WEIGHT * len(words)
-    in_grammar = []
+    slots = []
     told: set[str] = set()
     for chunk in (part.strip() for part in body.split(",")) if body else ():
         slot = _slot_of(chunk)
-        in_grammar.append(slot is not None)
-        if slot is None or slot == OTHER_FEELING or slot in told or chunk in facts["distractors"]:
+        slots.append(slot)
+        if slot not in SLOTS or slot in told or chunk in facts["distractors"]:
             irrelevant += 1
-            score += IRRELEVANT_WEIGHT
+            score += HABIT_WEIGHT if slot == HABIT else IRRELEVANT_WEIGHT
             continue
         told.add(slot)
         if chunk == facts[slot]:
@@ -316,9 +322,9 @@ def quality(facts_json: str, text: str) -> Quality:
         else:
             wrong += 1
             score += WRONG_WEIGHT
-    if not any(in_grammar):
+    if all(slot in (None, HABIT) for slot in slots):
         score += NO_CLAUSE_WEIGHT
-    well_formed = bool(in_grammar) and all(in_grammar) and line.endswith(".")
+    well_formed = bool(slots) and None not in slots and line.endswith(".")
     return Quality(score, correct, wrong, irrelevant, well_formed)
 
 
