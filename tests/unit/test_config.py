@@ -212,6 +212,7 @@ RECIPES = {
     "candidates": "prefopt.generation.sample",
     "score": "prefopt.generation.score",
     "best_of_n": "prefopt.generation.best_of_n",
+    "best_of_n_curve": "prefopt.analysis.best_of_n_curve",
     "judge": "prefopt.judging.stage",
     "win_rates": "prefopt.analysis.win_rates",
     "examples": "prefopt.analysis.examples",

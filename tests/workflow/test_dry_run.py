@@ -24,7 +24,7 @@ def test_the_embedded_default_starts_from_the_shipped_base(tmp_path: Path) -> No
 
 def test_all_adds_figures_and_examples(tmp_path: Path) -> None:
     jobs = planned(folder=tmp_path)
-    assert {"win_rate_figure", "training_figure", "examples", "all"} <= jobs.keys()
+    assert {"win_rate_figure", "training_figure", "examples", "best_of_n_figure", "all"} <= jobs.keys()
 
 
 def test_another_directory_is_used_for_results_only(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.workflow
 METHODS = ["base", "sft", "preferred_ft", "dpo", "ppo", "best_of_4"]
 # What hangs on any method's verdicts.
 TABLES = {"win_rates": 1, "win_rate_figure": 1, "examples": 1, "all": 1}
-DPO_AND_BELOW = {"dpo": 1, "sample": 1, "judge": 1, "training_figure": 1, **TABLES}
+# What hangs on DPO's and the candidates' verdicts.
+CURVE = {"best_of_n_curve": 1, "best_of_n_figure": 1}
+DPO_AND_BELOW = {"dpo": 1, "sample": 1, "judge": 1, "training_figure": 1, **TABLES, **CURVE}
 MADE = {"results", "logs", "work", ".snakemake"}
 
 
@@ -68,6 +70,17 @@ def test_the_table_has_a_row_per_method_and_temperature(finished: Path) -> None:
     assert table["judge"].str.startswith("oracle").all()
 
 
+def test_the_best_of_n_curve_ends_at_the_tables_row(finished: Path) -> None:
+    curve = pd.read_csv(finished / "results" / "best_of_n.csv")
+    assert curve[["method", "n"]].drop_duplicates().to_numpy().tolist() == [["sft", 1], ["sft", 4], ["dpo", 1]]
+    best, dpo = (curve[(curve["n"] == n) & (curve["temperature"] == 1)].set_index("method") for n in (4, 1))
+    table = pd.read_csv(finished / "results" / "tldr_winrates.csv").set_index(["method", "temperature"])
+    assert best.loc["sft", "win_rate"] == pytest.approx(table.loc[("best_of_4", 1), "win_rate"])
+    assert dpo.loc["dpo", "win_rate"] == pytest.approx(table.loc[("dpo", 1), "win_rate"])
+    assert best.loc["sft", "reward"] > dpo.loc["sft", "reward"]
+    assert best.loc["sft", "flops"] > dpo.loc["sft", "flops"] > 0
+
+
 def test_the_other_results_are_there(finished: Path) -> None:
     names = ["winrates.svg", "winrates.png", "winrates.manifest.json", "comparisons.csv", "training.svg", "examples.md"]
     assert all((finished / "results" / f"tldr_{name}").stat().st_size > 0 for name in names)
@@ -89,7 +102,8 @@ def test_forcing_a_stage_reruns_it_and_what_hangs_on_it(finished: Path) -> None:
 
 def test_another_judge_trains_nothing_but_the_judge(finished: Path) -> None:
     jobs = plan(finished, changed={"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
-    assert jobs == {"gold_reward_model": 1, "judge": len(METHODS), "training_figure": 1, **TABLES}
+    judged = {"judge": len(METHODS), "judge_candidates": 1}
+    assert jobs == {"gold_reward_model": 1, **judged, "training_figure": 1, **TABLES, **CURVE}
 
 
 def test_threads_and_memory_rerun_nothing(finished: Path) -> None:
@@ -132,7 +146,7 @@ def test_a_deleted_model_is_made_again_with_what_hangs_on_it(finished: Path) -> 
 def test_a_deleted_table_is_made_again_and_the_result_is_the_same(finished: Path) -> None:
     table = (finished / "results/tldr_winrates.csv").read_text()
     (finished / "results/verdicts/tldr/dpo.parquet").unlink()
-    assert plan(finished) == {"judge": 1, **TABLES}
+    assert plan(finished) == {"judge": 1, **TABLES, **CURVE}
     result = snakemake("--cores", "2", "--configfile", TINY, folder=finished)
     assert result.returncode == 0, result.stderr[-4000:]
     assert (finished / "results/tldr_winrates.csv").read_text() == table

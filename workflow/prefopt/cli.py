@@ -27,6 +27,8 @@ STAGES = {
     "judge": ("prefopt.judging.stage", "verdicts against the reference completions"),
     "win_rates": ("prefopt.analysis.win_rates", "win rates with intervals"),
     "win_rate_figure": ("prefopt.analysis.figures", "win rate against temperature"),
+    "best_of_n_curve": ("prefopt.analysis.best_of_n_curve", "win rate, reward and cost of the best of N for every N"),
+    "best_of_n_figure": ("prefopt.analysis.best_of_n_figure", "win rate against N and against cost"),
     "training_figure": ("prefopt.analysis.training_curves", "curves of every trainer"),
     "examples": ("prefopt.analysis.examples", "what the methods wrote, side by side"),
 }

@@ -139,6 +139,12 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "methods": task["methods"],
         "judge": task["judge"],
     },
+    "best_of_n_curve": lambda config, task, name: {
+        "task": name,
+        "n": [n for n in task["best_of_n"]["curve"] if n <= task["best_of_n"]["n"]],
+        "confidence": task["evaluation"]["confidence"],
+        "seed": config["seed"],
+    },
     "examples": lambda config, task, name: {
         "task": name,
         "methods": task["methods"],

@@ -79,3 +79,91 @@ rule best_of_n:
         "python -m prefopt --threads {threads} best_of_n --candidates {input.candidates} --scores {input.scores}"
         " --greedy {input.greedy} --prompts {input.prompts} --reference-model {params.reference:q} --n {wildcards.n}"
         " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+
+
+# Every candidate, so that every N can be read.
+rule judge_candidates:
+    input:
+        unpack(gold_files),
+        samples="results/candidates/{task}.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+        demonstrations="results/data/{task}/demonstrations.parquet",
+    output:
+        "results/candidates/{task}_verdicts.parquet",
+    log:
+        "logs/{task}/judge_candidates.log",
+    benchmark:
+        "logs/benchmarks/{task}/judge_candidates.jsonl"
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        gold=gold_arguments,
+        recipe=recipe("judge"),
+        code=fingerprint("prefopt.judging.stage"),
+    shell:
+        "python -m prefopt --threads {threads} judge --samples {input.samples} --prompts {input.prompts}"
+        " --demonstrations {input.demonstrations} {params.gold} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+
+
+rule best_of_n_curve:
+    input:
+        unpack(one_sample_files),
+        candidates="results/candidates/{task}.parquet",
+        scores="results/candidates/{task}_scores.parquet",
+        verdicts="results/candidates/{task}_verdicts.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        "results/candidates/{task}_curve.csv",
+    log:
+        "logs/{task}/best_of_n_curve.log",
+    benchmark:
+        "logs/benchmarks/{task}/best_of_n_curve.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        one_sample=one_sample_arguments,
+        recipe=recipe("best_of_n_curve"),
+        code=fingerprint("prefopt.analysis.best_of_n_curve"),
+    shell:
+        "python -m prefopt best_of_n_curve --candidates {input.candidates} --scores {input.scores}"
+        " --verdicts {input.verdicts} --prompts {input.prompts} {params.one_sample} --recipe {params.recipe:q}"
+        " --out {output} > {log} 2>&1"
+
+
+rule best_of_n_figure:
+    input:
+        curves_of_tasks,
+    output:
+        table=report(
+            "results/best_of_n.csv",
+            caption="../report/best_of_n.rst",
+            category="Best-of-N",
+            labels={"task": "all", "what": "table"},
+        ),
+        svg=report(
+            "results/best_of_n.svg",
+            caption="../report/best_of_n.rst",
+            category="Best-of-N",
+            labels={"task": "all", "what": "figure"},
+        ),
+        png="results/best_of_n.png",
+    log:
+        "logs/best_of_n_figure.log",
+    benchmark:
+        "logs/benchmarks/best_of_n_figure.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        code=fingerprint("prefopt.analysis.best_of_n_figure"),
+    shell:
+        "python -m prefopt best_of_n_figure --curves {input} --table {output.table}"
+        " --out {output.svg} {output.png} > {log} 2>&1"

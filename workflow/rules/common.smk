@@ -124,9 +124,36 @@ def gold_arguments(wildcards, input):
     return " ".join(f"--{key.replace('_', '-')} {input[key]}" for key in gold_files(wildcards))
 
 
+def one_sample_files(wildcards):
+    """DPO's samples and verdicts, whose worth the best of N is compared with; nothing where there is no DPO."""
+    if "dpo" not in config["tasks"][wildcards.task]["methods"]:
+        return {}
+    return {
+        "one_sample": f"results/samples/{wildcards.task}/dpo.parquet",
+        "one_sample_verdicts": f"results/verdicts/{wildcards.task}/dpo.parquet",
+    }
+
+
+def one_sample_arguments(wildcards, input):
+    """The same as arguments of the stage `best_of_n_curve`."""
+    return " ".join(f"--{key.replace('_', '-')} {input[key]}" for key in one_sample_files(wildcards))
+
+
+def tasks_with_candidates():
+    """Tasks of which some method is Best-of-N."""
+    return [
+        task for task, section in config["tasks"].items() if any(m.startswith("best_of_") for m in section["methods"])
+    ]
+
+
+def curves_of_tasks(wildcards):
+    """The Best-of-N curve of each task that has one."""
+    return [f"results/candidates/{task}_curve.csv" for task in tasks_with_candidates()]
+
+
 def results_of_all_tasks():
     """Tables and figures of every task, and all that they are made of: a deleted model or table is made again."""
-    files = []
+    files = [f"results/best_of_n.{ending}" for ending in ("csv", "svg", "png")] if tasks_with_candidates() else []
     for task, section in config["tasks"].items():
         files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]
         files += [f"results/{task}_comparisons.csv", f"results/{task}_examples.md"]

@@ -16,10 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from prefopt.analysis.style import display_name, figure_style, line_style, save
+from prefopt.analysis.style import display_name, figure_style, line_style, save, task_name
 from prefopt.errors import UserError
 
-_TASKS = {"tldr": "TL;DR summarization"}
 _DODGE = 0.07  # of the smallest step between temperatures, between neighbouring methods
 
 
@@ -54,7 +53,7 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
         axes.set_ylabel("Win rate against the reference summary")
         task = str(table["task"].iloc[0])
         kind = " (synthetic records)" if manifest.get("synthetic") else ""
-        axes.set_title(_TASKS.get(task, task) + kind, loc="left", fontweight="bold", y=1.01)
+        axes.set_title(task_name(task) + kind, loc="left", fontweight="bold", y=1.01)
         note = textwrap.fill(footnote(table, manifest), 126)
         lines = note.count("\n") + 1
         warned = manifest.get("interpretable") is False

@@ -50,6 +50,7 @@ _STYLES = [
     LineStyle("#56B4E9", "P", (0, (8, 2))),
     LineStyle("#E69F00", "X", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
 ]
+_TASKS = {"tldr": "TL;DR summarization"}
 _METHODS = ["dpo", "ppo", "best_of_n", "sft", "preferred_ft", "base"]
 _NAMES = {
     "dpo": "DPO",
@@ -64,6 +65,11 @@ _NAMES = {
 }
 
 
+def task_name(task: str) -> str:
+    """The task's name for a reader."""
+    return _TASKS.get(task, task)
+
+
 def display_name(method: str) -> str:
     """The method's name for a reader: "best_of_128" becomes "Best of 128"."""
     if method.startswith("best_of_"):
@@ -71,11 +77,16 @@ def display_name(method: str) -> str:
     return _NAMES.get(method, method)
 
 
+def position_style(position: int) -> LineStyle:
+    """A style by position, for lines that are not methods."""
+    return _STYLES[position % len(_STYLES)]
+
+
 def line_style(method: str, position: int = 0) -> LineStyle:
     """A method's style, the same in every figure; an unknown method takes one by its position."""
     family = "best_of_n" if method.startswith("best_of_") else method
     index = _METHODS.index(family) if family in _METHODS else len(_METHODS) + position
-    return _STYLES[index % len(_STYLES)]
+    return position_style(index)
 
 
 @contextmanager

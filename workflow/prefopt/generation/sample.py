@@ -18,6 +18,7 @@ from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.lm.sampling import sample
+from prefopt.lm.shape import shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
@@ -157,6 +158,7 @@ def run(args: argparse.Namespace) -> None:
         prompts=table.attrs["manifest"]["content_hash"],
         recipe=to_dict(recipe),
         used=usage.report(),
+        shape=dataclasses.asdict(shape_of(model)),
         **hashes,
     )
 

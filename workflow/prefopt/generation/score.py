@@ -12,6 +12,7 @@ import torch
 
 from prefopt.lm.batching import Row
 from prefopt.lm.models import load_scorer, weights_hash
+from prefopt.lm.shape import shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
         reward_weights=weights_hash(args.model),
         recipe=to_dict(recipe),
         used=usage.report(),
+        shape=dataclasses.asdict(shape_of(model)),
     )
 
 

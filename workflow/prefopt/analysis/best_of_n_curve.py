@@ -1,0 +1,205 @@
+"""The stage `best_of_n_curve`: what the best of N candidates is worth, for every N, and what it costs (Fig. 4).
+
+The candidates of a prompt are exchangeable, so the best of the first N is one of many equally good estimates. The table
+holds their mean over all subsets of size N, which is free of the luck of the draw and has the smallest variance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prefopt.analysis.statistics import score_interval
+from prefopt.analysis.win_rates import write_csv
+from prefopt.errors import UserError
+from prefopt.flops import Shape, attended_pairs, forward_flops
+from prefopt.recipes import from_json
+from prefopt.tables import read_table
+
+_KEY = ["prompt_id", "temperature", "sample_index"]
+_SCORE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CurveRecipe:
+    """Which N the table holds."""
+
+    task: str
+    n: tuple[int, ...]
+    confidence: float
+    seed: int
+
+
+def best_of_n_weights(rewards: Sequence[float], n: int) -> np.ndarray:
+    """Chance of each candidate to be the best of a random subset of size n; equal rewards share theirs.
+
+    Args:
+        rewards: of the m candidates of one prompt.
+        n: size of the subset, at most m.
+
+    Returns:
+        float64 [m], their sum is 1. With k candidates of at most a candidate's reward, and no ties, the chance is
+        C(k - 1, n - 1) / C(m, n).
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    if n == 1:
+        return np.full(len(values), 1 / len(values))
+    total = math.comb(len(values), n)
+    weights = np.zeros(len(values))
+    below = 0
+    for value in np.unique(values):
+        equal = values == value
+        upto = below + int(equal.sum())
+        # Subsets whose best has this reward: all of what is not above it, less all of what is below it.
+        weights[equal] = (math.comb(upto, n) - math.comb(below, n)) / total / (upto - below)
+        below = upto
+    return weights
+
+
+def curve_table(
+    candidates: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    prompt_tokens: dict[str, int],
+    policy: Shape,
+    reward_model: Shape,
+    n_values: Sequence[int],
+    recipe: CurveRecipe,
+) -> pd.DataFrame:
+    """A row per temperature and N over the test prompts.
+
+    Args:
+        candidates: columns prompt_id, temperature, sample_index, tokens, reward (only N = 1 can do without).
+        verdicts: the candidates' verdicts.
+        prompt_tokens: length of each prompt.
+        policy: shape of the model that sampled.
+        reward_model: shape of the model that scored.
+        n_values: the values of N.
+        recipe: task, confidence and seed.
+
+    Returns:
+        task, n, temperature, prompts, win_rate, ci_low, ci_high, reward, mean_tokens (of the chosen completion),
+        generated_tokens and flops (both per prompt, over all N candidates, their scores included), judge, seed.
+
+    Raises:
+        UserError: a prompt has fewer candidates than the largest N.
+    """
+    columns = [*_KEY, "outcome", "judge"]
+    judged = candidates.merge(verdicts[verdicts["split"] == "test"][columns], on=_KEY, validate="one_to_one")
+    rows = []
+    for temperature, at in judged.groupby("temperature"):
+        for n in n_values:
+            of_prompts = [_one_prompt(str(name), group, n) for name, group in at.groupby("prompt_id")]
+            found = pd.DataFrame(of_prompts)
+            valid = found["score"].dropna()
+            interval = score_interval(valid.tolist(), confidence=recipe.confidence)
+            costs = [
+                best_of_n_flops(prompt_tokens[name], lengths, n, policy, reward_model)
+                for name, lengths in zip(found["prompt_id"], found["lengths"], strict=True)
+            ]
+            rows.append(
+                {
+                    "task": recipe.task,
+                    "n": n,
+                    "temperature": temperature,
+                    "prompts": len(found),
+                    "win_rate": valid.mean(),
+                    "ci_low": interval.low,
+                    "ci_high": interval.high,
+                    "reward": found["reward"].mean(),
+                    "mean_tokens": found["tokens"].mean(),
+                    "generated_tokens": n * found["lengths"].map(np.mean).mean(),
+                    "flops": np.mean(costs),
+                    "judge": at["judge"].iloc[0],
+                    "seed": recipe.seed,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _one_prompt(prompt_id: str, candidates: pd.DataFrame, n: int) -> dict[str, Any]:
+    """Expected figures of the best of n of a prompt's candidates; an invalid verdict has no score."""
+    if len(candidates) < n:
+        raise UserError(
+            f"prompt {prompt_id!r} has {len(candidates)} candidates, the best of {n} needs {n}: raise "
+            f"tasks.NAME.best_of_n.n."
+        )
+    weights = best_of_n_weights(candidates["reward"].tolist(), n)
+    scores = candidates["outcome"].map(_SCORE).to_numpy(dtype=np.float64)
+    known = ~np.isnan(scores)
+    share = weights[known].sum()
+    return {
+        "prompt_id": prompt_id,
+        "score": float(weights[known] @ scores[known] / share) if share > 0 else math.nan,
+        "reward": float(weights @ candidates["reward"].to_numpy(dtype=np.float64)),
+        "tokens": float(weights @ candidates["tokens"].to_numpy(dtype=np.float64)),
+        "lengths": candidates["tokens"].tolist(),
+    }
+
+
+def best_of_n_flops(prompt: int, lengths: Sequence[int], n: int, policy: Shape, reward_model: Shape) -> float:
+    """Operations of sampling n completions of a prompt and, where there is a choice, of scoring them.
+
+    Args:
+        prompt: tokens of the prompt, which each model reads once.
+        lengths: tokens of the candidates, EOS included; the n are a random subset of them.
+        n: how many are sampled.
+        policy: samples; it never reads a completion's last token.
+        reward_model: scores, reading every token, at the last one.
+    """
+    own = [length - 1 for length in lengths]
+    pairs = attended_pairs(prompt, [])
+    sampling = sum(forward_flops(policy, k, attended_pairs(prompt, [k]) - pairs, k) for k in own)
+    scoring = sum(forward_flops(reward_model, k, attended_pairs(prompt, [k]) - pairs, 1) for k in lengths)
+    total = forward_flops(policy, prompt, pairs, 1) + sampling * n / len(lengths)
+    if n > 1:
+        total += forward_flops(reward_model, prompt, pairs, 0) + scoring * n / len(lengths)
+    return total
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `best_of_n_curve`."""
+    parser.add_argument("--candidates", required=True, type=Path, help="samples table of candidates")
+    parser.add_argument("--scores", required=True, type=Path, help="their scores table")
+    parser.add_argument("--verdicts", required=True, type=Path, help="their verdicts table")
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
+    parser.add_argument(
+        "--one-sample", type=Path, help="samples table of a policy to compare with, one sample a prompt"
+    )
+    parser.add_argument("--one-sample-verdicts", type=Path, help="its verdicts table")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="CSV that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Computes and writes the curve, and the row of the policy's one sample beside it."""
+    recipe = from_json(CurveRecipe, args.recipe)
+    prompts = read_table(args.prompts, "prompts")
+    lengths = dict(zip(prompts["prompt_id"], prompts["prompt_ids"].map(len), strict=True))
+    samples, verdicts = _samples_and_verdicts(args.candidates, args.verdicts, prompts)
+    scores = read_table(args.scores, "scores", samples=samples.attrs["manifest"]["content_hash"])
+    reward_model = Shape(**scores.attrs["manifest"]["shape"])
+    candidates = samples[[*_KEY, "tokens"]].merge(scores, on=_KEY, validate="one_to_one")
+    policy = Shape(**samples.attrs["manifest"]["shape"])
+    tables = [curve_table(candidates, verdicts, lengths, policy, reward_model, recipe.n, recipe).assign(method="sft")]
+    if args.one_sample is not None:
+        samples, verdicts = _samples_and_verdicts(args.one_sample, args.one_sample_verdicts, prompts)
+        policy = Shape(**samples.attrs["manifest"]["shape"])
+        one = curve_table(samples.assign(reward=math.nan), verdicts, lengths, policy, reward_model, (1,), recipe)
+        tables.append(one.assign(method=samples["method"].iloc[0]))
+    table = pd.concat(tables, ignore_index=True)
+    write_csv(args.out, table[["task", "method", *table.columns.drop(["task", "method"])]])
+
+
+def _samples_and_verdicts(samples: Path, verdicts: Path, prompts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    table = read_table(samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
+    judged = read_table(verdicts, "verdicts")
+    if judged.attrs["manifest"]["inputs"]["samples"] != table.attrs["manifest"]["content_hash"]:
+        raise UserError(f"{verdicts} was made from other samples than {samples}: run the stage `judge` again.")
+    return table, judged

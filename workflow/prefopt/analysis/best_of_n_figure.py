@@ -1,0 +1,93 @@
+"""The stage `best_of_n_figure`: one table of every task's curves, and win rate against N and against its cost (Fig. 4)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, PercentFormatter
+
+from prefopt.analysis.style import display_name, figure_style, position_style, save, task_name
+from prefopt.analysis.win_rates import write_csv
+from prefopt.errors import UserError
+
+
+def best_of_n_figure(table: pd.DataFrame) -> Figure:
+    """A row per task: win rate against N at each temperature, and against operations per prompt.
+
+    Args:
+        table: curves as the stage `best_of_n_curve` wrote them. Rows of a method other than `sft` are one sample of
+            another policy: a level on the left, a point on the right.
+    """
+    tasks = list(dict.fromkeys(table["task"]))
+    with figure_style():
+        figure, panels = plt.subplots(
+            len(tasks), 2, figsize=(7.4, 3.3 * len(tasks) + 0.3), squeeze=False, sharey="row", layout="constrained"
+        )
+        for (left, right), task in zip(panels, tasks, strict=True):
+            rows = table[table["task"] == task]
+            _draw(left, rows, "n")
+            _draw(right, rows, "flops")
+            left.set_title(task_name(task), loc="left", fontweight="bold")
+            left.set_xscale("log", base=2)
+            values = sorted(rows.loc[rows["method"] == "sft", "n"].unique())
+            left.set_xticks(values, [str(n) for n in values])
+            left.xaxis.set_minor_locator(NullLocator())
+            left.set_xlabel("N, candidates per prompt")
+            left.set_ylabel("Win rate against the reference")
+            left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+            right.set_xscale("log")
+            right.set_xlabel("Floating-point operations per prompt")
+            right.set_title("The same against its cost", loc="left")
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        plt.close(figure)
+    return figure
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> None:
+    curves = rows[rows["method"] == "sft"]
+    for position, (temperature, curve) in enumerate(curves.groupby("temperature")):
+        style = position_style(position)
+        ordered = curve.sort_values("n")
+        axes.fill_between(ordered[x], ordered["ci_low"], ordered["ci_high"], color=style.color, alpha=0.13, linewidth=0)
+        axes.plot(
+            *(ordered[x], ordered["win_rate"]),
+            color=style.color,
+            linestyle=style.dashes,
+            marker=style.marker,
+            markersize=4.5,
+            linewidth=1.5,
+            label=f"Best of N, temperature {temperature:g}",
+        )
+    others = rows[rows["method"] != "sft"]
+    for _, one in others.loc[others.groupby("method")["win_rate"].idxmax()].iterrows():
+        label = f"{display_name(one['method'])}, one sample, temperature {one['temperature']:g}"
+        spread = [[one["win_rate"] - one["ci_low"]], [one["ci_high"] - one["win_rate"]]]
+        axes.errorbar(one[x], one["win_rate"], yerr=spread, color="black", marker="*", markersize=11, label=label)
+        if x == "n":
+            axes.axhline(one["win_rate"], color="black", linewidth=0.8, linestyle=(0, (1, 2)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `best_of_n_figure`."""
+    parser.add_argument("--curves", required=True, type=Path, nargs="+", help="CSVs of the stage `best_of_n_curve`")
+    parser.add_argument("--table", required=True, type=Path, help="CSV of all of them that is made")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Joins the curves and draws them."""
+    for path in args.curves:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: run the stage `best_of_n_curve`.")
+    table = pd.concat([pd.read_csv(path) for path in args.curves], ignore_index=True)
+    write_csv(args.table, table)
+    figure = best_of_n_figure(table)
+    with figure_style():
+        for path in args.out:
+            save(figure, path)

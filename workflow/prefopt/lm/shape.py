@@ -1,0 +1,21 @@
+"""The shape of a model, from which `prefopt.flops` counts its operations."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from prefopt.flops import Shape
+from prefopt.lm.models import backbone
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """The shape of a language model or a scorer."""
+    body = backbone(model)
+    linear = sum(module.weight.numel() for module in body.modules() if isinstance(module, nn.Linear | Conv1D))
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = model.get_output_embeddings()
+    head_weights = head.weight.numel() if head is not None else config.num_labels * config.hidden_size
+    return Shape(linear, config.num_hidden_layers, config.num_attention_heads * width, head_weights)
