@@ -148,6 +148,8 @@ def test_the_snakefile_is_a_table_of_contents() -> None:
 def test_what_a_run_makes_is_ignored_by_git() -> None:
     made = ["results/tldr_winrates.csv", "results/models/tldr/dpo", "logs/tldr/dpo.log", "work/tldr", ".snakemake/log"]
     result = subprocess.run(["git", "check-ignore", *made], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if result.returncode == 128:
+        pytest.skip("not a git checkout")
     assert result.stdout.split() == made
 
 
