@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from prefopt.analysis.statistics import score_interval
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.win_rates import select_temperatures, write_csv
 from prefopt.errors import UserError
 from prefopt.flops import Shape, attended_pairs, forward_flops
 from prefopt.recipes import from_json
@@ -178,7 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Computes and writes the curve, and the row of the policy's one sample beside it."""
+    """Computes and writes the curve, and beside it the other policy's one sample at its selected temperature."""
     recipe = from_json(CurveRecipe, args.recipe)
     prompts = read_table(args.prompts, "prompts")
     lengths = dict(zip(prompts["prompt_id"], prompts["prompt_ids"].map(len), strict=True))
@@ -192,7 +192,9 @@ def run(args: argparse.Namespace) -> None:
         samples, verdicts = _samples_and_verdicts(args.one_sample, args.one_sample_verdicts, prompts)
         policy = Shape(**samples.attrs["manifest"]["shape"])
         one = curve_table(samples.assign(reward=math.nan), verdicts, lengths, policy, reward_model, (1,), recipe)
-        tables.append(one.assign(method=samples["method"].iloc[0]))
+        method = str(samples["method"].iloc[0])
+        selected = one[one["temperature"] == select_temperatures(verdicts)[method]]
+        tables.append(selected.assign(method=method))
     table = pd.concat(tables, ignore_index=True)
     write_csv(args.out, table[["task", "method", *table.columns.drop(["task", "method"])]])
 

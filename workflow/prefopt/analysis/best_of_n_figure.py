@@ -44,7 +44,7 @@ def best_of_n_figure(table: pd.DataFrame) -> Figure:
             right.set_xlabel("Floating-point operations per prompt")
             right.set_title("The same against its cost", loc="left")
         handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
         plt.close(figure)
     return figure
 
@@ -62,11 +62,10 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> None:
             marker=style.marker,
             markersize=4.5,
             linewidth=1.5,
-            label=f"Best of N, temperature {temperature:g}",
+            label=f"Best of N, T = {temperature:g}",
         )
-    others = rows[rows["method"] != "sft"]
-    for _, one in others.loc[others.groupby("method")["win_rate"].idxmax()].iterrows():
-        label = f"{display_name(one['method'])}, one sample, temperature {one['temperature']:g}"
+    for _, one in rows[rows["method"] != "sft"].iterrows():
+        label = f"{display_name(one['method'])}, one sample, T = {one['temperature']:g}"
         spread = [[one["win_rate"] - one["ci_low"]], [one["ci_high"] - one["win_rate"]]]
         axes.errorbar(one[x], one["win_rate"], yerr=spread, color="black", marker="*", markersize=11, label=label)
         if x == "n":
