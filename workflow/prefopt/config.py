@@ -167,7 +167,7 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
                 value[key] = _complete({}, below)
     elif isinstance(value, list) and "items" in schema:
         value = [_complete(item, schema["items"]) for item in value]
-    elif schema.get("type") == "number" and _is_number(value):
+    elif "number" in _types(schema) and _is_number(value):
         value = float(value)
     elif schema.get("type") == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -234,8 +234,12 @@ def _allowed(schema: Mapping[str, Any]) -> str:
         return str(schema["x-allowed"])
     if "enum" in schema:
         return _or(["null" if option is None else str(option) for option in schema["enum"]])
-    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    return _or([_TYPES[name](schema) for name in types])
+    return _or([_TYPES[name](schema) for name in _types(schema)])
+
+
+def _types(schema: Mapping[str, Any]) -> list[str]:
+    types = schema.get("type", [])
+    return types if isinstance(types, list) else [types]
 
 
 def _or(options: list[str]) -> str:
@@ -256,6 +260,7 @@ _TYPES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "integer": lambda schema: f"a whole number{_bounds(schema)}",
     "number": lambda schema: f"a number{_bounds(schema)}",
     "string": lambda schema: "text",
+    "boolean": lambda schema: "true or false",
     "null": lambda schema: "null",
     "array": lambda schema: (
         f"a list{' of at least one' if schema.get('minItems') else ''}: {_allowed(schema['items'])}"

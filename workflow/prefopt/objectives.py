@@ -101,6 +101,23 @@ def bradley_terry_loss(chosen_reward: Tensor, rejected_reward: Tensor) -> Tensor
     return -F.logsigmoid(chosen_reward - rejected_reward)
 
 
+def unlikelihood_loss(chosen_logp: Tensor, rejected_logp: Tensor, alpha: float) -> Tensor:
+    """Unlikelihood (section 6): makes the chosen completion more probable and the rejected one less.
+
+    The loss is -log pi(y_w|x) + alpha * log pi(y_l|x). It has no lower bound and no reference policy, so nothing
+    stops the policy from leaving every text it knew.
+
+    Args:
+        chosen_logp: float [n], log pi(y_w|x).
+        rejected_logp: float [n], log pi(y_l|x).
+        alpha: weight of the rejected completion, in [0, 1]; 0 is Preferred-FT on the pairs.
+
+    Returns:
+        losses, float [n].
+    """
+    return -chosen_logp + alpha * rejected_logp
+
+
 def per_token_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
     """PPO's reward for each token: -kl_coef * (log pi - log pi_ref), and the score on the last real token.
 
@@ -195,6 +212,22 @@ def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: fl
     """
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns).square(), (clipped - returns).square())
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, completions: int, horizon: float) -> float:
+    """The KL penalty's weight after an update, from Ziegler et al. 2019, section 2.2: a proportional controller.
+
+    The weight is multiplied with 1 + clip(kl / target - 1, -0.2, 0.2) * completions / horizon.
+
+    Args:
+        kl_coef: weight of the update that was made.
+        kl: mean KL of its completions to the reference policy, in nats per completion.
+        target: wanted KL, in nats per completion, > 0.
+        completions: how many completions the update sampled.
+        horizon: completions over which the weight grows by a fifth where the KL is far too large.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * completions / horizon)
 
 
 def best_of_n_kl_bound(n: int) -> float:

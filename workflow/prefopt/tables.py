@@ -43,6 +43,9 @@ _RAW_PREFERENCES = [
 SCHEMAS: dict[str, pa.Schema] = {
     "raw_demonstrations": pa.schema(_RAW_DEMONSTRATIONS),
     "raw_preferences": pa.schema(_RAW_PREFERENCES),
+    "raw_reviews": pa.schema(
+        [("review_id", pa.string()), ("text", pa.string()), ("label", pa.int32()), ("split", pa.string())]
+    ),
     "pretraining": pa.schema([("text", pa.string())]),
     "demonstrations": pa.schema([*_RAW_DEMONSTRATIONS, ("prompt_ids", _IDS), ("response_ids", _IDS)]),
     "preferences": pa.schema([*_RAW_PREFERENCES, ("prompt_ids", _IDS), ("chosen_ids", _IDS), ("rejected_ids", _IDS)]),
@@ -88,6 +91,20 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("reward", pa.float32()),
         ]
     ),
+    "evaluations": pa.schema(
+        [
+            ("run", pa.string()),
+            ("method", pa.string()),
+            ("seed", pa.int32()),
+            ("conservativeness", pa.float64()),
+            ("step", pa.int32()),
+            ("prompt_id", pa.string()),
+            ("sample_index", pa.int32()),
+            ("reward", pa.float32()),
+            ("kl", pa.float32()),
+            ("tokens", pa.int32()),
+        ]
+    ),
     "verdicts": pa.schema(
         [
             ("prompt_id", pa.string()),
@@ -110,12 +127,14 @@ SCHEMAS: dict[str, pa.Schema] = {
 _KEYS: dict[str, list[str]] = {
     "raw_demonstrations": ["prompt_id"],
     "raw_preferences": ["pair_id"],
+    "raw_reviews": ["review_id"],
     "demonstrations": ["prompt_id"],
     "preferences": ["pair_id"],
     "prompts": ["prompt_id"],
     "reference_logprobs": ["pair_id"],
     "samples": ["prompt_id", "temperature", "sample_index"],
     "scores": ["prompt_id", "temperature", "sample_index"],
+    "evaluations": ["run", "step", "prompt_id", "sample_index"],
     "verdicts": ["prompt_id", "temperature", "sample_index", "order"],
 }
 

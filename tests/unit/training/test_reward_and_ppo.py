@@ -28,6 +28,9 @@ PPO: dict[str, Any] = {
     "temperature": 0.7,
     "max_new_tokens": 6,
     "kl_coef": 0.05,
+    "kl_target": None,
+    "kl_horizon": 10000.0,
+    "normalize_rewards": False,
     "gamma": 1.0,
     "lam": 0.95,
     "clip": 0.2,
@@ -65,7 +68,7 @@ def models(task: Task, reward_model: Path) -> ppo.Models:
         policy=load_policy(task.model)[0],
         value=load_scorer(reward_model),
         reference=load_policy(task.model)[0],
-        reward=load_scorer(reward_model),
+        reward=ppo.learned_reward(load_scorer(reward_model), from_json(ppo.PPORecipe, json.dumps(PPO))),
     )
 
 
@@ -108,7 +111,7 @@ def test_first_update_has_ratio_one_and_no_divergence(task: Task, models: ppo.Mo
     rollouts = roll_out(task, models, values)
     assert ppo.describe(rollouts)["kl"] == pytest.approx(0, abs=1e-4)
     optimizer = build_optimizer(torch.nn.ModuleList([models.policy, models.value]), "adamw", 1e-3)
-    figures = ppo.update(models, optimizer, rollouts, values, torch.Generator().manual_seed(0))
+    figures = ppo.update(models, optimizer, rollouts, values, 0.05, torch.Generator().manual_seed(0))
     assert figures["first_ratio"] == pytest.approx(1, abs=1e-4)
     assert figures["ratio"] != pytest.approx(1, abs=1e-4)
     assert figures["grad_norm"] > 0
@@ -140,7 +143,7 @@ def test_ppo_raises_a_reward_that_can_be_raised(task: Task, models: ppo.Models) 
         scores = torch.tensor([sum(token < 30 for token in ids) / len(ids) for ids in completions])
         rewards.append(scores.mean().item())
         rollouts = dataclasses.replace(rollouts, scores=scores * 10)
-        ppo.update(models, optimizer, rollouts, values, torch.Generator().manual_seed(step))
+        ppo.update(models, optimizer, rollouts, values, 0.0, torch.Generator().manual_seed(step))
     assert rewards[0] < 0.15
     assert rewards[-1] > 0.5
 
@@ -182,5 +185,6 @@ def test_stage_runs_resumes_and_publishes(
 
 
 def test_prompts_are_used_evenly() -> None:
-    drawn = [i for done in range(5) for i in ppo.prompts_of_update(10, 4, seed=0, done=done)]
+    order = ppo.PromptOrder(10, seed=0)
+    drawn = [i for done in range(5) for i in order.of_update(4, done)]
     assert sorted(drawn) == sorted([*range(10), *range(10)])

@@ -8,6 +8,7 @@ cut.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -76,6 +77,8 @@ def train(
     usage: Usage,
     better: tuple[str, int] = ("loss", -1),
     shuffle: bool = True,
+    total_steps: int | None = None,
+    hook: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains `model` in place; resumes from the run's checkpoint and ends with the weights to publish.
 
@@ -89,6 +92,8 @@ def train(
         usage: counts what is processed.
         better: which validation figure chooses the best checkpoint, and +1 where larger is better, else -1.
         shuffle: whether each epoch takes the examples in an order of its own, or in the given one.
+        total_steps: steps to make, over as many epochs as that takes; None is `recipe.epochs`.
+        hook: called with the number of steps made, before the first and after each.
 
     Returns:
         Metrics, a mapping per training step and evaluation, ready for a JSON-lines file.
@@ -98,7 +103,8 @@ def train(
     """
     # Adam's second moment over some twenty steps, as is usual for language models.
     optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, adam_beta2=0.95)
-    total_steps = recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
+    if total_steps is None:
+        total_steps = recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
     state = TrainingState(name, run, model, model, optimizer, recipe.keep)
 
     def evaluate_and_keep() -> None:
@@ -110,8 +116,11 @@ def train(
 
     if state.step == 0:
         evaluate_and_keep()
+        if hook is not None:
+            hook(0)
+    batches = _batches_from(state.step, len(training.ids), recipe, shuffle)
     with Progress(name, total_steps, "steps", done=state.step) as progress:
-        for indices in _batches_from(state.step, len(training.ids), recipe, shuffle):
+        for indices in itertools.islice(batches, total_steps - state.step):
             factor = learning_rate_factor(state.step, total_steps, recipe.warmup_steps, recipe.schedule)
             learning_rate = recipe.learning_rate * factor
             set_learning_rate(optimizer, learning_rate)
@@ -131,6 +140,8 @@ def train(
             progress.update(1, loss=figures["loss"])
             if state.step % recipe.evaluate_every == 0 or state.step == total_steps:
                 evaluate_and_keep()
+            if hook is not None:
+                hook(state.step)
             if state.step % recipe.checkpoint_every == 0 and state.step < total_steps:
                 state.save()
     state.finish()
@@ -186,8 +197,9 @@ def _micro_batches(examples: Examples, indices: Sequence[int], token_budget: int
 
 
 def _batches_from(step: int, examples: int, recipe: TrainingRecipe, shuffle: bool) -> Iterator[list[int]]:
+    """Batches of all steps after `step`, without an end."""
     steps_per_epoch = math.ceil(examples / recipe.batch_size)
-    for epoch in range(step // steps_per_epoch, recipe.epochs):
+    for epoch in itertools.count(step // steps_per_epoch):
         batches = epoch_batches(examples, recipe.batch_size, recipe.seed, epoch, shuffle)
         yield from batches[max(0, step - epoch * steps_per_epoch) :]
 

@@ -1,20 +1,21 @@
-"""PPO against the learned reward with a per-token KL penalty, as in the summarization experiment (section 6).
+"""PPO against a reward with a per-token KL penalty: the learned reward, or the true one (PPO-GT in section 6.1).
 
 Policy, value network, reference policy and reward model are four models. The value network starts from the reward
-model and shares nothing with the policy. Dropout is off in all of them, so the first update has ratio 1 and KL 0.
-Each prompt is sampled several times, and the engine reads it once for all its completions.
+model, where there is one, and shares nothing with the policy. Dropout is off in all of them, so the first update has
+ratio 1 and KL 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
@@ -22,10 +23,9 @@ from torch import Tensor, nn
 
 from prefopt import objectives
 from prefopt.errors import UserError
-from prefopt.lm.batching import Row, micro_batches
-from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs, pad_flat
-from prefopt.lm.models import load_policy, load_scorer, score_head, tokenizer_hash
-from prefopt.lm.sampling import sample
+from prefopt.lm.batching import micro_batches
+from prefopt.lm.logprobs import completion_logprobs
+from prefopt.lm.models import load_policy, load_scorer, tokenizer_hash
 from prefopt.progress import Progress
 from prefopt.recipes import from_json
 from prefopt.tables import read_table
@@ -37,110 +37,20 @@ from prefopt.training.optimization import (
     learning_rate_factor,
     set_learning_rate,
 )
-from prefopt.training.reward import score_rows
+from prefopt.training.rollouts import (
+    Models,
+    PPORecipe,
+    Rollouts,
+    describe,
+    flat_values,
+    learned_reward,
+    normalized,
+    roll_out,
+)
 from prefopt.training.sft import split_of
 from prefopt.usage import Usage, default_device
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PPORecipe:
-    """One update: sample, score, then `epochs` passes over the rollouts in `minibatches` optimizer steps each."""
-
-    updates: int
-    prompts_per_update: int
-    samples_per_prompt: int
-    epochs: int
-    minibatches: int
-    temperature: float  # of rollouts; log-probabilities of policy and reference are taken at it
-    max_new_tokens: int
-    kl_coef: float
-    gamma: float
-    lam: float
-    clip: float
-    value_clip: float
-    value_coef: float
-    missing_eos_reward: float  # replaces the reward of a completion that did not end
-    learning_rate: float
-    schedule: Literal["constant", "cosine", "linear"]
-    warmup_steps: int  # updates
-    adam_eps: float
-    max_grad_norm: float
-    validation_prompts: int
-    evaluate_every: int  # updates
-    checkpoint_every: int  # updates
-    keep: Literal["best", "last"]
-    token_budget: int
-    dtype: Literal["float32", "bfloat16"]
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Models:
-    """The four models of PPO; only policy and value are trained."""
-
-    policy: nn.Module
-    value: nn.Module
-    reference: nn.Module
-    reward: nn.Module
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollouts:
-    """Completions sampled from the policy, and all that is known of them before the update.
-
-    `n` = rows * samples_per_prompt completions, those of a row adjacent; tensors are on the CPU.
-    """
-
-    rows: list[Row]
-    mask: Tensor  # bool [n, T]
-    logps: Tensor  # float32 [n, T], under the policy that sampled
-    reference_logps: Tensor  # float32 [n, T]
-    values: Tensor  # float32 [n, T], before each token
-    scores: Tensor  # float32 [n], the reward of the whole completion
-    ended: Tensor  # bool [n], whether EOS was sampled
-
-
-def roll_out(
-    models: Models, prompts: Sequence[Sequence[int]], recipe: PPORecipe, eos_id: int, seeds: Sequence[int]
-) -> Rollouts:
-    """Samples completions and computes their scores, values and reference log-probabilities.
-
-    Args:
-        models: see `Models`.
-        prompts: token ids of each prompt.
-        recipe: temperature, samples per prompt, lengths.
-        eos_id: ends a completion.
-        seeds: one for each prompt.
-    """
-    sampled = sample(
-        models.policy,
-        [list(prompt) for prompt in prompts],
-        n=recipe.samples_per_prompt,
-        temperature=recipe.temperature,
-        max_new_tokens=recipe.max_new_tokens,
-        eos_id=eos_id,
-        seeds=list(seeds),
-    )
-    rows = [
-        Row(tuple(prompt), tuple(tuple(completion.token_ids) for completion in completions))
-        for prompt, completions in zip(prompts, sampled, strict=True)
-    ]
-    completions = [completion for group in sampled for completion in group]
-    lengths = torch.tensor([len(completion.token_ids) for completion in completions])
-    logps = pad_flat(torch.cat([torch.as_tensor(c.logps) for c in completions]).float(), lengths)
-    ended = torch.tensor([completion.finish_reason == "eos" for completion in completions])
-    scores = score_rows(models.reward, rows, recipe.token_budget, recipe.dtype).flatten()
-    return Rollouts(
-        rows=rows,
-        mask=torch.arange(logps.shape[1]) < lengths.unsqueeze(1),
-        logps=logps,
-        reference_logps=_token_logps(models.reference, rows, recipe),
-        values=_values(models.value, rows, recipe),
-        scores=torch.where(ended, scores, recipe.missing_eos_reward),
-        ended=ended,
-    )
 
 
 def update(
@@ -148,6 +58,7 @@ def update(
     optimizer: torch.optim.Optimizer,
     rollouts: Rollouts,
     recipe: PPORecipe,
+    kl_coef: float,
     generator: torch.Generator,
 ) -> dict[str, float]:
     """PPO's optimizer steps on one set of rollouts.
@@ -157,6 +68,7 @@ def update(
         optimizer: over both.
         rollouts: see `roll_out`.
         recipe: clips, coefficients, epochs and minibatches.
+        kl_coef: weight of the KL penalty in this update.
         generator: orders the rows of each epoch.
 
     Returns:
@@ -164,7 +76,7 @@ def update(
         `grad_norm`; `first_ratio` is the first minibatch's, which must be 1.
     """
     rewards = objectives.per_token_rewards(
-        rollouts.scores, rollouts.logps, rollouts.reference_logps, rollouts.mask, recipe.kl_coef
+        rollouts.scores, rollouts.logps, rollouts.reference_logps, rollouts.mask, kl_coef
     )
     advantages, returns = objectives.generalized_advantages(
         rewards, rollouts.values, rollouts.mask, recipe.gamma, recipe.lam
@@ -188,38 +100,27 @@ def update(
     return {name: value if name == "first_ratio" else value / steps for name, value in sums.items()}
 
 
-def describe(rollouts: Rollouts) -> dict[str, float]:
-    """Reward, KL to the reference (nats per completion), entropy estimate (nats per token), lengths, EOS rate."""
-    mask = rollouts.mask
-    log_ratio = ((rollouts.logps - rollouts.reference_logps) * mask).sum(dim=1)
-    return {
-        "reward": rollouts.scores.mean().item(),
-        "kl": log_ratio.mean().item(),
-        "entropy": -objectives.masked_mean(rollouts.logps, mask).item(),
-        "tokens": mask.sum(dim=1).float().mean().item(),
-        "ended": rollouts.ended.float().mean().item(),
-    }
-
-
 def train(
     models: Models,
     training: pd.DataFrame,
-    validation: pd.DataFrame,
+    validation: pd.DataFrame | None,
     recipe: PPORecipe,
     eos_id: int,
     run: RunFolder,
     usage: Usage,
+    hook: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains policy and value in place; resumes from the run's checkpoint.
 
     Args:
         models: see `Models`.
         training: rows of the prompts table to sample for.
-        validation: rows of the prompts table to evaluate on, by reward - kl_coef * KL.
+        validation: rows of the prompts table to evaluate on, by reward - kl_coef * KL; None does not.
         recipe: see `PPORecipe`.
         eos_id: ends a completion.
         run: an open run folder.
         usage: counts completions and tokens.
+        hook: called with the number of updates made, before the first and after each.
 
     Returns:
         Metrics, a mapping per update and evaluation.
@@ -231,8 +132,15 @@ def train(
     optimizer = build_optimizer(both, "adamw", recipe.learning_rate, adam_eps=recipe.adam_eps)
     prompts = [ids.tolist() for ids in training["prompt_ids"]]
     state = TrainingState("ppo", run, both, models.policy, optimizer, recipe.keep)
+    order = PromptOrder(len(prompts), recipe.seed)
+    # The metrics hold what an adaptive weight and the normalization depend on, so that a resumed run knows it.
+    made = [row for row in state.metrics if row["split"] == "train"]
+    kl_coef = made[-1]["next_kl_coef"] if made else recipe.kl_coef
+    moments = [(row["reward"], row["reward_variance"]) for row in made]
 
     def evaluate_and_keep() -> None:
+        if validation is None:
+            return
         # The same seeds at every evaluation: common random numbers make the checkpoints comparable.
         once = dataclasses.replace(recipe, samples_per_prompt=1)
         held_out = [ids.tolist() for ids in validation["prompt_ids"]]
@@ -243,16 +151,29 @@ def train(
 
     if state.step == 0:
         evaluate_and_keep()
+        if hook is not None:
+            hook(0)
     with Progress("ppo", recipe.updates, "updates", done=state.step) as progress:
         while state.step < recipe.updates:
             factor = learning_rate_factor(state.step, recipe.updates, recipe.warmup_steps, recipe.schedule)
             learning_rate = recipe.learning_rate * factor
             set_learning_rate(optimizer, learning_rate)
-            chosen = prompts_of_update(len(prompts), recipe.prompts_per_update, recipe.seed, state.step)
+            chosen = order.of_update(recipe.prompts_per_update, state.step)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.step)
             seeds = torch.randint(2**62, (len(chosen),), generator=generator).tolist()
             rollouts = roll_out(models, [prompts[i] for i in chosen], recipe, eos_id, seeds)
-            figures = {**describe(rollouts), **update(models, optimizer, rollouts, recipe, generator)}
+            figures = describe(rollouts)
+            moments.append((figures["reward"], figures["reward_variance"]))
+            if recipe.normalize_rewards:
+                rollouts = normalized(rollouts, moments)
+            figures |= update(models, optimizer, rollouts, recipe, kl_coef, generator)
+            figures["kl_coef"] = kl_coef
+            if recipe.kl_target is not None:
+                completions = len(rollouts.scores)
+                kl_coef = objectives.adapted_kl_coef(
+                    kl_coef, figures["kl"], recipe.kl_target, completions, recipe.kl_horizon
+                )
+            figures["next_kl_coef"] = kl_coef
             if not math.isfinite(figures["loss"]):
                 names = ", ".join(training["prompt_id"].iloc[i] for i in chosen)
                 raise UserError(
@@ -265,20 +186,35 @@ def train(
             progress.update(1, reward=figures["reward"], kl=figures["kl"])
             if state.step % recipe.evaluate_every == 0 or state.step == recipe.updates:
                 evaluate_and_keep()
+            if hook is not None:
+                hook(state.step)
             if state.step % recipe.checkpoint_every == 0 and state.step < recipe.updates:
                 state.save()
     state.finish()
     return state.metrics
 
 
-def prompts_of_update(prompts: int, per_update: int, seed: int, done: int) -> list[int]:
-    """Indices of an update's prompts: consecutive pieces of seeded permutations, so that none is favoured."""
-    indices: list[int] = []
-    for position in range(done * per_update, (done + 1) * per_update):
-        epoch, offset = divmod(position, prompts)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        indices.append(int(torch.randperm(prompts, generator=generator)[offset]))
-    return indices
+class PromptOrder:
+    """Which prompts each update takes: consecutive pieces of seeded permutations, so that none is favoured.
+
+    Args:
+        prompts: how many there are.
+        seed: of the permutations, one of which serves for each pass over the prompts.
+    """
+
+    def __init__(self, prompts: int, seed: int) -> None:
+        self._prompts, self._seed = prompts, seed
+        self._permutation = functools.lru_cache(maxsize=2)(self._permutation_of_pass)
+
+    def of_update(self, count: int, done: int) -> list[int]:
+        """Indices of the `count` prompts of the update that `done` others came before."""
+        places = (divmod(place, self._prompts) for place in range(done * count, (done + 1) * count))
+        return [self._permutation(number)[offset] for number, offset in places]
+
+    def _permutation_of_pass(self, number: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        indices: list[int] = torch.randperm(self._prompts, generator=generator).tolist()
+        return indices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -301,7 +237,7 @@ def run(args: argparse.Namespace) -> None:
         policy=policy,
         value=load_scorer(args.reward_model, device=device),
         reference=load_policy(args.model, device=device)[0],
-        reward=load_scorer(args.reward_model, device=device),
+        reward=learned_reward(load_scorer(args.reward_model, device=device), recipe),
     )
     usage = Usage("ppo", device, torch.float32)
     identity = stage.describe_run(
@@ -341,7 +277,7 @@ def _accumulate(
         )
         with autocast(recipe.dtype, device):
             logps = completion_logprobs(models.policy, part, temperature=recipe.temperature).tokens
-            values = _flat_values(models.value, part)
+            values = flat_values(models.value, part)
         policy_losses, clipped = objectives.ppo_policy_loss(logps, old_logps, advantage, recipe.clip)
         value_losses = objectives.ppo_value_loss(values, old_values, target, recipe.value_clip)
         loss = (policy_losses.sum() + recipe.value_coef * value_losses.sum()) / total_tokens
@@ -352,42 +288,3 @@ def _accumulate(
         sums["clip_fraction"] += clipped.sum().item() / total_tokens
         sums["ratio"] += torch.exp(logps.detach() - old_logps).sum().item() / total_tokens
     return dict(sums)
-
-
-@torch.no_grad()
-def _token_logps(model: nn.Module, rows: Sequence[Row], recipe: PPORecipe) -> Tensor:
-    """Log-probability of every completion token at the rollouts' temperature, float32 [n, T] on the CPU."""
-    return _by_micro_batch(
-        rows,
-        recipe,
-        next(model.parameters()).device,
-        lambda part: completion_logprobs(model, part, temperature=recipe.temperature).tokens,
-    )
-
-
-@torch.no_grad()
-def _values(model: nn.Module, rows: Sequence[Row], recipe: PPORecipe) -> Tensor:
-    """The value before every completion token, float32 [n, T] on the CPU."""
-    device = next(model.parameters()).device
-    return _by_micro_batch(rows, recipe, device, lambda part: _flat_values(model, part))
-
-
-def _flat_values(model: nn.Module, rows: Sequence[Row]) -> Tensor:
-    predicting, _ = completion_hidden_states(model, rows)
-    return score_head(model)(predicting).float().squeeze(-1)
-
-
-def _by_micro_batch(rows: Sequence[Row], recipe: PPORecipe, device: torch.device, compute: Any) -> Tensor:
-    """Runs `compute(rows) -> [tokens]` within the token budget and pads the results in the order of `rows`."""
-    k = recipe.samples_per_prompt
-    lengths = torch.tensor([len(completion) for row in rows for completion in row.completions])
-    padded = torch.zeros(len(lengths), int(lengths.max()))
-    mask = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
-    for micro_batch in micro_batches(rows, recipe.token_budget):
-        completions = [i * k + j for i in micro_batch for j in range(k)]
-        with autocast(recipe.dtype, device):
-            flat = compute([rows[i] for i in micro_batch]).float().cpu()
-        part = padded[completions]
-        part[mask[completions]] = flat
-        padded[completions] = part
-    return padded
