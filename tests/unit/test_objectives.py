@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -148,12 +147,41 @@ class TestPPO:
         assert far.item() == pytest.approx(0.5 * 0.64)
 
 
-def test_best_of_n_bound_against_enumeration() -> None:
-    """On a four-point uniform distribution with distinct rewards the exact KL stays below the bound."""
-    n, points = 3, 4
-    counts = [0] * points
-    for draw in itertools.product(range(points), repeat=n):
-        counts[max(draw)] += 1
-    kl = sum(c / points**n * math.log(c / points**n * points) for c in counts)
-    assert objectives.best_of_n_kl_bound(n) == pytest.approx(math.log(3) - 2 / 3)
-    assert 0 < kl <= objectives.best_of_n_kl_bound(n)
+def test_unlikelihood_pushes_the_rejected_completion_down_by_alpha() -> None:
+    chosen = torch.tensor([-1.0, -3.0], requires_grad=True)
+    rejected = torch.tensor([-2.0, -0.5], requires_grad=True)
+    losses = objectives.unlikelihood_loss(chosen, rejected, alpha=0.5)
+    assert losses.tolist() == [0.0, 2.75]
+    losses.sum().backward()
+    assert chosen.grad.tolist() == [-1.0, -1.0]  # type: ignore[union-attr]
+    assert rejected.grad.tolist() == [0.5, 0.5]  # type: ignore[union-attr]
+
+
+def test_unlikelihood_gradient_of_the_logits() -> None:
+    """Of one token: -(onehot(chosen) - p) + alpha * (onehot(rejected) - p)."""
+    logits = torch.tensor([0.2, -0.4, 0.9], requires_grad=True)
+    logps = torch.log_softmax(logits, dim=0)
+    objectives.unlikelihood_loss(logps[0], logps[2], alpha=0.1).backward()
+    p = torch.softmax(logits.detach(), dim=0)
+    expected = -(torch.tensor([1.0, 0, 0]) - p) + 0.1 * (torch.tensor([0, 0, 1.0]) - p)
+    assert torch.allclose(logits.grad, expected, atol=1e-6)  # type: ignore[arg-type]
+
+
+class TestAdaptiveKL:
+    """Ziegler et al. 2019, section 2.2."""
+
+    @pytest.mark.parametrize(
+        ("kl", "factor"), [(6.0, 1.0), (6.6, 1 + 0.1 * 0.0256), (60.0, 1 + 0.2 * 0.0256), (0.0, 1 - 0.2 * 0.0256)]
+    )
+    def test_one_step(self, kl: float, factor: float) -> None:
+        assert objectives.adapted_kl_coef(0.2, kl, 6.0, completions=256, horizon=10000) == pytest.approx(0.2 * factor)
+
+    @pytest.mark.parametrize("target", [3.0, 12.0])
+    def test_reaches_its_target_where_more_weight_means_less_divergence(self, target: float) -> None:
+        """A toy whose optimum at weight w has KL 2/w, and whose policy goes a tenth of the way in each update."""
+        coef, kl = 1.0, 0.0
+        for _ in range(400):
+            kl += 0.1 * (2 / coef - kl)
+            coef = objectives.adapted_kl_coef(coef, kl, target, completions=256, horizon=1000)
+        assert kl == pytest.approx(target, rel=0.02)
+        assert coef == pytest.approx(2 / target, rel=0.02)

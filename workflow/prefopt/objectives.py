@@ -6,8 +6,6 @@ or preference pairs; `T` completion tokens, right-padded, with a boolean `mask` 
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -228,8 +226,3 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, completions: int, 
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * completions / horizon)
-
-
-def best_of_n_kl_bound(n: int) -> float:
-    """Upper bound in nats on KL(best-of-n policy || the policy it samples from): log n - (n - 1)/n."""
-    return math.log(n) - (n - 1) / n

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -253,3 +254,14 @@ def test_verdicts_on_other_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other samples"):
         win_rates.run(arguments(made, tmp_path, as_json()))
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_best_of_n_bound_against_enumeration() -> None:
+    """On a four-point uniform distribution with distinct rewards the exact KL stays below the bound."""
+    n, points = 3, 4
+    counts = [0] * points
+    for draw in itertools.product(range(points), repeat=n):
+        counts[max(draw)] += 1
+    kl = sum(c / points**n * math.log(c / points**n * points) for c in counts)
+    assert best_of_n_bound("best_of_3", 1.0) == pytest.approx(math.log(3) - 2 / 3)
+    assert 0 < kl <= best_of_n_bound("best_of_3", 1.0)

@@ -127,7 +127,7 @@ def select_temperatures(verdicts: pd.DataFrame) -> dict[str, float]:
         if set(validation["temperature"]) != set(rows["temperature"]):
             raise UserError(
                 f"The method {method!r} lacks verdicts on validation prompts at some temperature, so that its "
-                f"temperature cannot be chosen: raise tasks.tldr.evaluation.validation_prompts."
+                f"temperature cannot be chosen: raise the task's evaluation.validation_prompts."
             )
         rates = validation["outcome"].map(_SCORE).groupby(validation["temperature"]).mean().fillna(-1.0)
         # The first of equal rates, and they are sorted by temperature.
@@ -296,7 +296,7 @@ def _check(verdicts: pd.DataFrame, methods: Sequence[str]) -> None:
         raise UserError(f"The method {odd[0]!r} is missing among {where}: pass one verdict table a method.")
     test = verdicts[verdicts["split"] == "test"]
     if test.empty:
-        raise UserError("No verdict is on a test prompt: raise tasks.tldr.evaluation.test_prompts.")
+        raise UserError("No verdict is on a test prompt: raise the task's evaluation.test_prompts.")
     expected = set(test["prompt_id"])
     for (method, temperature), group in test.groupby(["method", "temperature"]):
         if lacking := sorted(expected - set(group["prompt_id"])):

@@ -161,7 +161,7 @@ def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_b
     if pairs.empty:
         raise UserError(
             f"{gold_data} has no comparison in the split 'test', so that the judge's accuracy is unknown: "
-            f"raise tasks.tldr.data.gold_fraction or give more comparisons."
+            f"raise the task's data.gold_fraction or give more comparisons."
         )
     model = load_scorer(gold_model, device=default_device())
     return RewardModelJudge(
