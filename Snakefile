@@ -1,4 +1,4 @@
-# The TL;DR experiment of the DPO paper: raw records -> tables -> models -> samples -> verdicts -> win rates.
+# The experiments of the DPO paper: raw records -> tables -> models -> samples -> verdicts -> win rates.
 # workflow/rules/ holds a file per stage; workflow/prefopt/ is the package whose stages the rules run.
 import sys
 
@@ -8,9 +8,11 @@ min_version("9.20")
 
 sys.path.insert(0, f"{workflow.basedir}/workflow")
 
-from prefopt.config import recipe_json, resolve
+from prefopt import plan
+from prefopt.config import resolve
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
+from prefopt.stage_recipes import recipe_json
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"
@@ -28,7 +30,7 @@ report: "workflow/report/workflow.rst"
 
 wildcard_constraints:
     task="|".join(config["tasks"]),
-    method="base|sft|preferred_ft|dpo|ppo|best_of_[0-9]+",
+    method="base|base_2shot|sft|preferred_ft|dpo|ppo|best_of_[0-9]+",
     n="[0-9]+",
 
 
@@ -43,9 +45,11 @@ include: "workflow/rules/ppo.smk"
 include: "workflow/rules/sampling.smk"
 include: "workflow/rules/best_of_n.smk"
 include: "workflow/rules/judging.smk"
+include: "workflow/rules/sentiment.smk"
+include: "workflow/rules/frontier.smk"
 include: "workflow/rules/analysis.smk"
 
 
 rule all:
     input:
-        results_of_all_tasks(),
+        plan.result_files(config),

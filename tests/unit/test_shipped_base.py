@@ -8,10 +8,11 @@ from pathlib import Path
 import yaml
 
 from prefopt import tables
-from prefopt.config import recipe_json, resolve
+from prefopt.config import resolve
 from prefopt.data.embedded import generate
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.recipes import from_json
+from prefopt.stage_recipes import recipe_json
 from prefopt.training.pretrain import PretrainRecipe, recipe_hash, train_tokenizer
 
 ROOT = Path(__file__).parents[2]

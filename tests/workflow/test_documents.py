@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -111,30 +112,56 @@ def third_party_imports(modules: frozenset[str]) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"prefopt"}
 
 
-def test_every_key_of_the_config_is_documented() -> None:
+def documented_keys() -> dict[str, list[str]]:
+    """The rows that config/README.md must hold under each heading."""
     schema = load_schema()
-    training = schema["$defs"]["training"]
-    sections = dict(
-        re.findall(r"^## `?([\w. ]+?)`?\n(.*?)(?=^## |\Z)", read("config/README.md"), re.MULTILINE | re.DOTALL)
-    )
+    tasks = schema["properties"]["tasks"]["properties"]
+    shared = {"Every trainer": ("batch_size", "training"), "Every PPO": ("prompts_per_update", "ppo")}
+    rows: dict[str, list[str]] = {}
 
-    def check(section: str, below: dict[str, Any]) -> None:
+    def add(section: str, below: dict[str, Any]) -> None:
         for key, value in below["properties"].items():
-            if "properties" in value:
-                check(f"{section}.{key}".lstrip(".").replace("tasks.tldr", "tasks.NAME"), value)
+            inner = value["additionalProperties"] if key == "runs" else value
+            if "properties" in inner:
+                name = f"{section}.{key}".lstrip(".").replace("tasks.tldr", "tasks.NAME")
+                # Said once, where another task has the same section.
+                if section.startswith("tasks.") and inner == _same_section(tasks, section, key):
+                    continue
+                add(f"{name}.RUN" if key == "runs" else name, inner)
                 continue
-            shared = training.get(key) == value and "batch_size" in below["properties"]
-            heading = "Every trainer" if shared else section or "Top level"
+            headings = [
+                heading
+                for heading, (mark, group) in shared.items()
+                if mark in below["properties"] and schema["$defs"][group].get(key) == value
+            ]
             default = _shown(value["default"]) if "default" in value else "config.yaml"
             row = f"| `{key}` | {default} | {_allowed(value)} | {value['description']} |"
-            assert row in sections[heading].splitlines(), f"config/README.md, {heading}: write\n{row}"
+            rows.setdefault((headings or [section or "Top level"])[0], []).append(row)
 
-    check("", schema)
+    add("", schema)
+    return {heading: list(dict.fromkeys(lines)) for heading, lines in rows.items()}
+
+
+def _same_section(tasks: dict[str, Any], section: str, key: str) -> Any:
+    """What `tasks.NAME` has in the same place; None for itself and where there is no such place."""
+    task, *inner = section.removeprefix("tasks.").split(".")
+    found = None if task == "NAME" else tasks["tldr"]
+    for part in [*inner, key]:
+        found = (found or {}).get("properties", {}).get(part)
+    return found
+
+
+def test_every_key_of_the_config_is_documented() -> None:
+    found = re.findall(r"^## `?([\w. ]+?)`?\n(.*?)(?=^## |\Z)", read("config/README.md"), re.MULTILINE | re.DOTALL)
+    sections = {heading: text.splitlines() for heading, text in found}
+    for heading, rows in documented_keys().items():
+        table = [line for line in sections[heading] if line.startswith("| `")]
+        assert table == rows, f"config/README.md, {heading}: write\n" + "\n".join(rows)
 
 
 def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""A config, checked and completed, and the recipe of each stage read from it.
+"""A config, checked and completed.
 
 The Snakefile and every command that plans a run resolve a config by `resolve`, so that they see the same values.
 Only the standard library, yaml and jsonschema are imported: the Snakefile is read again in every remote job.
@@ -18,13 +18,10 @@ from typing import Any
 import jsonschema
 import yaml
 
+from prefopt.checks import problems
 from prefopt.errors import UserError
-from prefopt.files import canonical_json
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
-
-# The last line of a task's prompts, which a cut never removes.
-PROMPT_SUFFIX = {"tldr": "\n\nTL;DR:"}
 
 Config = dict[str, Any]
 
@@ -50,11 +47,10 @@ def resolve(config: Mapping[str, Any]) -> Config:
     resolved = _complete(copy.deepcopy(dict(config)), schema)
     _check_schema(resolved, schema)
     for task, section in resolved["tasks"].items():
-        if section["base"]["source"] is None:
+        if "base" in section and section["base"]["source"] is None:
             section["base"]["source"] = "shipped" if section["data"]["source"] == "embedded" else "scratch"
-        for check in _CHECKS:
-            for problem in check(section):
-                raise UserError(f"tasks.{task}.{problem}")
+        for problem in problems(section, task):
+            raise UserError(f"tasks.{task}.{problem}")
     return resolved
 
 
@@ -73,88 +69,6 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def stage_recipe(config: Config, task: str, stage: str) -> Config:
-    """The values that a stage of a task is started with: the JSON object of its `--recipe`.
-
-    Args:
-        config: a resolved config.
-        task: key of `tasks`.
-        stage: a rule's name; `candidates` and `gold_reward_model` are the stages `sample` and `reward` with values of
-            their own.
-    """
-    return _RECIPES[stage](config, config["tasks"][task], task)
-
-
-def recipe_json(config: Config, task: str, stage: str) -> str:
-    """`stage_recipe` as text: equal values give equal text."""
-    return canonical_json(stage_recipe(config, task, stage))
-
-
-def _training(config: Config, section: Config, **others: Any) -> Config:
-    """The recipe of a trainer: its section less what only the rules read, and what all trainers share."""
-    values = {key: value for key, value in section.items() if key not in ("source", "path", "name", "revision")}
-    return {**_engine(config), **values, "seed": _seed(config, section), **others}
-
-
-def _seed(config: Config, section: Config) -> int:
-    seed: int = config["seed"] if section["seed"] is None else section["seed"]
-    return seed
-
-
-def _engine(config: Config) -> Config:
-    return {key: config["compute"][key] for key in ("dtype", "token_budget")}
-
-
-def _sampling(config: Config, task: Config, **others: Any) -> Config:
-    prompts = {key: task["evaluation"][key] for key in ("validation_prompts", "test_prompts")}
-    return {**_engine(config), **task["sampling"], **prompts, "n": 1, "seed": _seed(config, task["sampling"]), **others}
-
-
-_RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
-    "records": lambda config, task, name: task["data"],
-    "pretrain": lambda config, task, name: _training(config, task["pretrain"]),
-    "prepare": lambda config, task, name: {**task["lengths"], "suffix": PROMPT_SUFFIX[name]},
-    "sft": lambda config, task, name: _training(config, task["sft"], completion="response"),
-    "preferred_ft": lambda config, task, name: _training(config, task["preferred_ft"], completion="chosen"),
-    "reference": lambda config, task, name: _engine(config),
-    "dpo": lambda config, task, name: _training(config, task["dpo"]),
-    "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
-    "gold_reward_model": lambda config, task, name: _training(config, task["gold_reward_model"]),
-    "ppo": lambda config, task, name: _training(config, task["ppo"]),
-    "sample": lambda config, task, name: _sampling(config, task),
-    # At temperature 0 all candidates would be equal; Best-of-N takes the greedy completion there.
-    "candidates": lambda config, task, name: _sampling(
-        config,
-        task,
-        n=task["best_of_n"]["n"],
-        temperatures=[temperature for temperature in task["sampling"]["temperatures"] if temperature > 0],
-    ),
-    "score": lambda config, task, name: _engine(config),
-    "best_of_n": lambda config, task, name: _engine(config),
-    "judge": lambda config, task, name: {**task["judge"], "token_budget": config["compute"]["token_budget"]},
-    "win_rates": lambda config, task, name: {
-        "task": name,
-        "confidence": task["evaluation"]["confidence"],
-        "seed": config["seed"],
-        "methods": task["methods"],
-        "judge": task["judge"],
-    },
-    "best_of_n_curve": lambda config, task, name: {
-        "task": name,
-        "n": [n for n in task["best_of_n"]["curve"] if n <= task["best_of_n"]["n"]],
-        "confidence": task["evaluation"]["confidence"],
-        "seed": config["seed"],
-    },
-    "examples": lambda config, task, name: {
-        "task": name,
-        "methods": task["methods"],
-        "count": task["evaluation"]["examples"],
-        "seed": config["seed"],
-        "max_characters": task["evaluation"]["example_characters"],
-    },
-}
-
-
 def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
     """Fills in defaults, and reads numbers as their type: 1 as 1.0 where a fraction is meant, "5e-5" as a number."""
     if isinstance(value, dict) and "properties" in schema:
@@ -163,8 +77,10 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
                 value[key] = _complete(value[key], below)
             elif "default" in below:
                 value[key] = copy.deepcopy(below["default"])
-            elif "properties" in below:
+            elif "properties" in below and not below.get("x-optional"):
                 value[key] = _complete({}, below)
+    elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
+        value = {key: _complete(below, schema["additionalProperties"]) for key, below in value.items()}
     elif isinstance(value, list) and "items" in schema:
         value = [_complete(item, schema["items"]) for item in value]
     elif "number" in _types(schema) and _is_number(value):
@@ -204,6 +120,8 @@ def _check_schema(config: Config, schema: Mapping[str, Any]) -> None:
 def _check_complete(config: Config, schema: Mapping[str, Any], path: str) -> None:
     for key, below in schema["properties"].items():
         here = f"{path}.{key}".lstrip(".")
+        if key not in config and below.get("x-optional"):
+            continue
         if key not in config:
             raise UserError(f"{here} is missing; allowed: {_allowed(below)}.")
         if "properties" in below:
@@ -267,108 +185,3 @@ _TYPES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "object": lambda schema: f"a section with the keys {', '.join(sorted(schema['properties']))}",
 }
-
-
-# Checks of values against each other. Each yields sentences without the leading "tasks.NAME.".
-
-
-def _check_data(task: Config) -> Iterator[str]:
-    data = task["data"]
-    total = sum(data["splits"].values())
-    if abs(total - 1) > 1e-6:
-        shares = " + ".join(f"{share:g}" for share in data["splits"].values())
-        yield f"data.splits is {shares} = {total:g}; allowed: shares that add up to 1."
-    if data["source"] == "files":
-        if not data["posts"] + data["demonstrations"]:
-            yield "data.source is 'files', but data.posts and data.demonstrations are empty; give one a path."
-        if not data["comparisons"] + data["preferences"]:
-            yield "data.source is 'files', but data.comparisons and data.preferences are empty; give one a path."
-        for key in ("posts", "comparisons", "demonstrations", "preferences"):
-            for path in data[key]:
-                if not Path(path).is_file():
-                    yield f"data.{key} names {path!r}; no such file is seen from the working directory."
-    if data["source"] == "hub":
-        for key in ("posts", "comparisons"):
-            if data["hub"][key] is None:
-                yield f"data.hub.{key} is null; with data.source 'hub' it must be the name of a data set."
-
-
-def _check_judge(task: Config) -> Iterator[str]:
-    kind, data = task["judge"]["kind"], task["data"]
-    if kind == "oracle" and data["source"] != "embedded":
-        yield (
-            f"judge.kind is 'oracle', which needs data.source 'embedded' and not {data['source']!r}; "
-            f"allowed here: reward_model."
-        )
-    if kind == "reward_model" and data["source"] == "embedded":
-        for key in ("gold_pairs", "gold_test_pairs"):
-            if data["embedded"][key] == 0:
-                yield f"data.embedded.{key} is 0; with judge.kind 'reward_model' it must be at least 1."
-    if kind == "reward_model" and data["source"] != "embedded" and data["gold_fraction"] == 0:
-        yield "data.gold_fraction is 0; with judge.kind 'reward_model' it must be above 0, e.g. 0.5."
-
-
-def _check_methods(task: Config) -> Iterator[str]:
-    for index, method in enumerate(task["methods"]):
-        if match := re.fullmatch(r"best_of_(\d+)", method):
-            if int(match[1]) > task["best_of_n"]["n"]:
-                yield (
-                    f"methods[{index}] is {method!r}, but best_of_n.n is {task['best_of_n']['n']}; "
-                    f"allowed: best_of_N with N up to that."
-                )
-            if not any(temperature > 0 for temperature in task["sampling"]["temperatures"]):
-                yield f"methods[{index}] is {method!r}, which needs a temperature above 0 in sampling.temperatures."
-
-
-def _check_lengths(task: Config) -> Iterator[str]:
-    lengths, longest = task["lengths"], task["pretrain"]["max_positions"]
-    if lengths["max_prompt_length"] >= lengths["max_length"]:
-        yield (
-            f"lengths.max_prompt_length is {lengths['max_prompt_length']}; allowed: less than "
-            f"lengths.max_length, which is {lengths['max_length']}."
-        )
-    if task["base"]["source"] in ("scratch", "shipped"):
-        if lengths["max_length"] > longest:
-            yield (
-                f"lengths.max_length is {lengths['max_length']}; allowed: at most the base's "
-                f"pretrain.max_positions, which is {longest}."
-            )
-        for section in ("sampling", "ppo"):
-            tokens = task[section]["max_new_tokens"]
-            if lengths["max_prompt_length"] + tokens > longest:
-                yield (
-                    f"{section}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prompt_length']}, "
-                    f"so that it fits into pretrain.max_positions after a prompt of lengths.max_prompt_length."
-                )
-
-
-def _check_models(task: Config) -> Iterator[str]:
-    shape = task["pretrain"]
-    if shape["hidden_size"] % shape["heads"]:
-        yield f"pretrain.hidden_size is {shape['hidden_size']}; allowed: a multiple of pretrain.heads, {shape['heads']}."
-    for section in ("base", "sft"):
-        model = task[section]
-        if model["source"] == "path" and model["path"] is None:
-            yield f"{section}.path is null; with {section}.source 'path' it must be a local folder of a model."
-        elif model["source"] == "path" and not (Path(model["path"]) / "config.json").is_file():
-            yield f"{section}.path is {model['path']!r}, where no config.json lies; it must be a folder of a model."
-        if model["source"] == "hub" and model["name"] is None:
-            yield f"{section}.name is null; with {section}.source 'hub' it must be the name of a model there."
-    if task["ppo"]["minibatches"] > task["ppo"]["prompts_per_update"]:
-        yield (
-            f"ppo.minibatches is {task['ppo']['minibatches']}; allowed: at most ppo.prompts_per_update, "
-            f"which is {task['ppo']['prompts_per_update']}."
-        )
-    if task["dpo"]["loss"] == "ipo" and task["dpo"]["label_smoothing"] > 0:
-        yield f"dpo.label_smoothing is {task['dpo']['label_smoothing']}; with dpo.loss 'ipo' it must be 0."
-
-
-def _check_evaluation(task: Config) -> Iterator[str]:
-    if task["data"]["source"] == "embedded":
-        for key in ("validation_prompts", "test_prompts"):
-            wanted, made = task["evaluation"][key], task["data"]["embedded"][key]
-            if wanted > made:
-                yield f"evaluation.{key} is {wanted}; allowed: at most data.embedded.{key}, which is {made}."
-
-
-_CHECKS = (_check_data, _check_judge, _check_methods, _check_lengths, _check_models, _check_evaluation)

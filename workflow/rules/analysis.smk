@@ -68,7 +68,7 @@ rule win_rate_figure:
 
 rule training_figure:
     input:
-        metrics_of_trainers,
+        lambda wildcards: plan.training_metrics(config, wildcards.task),
     output:
         report(
             "results/{task}_training.svg",

@@ -3,7 +3,7 @@
 
 rule candidates:
     input:
-        model=model_files("sft"),
+        model=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
         "results/candidates/{task}.parquet",
@@ -19,7 +19,7 @@ rule candidates:
     resources:
         **MODEL_RESOURCES,
     params:
-        model=model_folder("sft"),
+        model=model_folder("reference"),
         recipe=recipe("candidates"),
         code=fingerprint("prefopt.generation.sample"),
     shell:
@@ -59,7 +59,7 @@ rule best_of_n:
         scores="results/candidates/{task}_scores.parquet",
         greedy="results/samples/{task}/sft.parquet",
         prompts="results/data/{task}/prompts.parquet",
-        reference=model_files("sft"),
+        reference=model_files("reference"),
     output:
         "results/samples/{task}/best_of_{n}.parquet",
     log:
@@ -72,7 +72,7 @@ rule best_of_n:
     resources:
         **MODEL_RESOURCES,
     params:
-        reference=model_folder("sft"),
+        reference=model_folder("reference"),
         recipe=recipe("best_of_n"),
         code=fingerprint("prefopt.generation.best_of_n"),
     shell:
@@ -100,7 +100,7 @@ rule judge_candidates:
     resources:
         **MODEL_RESOURCES,
     params:
-        gold=gold_arguments,
+        gold=arguments_of(gold_files),
         recipe=recipe("judge"),
         code=fingerprint("prefopt.judging.stage"),
     shell:
@@ -127,7 +127,7 @@ rule best_of_n_curve:
     resources:
         **TABLE_RESOURCES,
     params:
-        one_sample=one_sample_arguments,
+        one_sample=arguments_of(one_sample_files),
         recipe=recipe("best_of_n_curve"),
         code=fingerprint("prefopt.analysis.best_of_n_curve"),
     shell:

@@ -3,7 +3,7 @@
 
 rule dpo:
     input:
-        model=model_files("sft"),
+        model=model_files("reference"),
         data="results/data/{task}/preferences.parquet",
         reference="results/logprobs/{task}/reference.parquet",
     output:
@@ -19,7 +19,7 @@ rule dpo:
     resources:
         **MODEL_RESOURCES,
     params:
-        model=model_folder("sft"),
+        model=model_folder("reference"),
         recipe=recipe("dpo"),
         code=fingerprint("prefopt.training.dpo"),
     shell:

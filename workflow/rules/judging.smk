@@ -19,7 +19,7 @@ rule judge:
     resources:
         **MODEL_RESOURCES,
     params:
-        gold=gold_arguments,
+        gold=arguments_of(gold_files),
         recipe=recipe("judge"),
         code=fingerprint("prefopt.judging.stage"),
     shell:

@@ -3,7 +3,7 @@
 
 rule ppo:
     input:
-        model=model_files("sft"),
+        model=model_files("reference"),
         reward_model="results/models/{task}/reward_model",
         prompts="results/data/{task}/prompts.parquet",
     output:
@@ -21,7 +21,7 @@ rule ppo:
     resources:
         **MODEL_RESOURCES,
     params:
-        model=model_folder("sft"),
+        model=model_folder("reference"),
         recipe=recipe("ppo"),
         code=fingerprint("prefopt.training.ppo"),
     shell:

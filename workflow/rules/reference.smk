@@ -3,7 +3,7 @@
 
 rule reference:
     input:
-        model=model_files("sft"),
+        model=model_files("reference"),
         data="results/data/{task}/preferences.parquet",
     output:
         "results/logprobs/{task}/reference.parquet",
@@ -17,7 +17,7 @@ rule reference:
     resources:
         **MODEL_RESOURCES,
     params:
-        model=model_folder("sft"),
+        model=model_folder("reference"),
         recipe=recipe("reference"),
         code=fingerprint("prefopt.training.reference"),
     shell:

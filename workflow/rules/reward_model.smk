@@ -3,7 +3,7 @@
 
 rule reward_model:
     input:
-        model=model_files("sft"),
+        model=model_files("reference"),
         data="results/data/{task}/preferences.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
     output:
@@ -21,7 +21,7 @@ rule reward_model:
     resources:
         **MODEL_RESOURCES,
     params:
-        model=model_folder("sft"),
+        model=model_folder("reference"),
         recipe=recipe("reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:

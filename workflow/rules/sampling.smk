@@ -4,7 +4,7 @@
 rule sample:
     input:
         model=lambda wildcards: model_files(wildcards.method)(wildcards),
-        reference=model_files("sft"),
+        reference=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
         "results/samples/{task}/{method}.parquet",
@@ -21,7 +21,7 @@ rule sample:
         **MODEL_RESOURCES,
     params:
         model=lambda wildcards: model_folder(wildcards.method)(wildcards),
-        reference=model_folder("sft"),
+        reference=model_folder("reference"),
         recipe=recipe("sample"),
         code=fingerprint("prefopt.generation.sample"),
     shell:

@@ -1,0 +1,224 @@
+"""Checks of a config's values against each other, which no schema of single values can make.
+
+Each check yields sentences without the leading "tasks.NAME.".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prefopt import plan
+
+Config = dict[str, Any]
+Check = Callable[[Config, str], Iterator[str]]
+
+# With the source `files` a task needs records of one kind of each group; with `hub` a name of each of these keys.
+_FILES = {
+    "tldr": (("posts", "demonstrations"), ("comparisons", "preferences")),
+    "hh": (("comparisons",),),
+    "cnndm": (("articles",),),
+    "imdb": (("reviews",),),
+}
+_HUB = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",), "imdb": ("name",)}
+
+# What a run of the sweep varies.
+VARIED = {"dpo": "beta", "unlikelihood": "alpha", "ppo": "kl_target", "ppo_gt": "kl_target", "ppo_gt_trl": "kl_target"}
+
+
+def problems(section: Config, task: str) -> Iterator[str]:
+    """What is wrong with a task's section."""
+    for check in _CHECKS[plan.kind(section)]:
+        yield from check(section, task)
+
+
+def _check_data(section: Config, task: str) -> Iterator[str]:
+    data = section["data"]
+    total = sum(data["splits"].values())
+    if abs(total - 1) > 1e-6:
+        shares = " + ".join(f"{share:g}" for share in data["splits"].values())
+        yield f"data.splits is {shares} = {total:g}; allowed: shares that add up to 1."
+    if data["source"] == "files":
+        for group in _FILES[task]:
+            if not any(data[key] for key in group):
+                named = " and ".join(f"data.{key}" for key in group)
+                verb, give = ("are", "one") if len(group) > 1 else ("is", "it")
+                yield f"data.source is 'files', but {named} {verb} empty; give {give} a path."
+        for key in plan.RECORD_FILES:
+            for path in data.get(key, []):
+                if not Path(path).is_file():
+                    yield f"data.{key} names {path!r}; no such file is seen from the working directory."
+    if data["source"] == "hub":
+        for key in _HUB[task]:
+            if data["hub"][key] is None:
+                yield f"data.hub.{key} is null; with data.source 'hub' it must be the name of a data set."
+
+
+def _check_judge(section: Config, task: str) -> Iterator[str]:
+    kind, data = section["judge"]["kind"], section["data"]
+    if kind == "oracle" and data["source"] != "embedded":
+        yield (
+            f"judge.kind is 'oracle', which needs data.source 'embedded' and not {data['source']!r}; "
+            f"allowed here: reward_model."
+        )
+    if kind == "reward_model" and plan.kind(section) == "comparison":
+        if data["source"] == "embedded":
+            for key in ("gold_pairs", "gold_test_pairs"):
+                if data["embedded"][key] == 0:
+                    yield f"data.embedded.{key} is 0; with judge.kind 'reward_model' it must be at least 1."
+        elif data["gold_fraction"] == 0:
+            yield "data.gold_fraction is 0; with judge.kind 'reward_model' it must be above 0, e.g. 0.5."
+
+
+def _check_sections(section: Config, task: str) -> Iterator[str]:
+    needed = {"sft": "reference is 'sft'"} if section["reference"] == "sft" else {}
+    needed |= {"preferred_ft": "reference is 'preferred_ft'"} if section["reference"] == "preferred_ft" else {}
+    for method in section["methods"]:
+        best_of_n = method.startswith("best_of_")
+        if best_of_n or method == "ppo":
+            needed.setdefault("reward_model", f"methods names {method!r}")
+        if best_of_n or method in ("sft", "preferred_ft", "dpo", "ppo"):
+            needed.setdefault("best_of_n" if best_of_n else method, f"methods names {method!r}")
+    if section["judge"]["kind"] == "reward_model":
+        needed["gold_reward_model"] = "judge.kind is 'reward_model'"
+    for name, reason in needed.items():
+        if name not in section:
+            yield f"{name} is missing; {reason}, which needs this section."
+
+
+def _check_methods(section: Config, task: str) -> Iterator[str]:
+    for index, method in enumerate(section["methods"]):
+        if match := re.fullmatch(r"best_of_(\d+)", method):
+            if int(match[1]) > section["best_of_n"]["n"]:
+                yield (
+                    f"methods[{index}] is {method!r}, but best_of_n.n is {section['best_of_n']['n']}; "
+                    f"allowed: best_of_N with N up to that."
+                )
+            if not any(temperature > 0 for temperature in section["sampling"]["temperatures"]):
+                yield f"methods[{index}] is {method!r}, which needs a temperature above 0 in sampling.temperatures."
+
+
+def _check_lengths(section: Config, task: str) -> Iterator[str]:
+    lengths = section["lengths"]
+    if lengths["max_prompt_length"] >= lengths["max_length"]:
+        yield (
+            f"lengths.max_prompt_length is {lengths['max_prompt_length']}; allowed: less than "
+            f"lengths.max_length, which is {lengths['max_length']}."
+        )
+    if section.get("base", {}).get("source") in ("scratch", "shipped"):
+        longest = section["pretrain"]["max_positions"]
+        if lengths["max_length"] > longest:
+            yield (
+                f"lengths.max_length is {lengths['max_length']}; allowed: at most the base's "
+                f"pretrain.max_positions, which is {longest}."
+            )
+        for name in ("sampling", "ppo"):
+            tokens = section.get(name, {}).get("max_new_tokens", 0)
+            if lengths["max_prompt_length"] + tokens > longest:
+                yield (
+                    f"{name}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prompt_length']}, "
+                    f"so that it fits into pretrain.max_positions after a prompt of lengths.max_prompt_length."
+                )
+
+
+def _check_prefix_lengths(section: Config, task: str) -> Iterator[str]:
+    lengths, longest = section["lengths"], section["pretrain"]["max_positions"]
+    if not lengths["min_prefix"] <= lengths["max_prefix"] < lengths["max_length"]:
+        yield (
+            f"lengths.max_prefix is {lengths['max_prefix']}; allowed: from lengths.min_prefix, "
+            f"{lengths['min_prefix']}, to less than lengths.max_length, {lengths['max_length']}."
+        )
+    if section["base"]["source"] != "scratch":
+        return
+    if lengths["max_length"] > longest:
+        yield f"lengths.max_length is {lengths['max_length']}; allowed: at most pretrain.max_positions, {longest}."
+    for name in ("pairs", "evaluation", "ppo", "ppo_gt", "ppo_gt_trl"):
+        tokens = section[name]["max_new_tokens"]
+        if lengths["max_prefix"] + tokens > longest:
+            yield (
+                f"{name}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prefix']}, "
+                f"so that it fits into pretrain.max_positions after a prefix of lengths.max_prefix."
+            )
+
+
+def _check_models(section: Config, task: str) -> Iterator[str]:
+    shape = section["pretrain"]
+    if shape["hidden_size"] % shape["heads"]:
+        yield f"pretrain.hidden_size is {shape['hidden_size']}; allowed: a multiple of pretrain.heads, {shape['heads']}."
+    for name in ("base", "sft", "true_reward"):
+        model = section.get(name, {"source": None})
+        if model["source"] == "path" and model["path"] is None:
+            yield f"{name}.path is null; with {name}.source 'path' it must be a local folder of a model."
+        elif model["source"] == "path" and not (Path(model["path"]) / "config.json").is_file():
+            yield f"{name}.path is {model['path']!r}, where no config.json lies; it must be a folder of a model."
+        if model["source"] == "hub" and model["name"] is None:
+            yield f"{name}.name is null; with {name}.source 'hub' it must be the name of a model there."
+    for name in ("ppo", "ppo_gt", "ppo_gt_trl"):
+        if name in section and section[name]["minibatches"] > section[name]["prompts_per_update"]:
+            yield (
+                f"{name}.minibatches is {section[name]['minibatches']}; allowed: at most {name}.prompts_per_update, "
+                f"which is {section[name]['prompts_per_update']}."
+            )
+    if section.get("dpo", {}).get("loss") == "ipo" and section["dpo"].get("label_smoothing", 0) > 0:
+        yield f"dpo.label_smoothing is {section['dpo']['label_smoothing']}; with dpo.loss 'ipo' it must be 0."
+
+
+def _check_evaluation(section: Config, task: str) -> Iterator[str]:
+    if section["data"]["source"] == "embedded":
+        for key in ("validation_prompts", "test_prompts"):
+            wanted, made = section["evaluation"][key], section["data"]["embedded"][key]
+            if wanted > made:
+                yield f"evaluation.{key} is {wanted}; allowed: at most data.embedded.{key}, which is {made}."
+
+
+def _check_sizes(section: Config, task: str) -> Iterator[str]:
+    made = section["data"]["embedded"]
+    if section["data"]["source"] == "embedded":
+        for name, key, split in (
+            ("pairs", "train_prompts", "train"),
+            ("pairs", "validation_prompts", "validation"),
+            ("evaluation", "prompts", "test"),
+        ):
+            if section[name][key] > made[split]:
+                yield f"{name}.{key} is {section[name][key]}; allowed: at most data.embedded.{split}, {made[split]}."
+
+
+def _check_runs(section: Config, task: str) -> Iterator[str]:
+    runs = {name: run for name, run in section["runs"].items() if run is not None}
+    if not runs:
+        yield "runs is empty; give at least one run."
+    for name, run in runs.items():
+        if "method" not in run:
+            yield f"runs.{name}.method is missing; allowed: {', '.join([*VARIED, 'preferred_ft'])}."
+            continue
+        wanted = {key for key in [VARIED.get(run["method"])] if key}
+        given = set(run) - {"method", "seed"}
+        for key in sorted(wanted - given):
+            yield f"runs.{name}.{key} is missing; a run of the method {run['method']!r} is made by it."
+        for key in sorted(given - wanted):
+            yield f"runs.{name}.{key} ({run[key]:g}) is not read by the method {run['method']!r}; leave it out."
+
+
+def _check_true_reward(section: Config, task: str) -> Iterator[str]:
+    if section["true_reward"]["source"] == "rule" and section["data"]["source"] != "embedded":
+        yield (
+            f"true_reward.source is 'rule', which needs data.source 'embedded' and not {section['data']['source']!r}; "
+            f"allowed here: classifier, path or hub."
+        )
+
+
+_CHECKS: dict[str, tuple[Check, ...]] = {
+    "comparison": (
+        _check_data,
+        _check_judge,
+        _check_sections,
+        _check_methods,
+        _check_lengths,
+        _check_models,
+        _check_evaluation,
+    ),
+    "transfer": (_check_data, _check_judge, _check_lengths, _check_evaluation),
+    "frontier": (_check_data, _check_prefix_lengths, _check_models, _check_sizes, _check_runs, _check_true_reward),
+}

@@ -1,0 +1,141 @@
+"""What a config asks for: the kind of each task, its models and where they lie, and the files of a whole run.
+
+The Snakefile's input functions read it; like `prefopt.config` it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Config = dict[str, Any]
+
+# Keys of a task's `data` that hold paths of records.
+RECORD_FILES = ("posts", "comparisons", "demonstrations", "preferences", "articles", "reviews")
+
+
+def kind(section: Config) -> Literal["comparison", "transfer", "frontier"]:
+    """What is asked of a task: win rates of its methods, win rates of another task's models, or reward against KL."""
+    if "runs" in section:
+        return "frontier"
+    return "transfer" if "models_of" in section else "comparison"
+
+
+def tasks_of(config: Config, *kinds: str) -> list[str]:
+    """Names of the tasks of these kinds, in the config's order."""
+    return [task for task, section in config["tasks"].items() if kind(section) in kinds]
+
+
+def home(config: Config, task: str) -> str:
+    """The task whose models this one samples: itself, unless it transfers another's."""
+    name: str = config["tasks"][task].get("models_of", task)
+    return name
+
+
+def reference(config: Config, task: str) -> str:
+    """The model that is the reference policy of a task's methods."""
+    name: str = config["tasks"][home(config, task)].get("reference", "sft")
+    return name
+
+
+def model_folder(config: Config, task: str, name: str, shipped: str) -> str:
+    """Folder of a task's model, made by a rule or brought by the user.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        name: base, reference, a trainer's name, or true_reward.
+        shipped: folder of the base model that the repository holds.
+    """
+    task = home(config, task)
+    section = config["tasks"][task]
+    if name == "reference":
+        name = reference(config, task)
+    if name == "base_2shot":
+        name = "base"
+    if name == "true_reward" and section["true_reward"]["source"] == "classifier":
+        return f"results/models/{task}/classifier"
+    if name in ("base", "sft", "true_reward"):
+        source = section[name]["source"]
+        if source == "shipped":
+            return shipped
+        if source == "path":
+            folder: str = section[name]["path"]
+            return folder
+        if source == "hub":
+            return f"results/models/{task}/fetched_{name}"
+    return f"results/models/{task}/{name}"
+
+
+def trainers(config: Config, task: str) -> list[str]:
+    """Names of the models that this workflow trains for a task, in the order of the paper."""
+    section = config["tasks"][task]
+    if kind(section) == "transfer":
+        return []
+    wanted = {"base": section["base"]["source"] == "scratch", "sft": False}
+    if kind(section) == "frontier":
+        methods = {run["method"] for run in section["runs"].values() if run is not None}
+        wanted |= {
+            "sft": section["sft"]["source"] == "train",
+            "reward_model": "ppo" in methods,
+            "classifier": section["true_reward"]["source"] == "classifier",
+        }
+    else:
+        used = {*section["methods"], reference(config, task)}
+        rewarded = any(method == "ppo" or method.startswith("best_of_") for method in used)
+        wanted |= {
+            "sft": "sft" in used and section["sft"]["source"] == "train",
+            "preferred_ft": "preferred_ft" in used,
+            "dpo": "dpo" in used,
+            "reward_model": rewarded,
+            "ppo": "ppo" in used,
+            "gold_reward_model": section["judge"]["kind"] == "reward_model",
+        }
+    return [name for name, needed in wanted.items() if needed]
+
+
+def training_metrics(config: Config, task: str) -> list[str]:
+    """The metrics file of each of a task's trainers."""
+    names = ["pretrain" if name == "base" else name for name in trainers(config, task)]
+    return [f"results/training/{task}/{name}.jsonl" for name in names]
+
+
+def runs(config: Config, task: str) -> list[str]:
+    """Names of the runs of a task's sweep; one that an overlay sets to null is left out."""
+    return [name for name, run in config["tasks"][task]["runs"].items() if run is not None]
+
+
+def has_candidates(config: Config, task: str) -> bool:
+    """Whether some method of the task is Best-of-N."""
+    return any(method.startswith("best_of_") for method in config["tasks"][task].get("methods", []))
+
+
+def has_steps(config: Config, task: str) -> bool:
+    """Whether DPO is sampled while it trains."""
+    section = config["tasks"][task]
+    return "dpo" in section.get("methods", []) and section.get("by_step", {}).get("points", 0) > 0
+
+
+def result_files(config: Config) -> list[str]:
+    """Tables and figures of every task, and all that they are made of: a deleted model or table is made again."""
+    files = [f"results/best_of_n.{ending}" for ending in ("csv", "svg", "png")]
+    if not any(has_candidates(config, task) for task in config["tasks"]):
+        files = []
+    files += ["results/compute.csv", "results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
+    for task, section in config["tasks"].items():
+        if kind(section) == "frontier":
+            files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance")]
+            files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png")]
+            files += [f"results/frontier/{task}/{run}.parquet" for run in runs(config, task)]
+        else:
+            files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]
+            files += [f"results/{task}_comparisons.csv", f"results/{task}_examples.md"]
+            files += [
+                f"results/{table}/{task}/{name}.parquet"
+                for table in ("samples", "verdicts")
+                for name in section["methods"]
+            ]
+        if has_steps(config, task):
+            files += [f"results/{task}_winrate_by_step.{ending}" for ending in ("csv", "svg", "png")]
+        files += [f"results/{task}_training.svg"] if trainers(config, task) else []
+        files += [f"results/models/{task}/{name}" for name in trainers(config, task)]
+    return files

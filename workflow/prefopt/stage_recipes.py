@@ -1,0 +1,140 @@
+"""The recipe of each stage, read from a resolved config: the JSON object of its `--recipe`.
+
+A stage's recipe holds nothing that it does not read, so that a change of one stage's values reruns no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from prefopt.checks import VARIED
+from prefopt.files import canonical_json
+
+Config = dict[str, Any]
+
+# The last line of a task's prompts, which a cut never removes.
+PROMPT_SUFFIX = {"tldr": "\n\nTL;DR:", "hh": "\n\nAssistant:", "cnndm": "\n\nTL;DR:"}
+
+
+def stage_recipe(config: Config, task: str, stage: str) -> Config:
+    """The values that a stage of a task is started with: the JSON object of its `--recipe`.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        stage: a rule's name; `candidates` and `gold_reward_model` are the stages `sample` and `reward` with values of
+            their own.
+    """
+    return _RECIPES[stage](config, config["tasks"][task], task)
+
+
+def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
+    """The values that a run of a task's sweep is started with.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        run: key of its `runs`.
+    """
+    section = config["tasks"][task]
+    values = section["runs"][run]
+    method, evaluation = values["method"], section["evaluation"]
+    trainer = {**_training(config, section[method]), **{key: values[key] for key in values if key != "method"}}
+    interval = trainer.pop("interval")
+    # The last weights are all that is evaluated at the end, as at every other checkpoint.
+    trainer |= {"evaluate_every": interval, "keep": "last"}
+    if method.startswith("ppo"):
+        trainer |= {"updates": interval * evaluation["checkpoints"], "validation_prompts": 0}
+    else:
+        trainer["epochs"] = 1  # not read: a run has a number of steps
+    trainer |= {"dpo": {"label_smoothing": 0.0}, "preferred_ft": {"completion": "chosen"}}.get(method, {})
+    return {
+        "run": run,
+        "method": method,
+        "conservativeness": values.get(VARIED.get(method)),
+        "interval": interval,
+        "checkpoints": evaluation["checkpoints"],
+        "trainer": trainer,
+        "evaluation": {
+            **_engine(config),
+            **{key: evaluation[key] for key in ("prompts", "samples_per_prompt", "max_new_tokens", "seed")},
+        },
+        "reward": _true_reward(section),
+    }
+
+
+def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -> str:
+    """`stage_recipe`, or `frontier_run_recipe` of that run, as text: equal values give equal text."""
+    return canonical_json(stage_recipe(config, task, stage) if run is None else frontier_run_recipe(config, task, run))
+
+
+def _training(config: Config, section: Config, **others: Any) -> Config:
+    """The recipe of a trainer: its section less what only the rules read, and what all trainers share."""
+    values = {key: value for key, value in section.items() if key not in ("source", "path", "name", "revision")}
+    return {**_engine(config), **values, "seed": _seed(config, section), **others}
+
+
+def _seed(config: Config, section: Config) -> int:
+    seed: int = config["seed"] if section["seed"] is None else section["seed"]
+    return seed
+
+
+def _engine(config: Config) -> Config:
+    return {key: config["compute"][key] for key in ("dtype", "token_budget")}
+
+
+def _true_reward(section: Config) -> Config:
+    source = section["true_reward"]["source"]
+    shared = {key: section["true_reward"][key] for key in ("max_length", "batch_size")}
+    return {"kind": "rule" if source == "rule" else "classifier", **shared}
+
+
+def _sampling(config: Config, task: Config, **others: Any) -> Config:
+    prompts = {key: task["evaluation"][key] for key in ("validation_prompts", "test_prompts")}
+    return {**_engine(config), **task["sampling"], **prompts, "n": 1, "seed": _seed(config, task["sampling"]), **others}
+
+
+_RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
+    "records": lambda config, task, name: task["data"],
+    "pretrain": lambda config, task, name: _training(config, task["pretrain"]),
+    "prepare": lambda config, task, name: {**task["lengths"], "suffix": PROMPT_SUFFIX[name]},
+    "sft": lambda config, task, name: _training(config, task["sft"], completion="response"),
+    "preferred_ft": lambda config, task, name: _training(config, task["preferred_ft"], completion="chosen"),
+    "reference": lambda config, task, name: _engine(config),
+    "dpo": lambda config, task, name: _training(config, task["dpo"]),
+    "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
+    "gold_reward_model": lambda config, task, name: _training(config, task["gold_reward_model"]),
+    "ppo": lambda config, task, name: _training(config, task["ppo"]),
+    "sample": lambda config, task, name: _sampling(config, task),
+    # At temperature 0 all candidates would be equal; Best-of-N takes the greedy completion there.
+    "candidates": lambda config, task, name: _sampling(
+        config,
+        task,
+        n=task["best_of_n"]["n"],
+        temperatures=[temperature for temperature in task["sampling"]["temperatures"] if temperature > 0],
+    ),
+    "score": lambda config, task, name: _engine(config),
+    "best_of_n": lambda config, task, name: _engine(config),
+    "judge": lambda config, task, name: {**task["judge"], "token_budget": config["compute"]["token_budget"]},
+    "win_rates": lambda config, task, name: {
+        "task": name,
+        "confidence": task["evaluation"]["confidence"],
+        "seed": config["seed"],
+        "methods": task["methods"],
+        "judge": task["judge"],
+    },
+    "best_of_n_curve": lambda config, task, name: {
+        "task": name,
+        "n": [n for n in task["best_of_n"]["curve"] if n <= task["best_of_n"]["n"]],
+        "confidence": task["evaluation"]["confidence"],
+        "seed": config["seed"],
+    },
+    "examples": lambda config, task, name: {
+        "task": name,
+        "methods": task["methods"],
+        "count": task["evaluation"]["examples"],
+        "seed": config["seed"],
+        "max_characters": task["evaluation"]["example_characters"],
+    },
+}

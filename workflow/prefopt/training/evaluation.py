@@ -1,0 +1,96 @@
+"""What a policy is worth on held-out prompts: the true reward of its own samples and their exact KL."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.kl import completion_kls
+from prefopt.lm.sampling import sample
+from prefopt.training.optimization import autocast
+
+# Texts, each a prompt with its completion -> float32 [n].
+TrueReward = Callable[[Sequence[str]], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe:
+    """How a checkpoint is evaluated: sampled at temperature 1, as the KL and the optimal frontier are defined."""
+
+    prompts: int  # the first of the test split
+    samples_per_prompt: int
+    max_new_tokens: int
+    seed: int
+    token_budget: int
+    dtype: Literal["float32", "bfloat16"]
+
+
+def evaluate_policy(
+    policy: PreTrainedModel,
+    reference: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: pd.DataFrame,
+    true_reward: TrueReward,
+    recipe: EvaluationRecipe,
+) -> list[dict[str, Any]]:
+    """Samples the policy and measures reward and KL of each sample.
+
+    Every call draws with the same random numbers, which makes checkpoints and policies comparable.
+
+    Args:
+        policy: what is evaluated.
+        reference: the reference policy.
+        tokenizer: of both.
+        prompts: rows of the prompts table.
+        true_reward: of whole texts.
+        recipe: see `EvaluationRecipe`.
+
+    Returns:
+        A mapping a sample: prompt_id, sample_index, reward, kl (nats per completion) and tokens.
+    """
+    prompt_ids = [tuple(ids.tolist()) for ids in prompts["prompt_ids"]]
+    generator = torch.Generator().manual_seed(recipe.seed)
+    sampled = sample(
+        policy,
+        prompt_ids,
+        n=recipe.samples_per_prompt,
+        temperature=1.0,
+        max_new_tokens=recipe.max_new_tokens,
+        eos_id=tokenizer.eos_token_id,
+        seeds=torch.randint(2**62, (len(prompts),), generator=generator).tolist(),
+    )
+    rows = [
+        Row(prompt, tuple(tuple(completion.token_ids) for completion in completions))
+        for prompt, completions in zip(prompt_ids, sampled, strict=True)
+    ]
+    device = next(policy.parameters()).device
+    kls = torch.empty(len(rows), recipe.samples_per_prompt)
+    for batch in micro_batches(rows, recipe.token_budget):
+        with autocast(recipe.dtype, device):
+            kls[batch] = completion_kls(policy, reference, [rows[i] for i in batch]).view(len(batch), -1)
+    rewards = true_reward(completed_texts(tokenizer, rows)).view(len(rows), -1)
+    return [
+        {
+            "prompt_id": prompt_id,
+            "sample_index": k,
+            "reward": float(rewards[i, k]),
+            "kl": float(kls[i, k]),
+            "tokens": len(completion),
+        }
+        for i, (prompt_id, row) in enumerate(zip(prompts["prompt_id"], rows, strict=True))
+        for k, completion in enumerate(row.completions)
+    ]
+
+
+def completed_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[str]:
+    """Prompt and completion as one text, for every completion of every row."""
+    ids = [[*row.prompt, *completion] for row in rows for completion in row.completions]
+    texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return texts

@@ -1,0 +1,155 @@
+# Reward against KL: the runs of the sweep, the optimal frontier, who dominates whom, the figure.
+
+
+rule frontier_run:
+    input:
+        unpack(reward_files),
+        model=model_files("sft"),
+        data="results/data/{task}/preferences.parquet",
+        reference="results/logprobs/{task}/reference.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        evaluations="results/frontier/{task}/{run}.parquet",
+        metrics="results/training/{task}/frontier/{run}.jsonl",
+    log:
+        "logs/{task}/frontier_{run}.log",
+    benchmark:
+        "logs/benchmarks/{task}/frontier_{run}.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("sft"),
+        rewards=arguments_of(reward_files),
+        recipe=lambda wildcards: recipe_json(
+            config, wildcards.task, "frontier_run", wildcards.run
+        ),
+        code=fingerprint("prefopt.training.frontier_run"),
+    shell:
+        "python -m prefopt --threads {threads} frontier_run --model {params.model:q} --data {input.data}"
+        " --reference {input.reference} --prompts {input.prompts} {params.rewards} --recipe {params.recipe:q}"
+        " --work work/{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations} --metrics {output.metrics}"
+        " > {log} 2>&1"
+
+
+rule optimal_frontier:
+    input:
+        samples="results/ceiling/{task}_samples.parquet",
+        scores="results/ceiling/{task}_scores.parquet",
+    output:
+        report(
+            "results/{task}_ceiling.csv",
+            caption="../report/ceiling.rst",
+            category="Sentiment frontier",
+            labels={"task": "{task}", "what": "optimal frontier"},
+        ),
+    log:
+        "logs/{task}/optimal_frontier.log",
+    benchmark:
+        "logs/benchmarks/{task}/optimal_frontier.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("optimal_frontier"),
+        code=fingerprint("prefopt.analysis.optimal_frontier"),
+    shell:
+        "python -m prefopt optimal_frontier --samples {input.samples} --scores {input.scores}"
+        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+
+
+rule frontier:
+    input:
+        evaluations=runs_of_sweep,
+        ceiling="results/{task}_ceiling.csv",
+    output:
+        report(
+            "results/{task}_frontier.csv",
+            caption="../report/frontier.rst",
+            category="Sentiment frontier",
+            labels={"task": "{task}", "what": "every checkpoint of every run"},
+        ),
+    log:
+        "logs/{task}/frontier.log",
+    benchmark:
+        "logs/benchmarks/{task}/frontier.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("frontier"),
+        code=fingerprint("prefopt.analysis.frontier"),
+    shell:
+        "python -m prefopt frontier --evaluations {input.evaluations} --ceiling {input.ceiling}"
+        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+
+
+rule dominance:
+    input:
+        evaluations=runs_of_sweep,
+    output:
+        report(
+            "results/{task}_dominance.csv",
+            caption="../report/dominance.rst",
+            category="Sentiment frontier",
+            labels={"task": "{task}", "what": "which method dominates"},
+        ),
+    log:
+        "logs/{task}/dominance.log",
+    benchmark:
+        "logs/benchmarks/{task}/dominance.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("dominance"),
+        code=fingerprint("prefopt.analysis.dominance"),
+    shell:
+        "python -m prefopt dominance --evaluations {input.evaluations} --recipe {params.recipe:q} --out {output}"
+        " > {log} 2>&1"
+
+
+rule frontier_figure:
+    input:
+        frontier="results/{task}_frontier.csv",
+        ceiling="results/{task}_ceiling.csv",
+    output:
+        svg=report(
+            "results/{task}_frontier.svg",
+            caption="../report/frontier.rst",
+            category="Sentiment frontier",
+            labels={"task": "{task}", "what": "figure"},
+        ),
+        png="results/{task}_frontier.png",
+    log:
+        "logs/{task}/frontier_figure.log",
+    benchmark:
+        "logs/benchmarks/{task}/frontier_figure.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        code=fingerprint("prefopt.analysis.frontier_figure"),
+    shell:
+        "python -m prefopt frontier_figure --frontier {input.frontier} --ceiling {input.ceiling}"
+        " --out {output.svg} {output.png} > {log} 2>&1"

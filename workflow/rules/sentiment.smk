@@ -1,0 +1,186 @@
+# Controlled sentiment: reviews -> prefixes; pairs of the SFT policy's completions, ordered by the true reward.
+
+
+rule reviews:
+    input:
+        record_files,
+    output:
+        reviews="results/data/{task}/raw/reviews.parquet",
+        pretraining="results/data/{task}/raw/pretraining.parquet",
+    log:
+        "logs/{task}/reviews.log",
+    benchmark:
+        "logs/benchmarks/{task}/reviews.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/model.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("reviews"),
+        code=fingerprint("prefopt.data.reviews"),
+    shell:
+        "python -m prefopt reviews --recipe {params.recipe:q} --out-dir results/data/{wildcards.task}/raw > {log} 2>&1"
+
+
+rule prefixes:
+    input:
+        reviews="results/data/{task}/raw/reviews.parquet",
+        base=model_files("base"),
+    output:
+        demonstrations="results/data/{task}/demonstrations.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+        summary="results/data/{task}/summary.json",
+    log:
+        "logs/{task}/prefixes.log",
+    benchmark:
+        "logs/benchmarks/{task}/prefixes.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/model.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        base=model_folder("base"),
+        recipe=recipe("prefixes"),
+        code=fingerprint("prefopt.data.prefixes"),
+    shell:
+        "python -m prefopt prefixes --reviews {input.reviews} --model {params.base:q}"
+        " --recipe {params.recipe:q} --out-dir results/data/{wildcards.task} > {log} 2>&1"
+
+
+# Several completions of each prefix, of which the preference pairs are made.
+rule pair_samples:
+    input:
+        model=model_files("sft"),
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        "results/pairs/{task}_samples.parquet",
+    log:
+        "logs/{task}/pair_samples.log",
+    benchmark:
+        "logs/benchmarks/{task}/pair_samples.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("sft"),
+        recipe=recipe("pair_samples"),
+        code=fingerprint("prefopt.generation.sample"),
+    shell:
+        "python -m prefopt --threads {threads} sample --model {params.model:q} --prompts {input.prompts} --method sft"
+        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+
+
+# Many completions of each test prefix, from which the optimal frontier is estimated.
+use rule pair_samples as ceiling_samples with:
+    output:
+        "results/ceiling/{task}_samples.parquet",
+    log:
+        "logs/{task}/ceiling_samples.log",
+    benchmark:
+        "logs/benchmarks/{task}/ceiling_samples.jsonl"
+    params:
+        model=model_folder("sft"),
+        recipe=recipe("ceiling_samples"),
+        code=fingerprint("prefopt.generation.sample"),
+
+
+rule true_rewards:
+    input:
+        unpack(true_reward_files),
+        samples="results/{purpose}/{task}_samples.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        "results/{purpose}/{task}_scores.parquet",
+    log:
+        "logs/{task}/true_rewards_{purpose}.log",
+    benchmark:
+        "logs/benchmarks/{task}/true_rewards_{purpose}.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+        purpose="pairs|ceiling",
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        true_reward=arguments_of(true_reward_files),
+        recipe=recipe("true_rewards"),
+        code=fingerprint("prefopt.rewards.stage"),
+    shell:
+        "python -m prefopt --threads {threads} true_rewards --samples {input.samples} --prompts {input.prompts}"
+        " {params.true_reward} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+
+
+rule sampled_pairs:
+    input:
+        samples="results/pairs/{task}_samples.parquet",
+        scores="results/pairs/{task}_scores.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        preferences="results/data/{task}/preferences.parquet",
+        summary="results/data/{task}/pairs_summary.json",
+    log:
+        "logs/{task}/sampled_pairs.log",
+    benchmark:
+        "logs/benchmarks/{task}/sampled_pairs.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/model.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        code=fingerprint("prefopt.data.sampled_pairs"),
+    shell:
+        "python -m prefopt sampled_pairs --samples {input.samples} --scores {input.scores} --prompts {input.prompts}"
+        " --out {output.preferences} --summary {output.summary} > {log} 2>&1"
+
+
+# The true reward of real reviews: a classifier trained on their labels, and how far it can be trusted.
+rule classifier:
+    input:
+        model=model_files("base"),
+        reviews="results/data/{task}/raw/reviews.parquet",
+    output:
+        model=directory("results/models/{task}/classifier"),
+        metrics="results/training/{task}/classifier.jsonl",
+        table=report(
+            "results/{task}_classifier.csv",
+            caption="../report/classifier.rst",
+            category="Sentiment frontier",
+            labels={
+                "task": "{task}",
+                "what": "accuracy and calibration of the true reward",
+            },
+        ),
+    log:
+        "logs/{task}/classifier.log",
+    benchmark:
+        "logs/benchmarks/{task}/classifier.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **MODEL_RESOURCES,
+    params:
+        model=model_folder("base"),
+        recipe=recipe("classifier"),
+        code=fingerprint("prefopt.training.classifier"),
+    shell:
+        "python -m prefopt --threads {threads} classifier --model {params.model:q} --reviews {input.reviews}"
+        " --recipe {params.recipe:q} --work work/{wildcards.task}/classifier"
+        " --out {output.model} --metrics {output.metrics} --table {output.table} > {log} 2>&1"
