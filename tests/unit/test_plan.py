@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from test_config import read, with_value
 
 from prefopt import plan
 from prefopt.config import resolve
-from test_config import read, with_value
 
 
 @pytest.fixture(scope="module")

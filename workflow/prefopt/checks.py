@@ -185,6 +185,14 @@ def _check_sizes(section: Config, task: str) -> Iterator[str]:
                 yield f"{name}.{key} is {section[name][key]}; allowed: at most data.embedded.{split}, {made[split]}."
 
 
+def _check_ceiling(section: Config, task: str) -> Iterator[str]:
+    prompts, evaluated = section["ceiling"]["prompts"], section["evaluation"]["prompts"]
+    if prompts > evaluated:
+        yield f"ceiling.prompts is {prompts}; allowed: at most evaluation.prompts, which is {evaluated}."
+    if section["ceiling"]["smallest_beta"] >= section["ceiling"]["largest_beta"]:
+        yield f"ceiling.smallest_beta is {section['ceiling']['smallest_beta']:g}; allowed: less than ceiling.largest_beta."
+
+
 def _check_runs(section: Config, task: str) -> Iterator[str]:
     runs = {name: run for name, run in section["runs"].items() if run is not None}
     if not runs:
@@ -220,5 +228,13 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_evaluation,
     ),
     "transfer": (_check_data, _check_judge, _check_lengths, _check_evaluation),
-    "frontier": (_check_data, _check_prefix_lengths, _check_models, _check_sizes, _check_runs, _check_true_reward),
+    "frontier": (
+        _check_data,
+        _check_prefix_lengths,
+        _check_models,
+        _check_sizes,
+        _check_ceiling,
+        _check_runs,
+        _check_true_reward,
+    ),
 }

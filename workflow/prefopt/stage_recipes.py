@@ -92,7 +92,8 @@ def _true_reward(section: Config) -> Config:
 
 def _sampling(config: Config, task: Config, **others: Any) -> Config:
     prompts = {key: task["evaluation"][key] for key in ("validation_prompts", "test_prompts")}
-    return {**_engine(config), **task["sampling"], **prompts, "n": 1, "seed": _seed(config, task["sampling"]), **others}
+    values = {**task["sampling"], **prompts, "train_prompts": 0, "n": 1, "seed": _seed(config, task["sampling"])}
+    return {**_engine(config), **values, **others}
 
 
 _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
@@ -129,6 +130,40 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "n": [n for n in task["best_of_n"]["curve"] if n <= task["best_of_n"]["n"]],
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seed"],
+    },
+    "reviews": lambda config, task, name: task["data"],
+    "prefixes": lambda config, task, name: task["lengths"],
+    # The preferences are among completions as the policy writes them, at temperature 1.
+    "pair_samples": lambda config, task, name: {
+        **_engine(config),
+        "temperatures": [1.0],
+        "n": task["pairs"]["completions"],
+        "max_new_tokens": task["pairs"]["max_new_tokens"],
+        "train_prompts": task["pairs"]["train_prompts"],
+        "validation_prompts": task["pairs"]["validation_prompts"],
+        "test_prompts": 0,
+        "seed": _seed(config, task["pairs"]),
+    },
+    "ceiling_samples": lambda config, task, name: {
+        **_engine(config),
+        "temperatures": [1.0],
+        "n": task["ceiling"]["samples"],
+        "max_new_tokens": task["evaluation"]["max_new_tokens"],
+        "train_prompts": 0,
+        "validation_prompts": 0,
+        "test_prompts": task["ceiling"]["prompts"],
+        "seed": task["evaluation"]["seed"],
+    },
+    "true_rewards": lambda config, task, name: _true_reward(task),
+    "classifier": lambda config, task, name: _training(config, task["classifier"]),
+    "optimal_frontier": lambda config, task, name: {
+        key: task["ceiling"][key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
+    },
+    "dominance": lambda config, task, name: {
+        "confidence": task["evaluation"]["confidence"],
+        "bootstrap": task["evaluation"]["bootstrap"],
+        "seed": config["seed"],
+        "at_kl": task["evaluation"]["at_kl"],
     },
     "examples": lambda config, task, name: {
         "task": name,

@@ -12,6 +12,8 @@ rule records:
         "logs/{task}/records.log",
     benchmark:
         "logs/benchmarks/{task}/records.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "comparison", "transfer")),
     conda:
         "../../envs/model.yaml"
     threads: 1
@@ -40,6 +42,8 @@ rule prepare:
         "logs/{task}/prepare.log",
     benchmark:
         "logs/benchmarks/{task}/prepare.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "comparison", "transfer")),
     conda:
         "../../envs/model.yaml"
     threads: 1

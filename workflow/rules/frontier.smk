@@ -38,7 +38,6 @@ rule frontier_run:
 
 rule optimal_frontier:
     input:
-        samples="results/ceiling/{task}_samples.parquet",
         scores="results/ceiling/{task}_scores.parquet",
     output:
         report(
@@ -62,13 +61,14 @@ rule optimal_frontier:
         recipe=recipe("optimal_frontier"),
         code=fingerprint("prefopt.analysis.optimal_frontier"),
     shell:
-        "python -m prefopt optimal_frontier --samples {input.samples} --scores {input.scores}"
+        "python -m prefopt optimal_frontier --scores {input.scores}"
         " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
 rule frontier:
     input:
         evaluations=runs_of_sweep,
+        scores="results/ceiling/{task}_scores.parquet",
         ceiling="results/{task}_ceiling.csv",
     output:
         report(
@@ -89,11 +89,10 @@ rule frontier:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("frontier"),
         code=fingerprint("prefopt.analysis.frontier"),
     shell:
-        "python -m prefopt frontier --evaluations {input.evaluations} --ceiling {input.ceiling}"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        "python -m prefopt frontier --evaluations {input.evaluations} --scores {input.scores}"
+        " --ceiling {input.ceiling} --out {output} > {log} 2>&1"
 
 
 rule dominance:

@@ -86,8 +86,8 @@ def test_a_malformed_line_stands_between_the_others(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl does not exist"):
         list(read_rows([tmp_path / "a.jsonl"]))
-    with pytest.raises(UserError, match=r"a\.csv is of an unknown kind: name a file that ends in \.jsonl"):
-        list(read_rows([tmp_path / "a.csv"]))
+    with pytest.raises(UserError, match=r"a\.txt is of an unknown kind: name a file that ends in \.jsonl"):
+        list(read_rows([tmp_path / "a.txt"]))
     whole = gzip.compress(json.dumps({"a": list(range(1000))}).encode() * 9)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-20])
     (tmp_path / "plain.jsonl.gz").write_text('{"a": 1}')

@@ -50,14 +50,26 @@ _STYLES = [
     LineStyle("#56B4E9", "P", (0, (8, 2))),
     LineStyle("#E69F00", "X", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
 ]
-_TASKS = {"tldr": "TL;DR summarization"}
+_TASKS = {
+    "tldr": "TL;DR summarization",
+    "hh": "Anthropic HH dialogue",
+    "cnndm": "CNN/DailyMail news",
+    "imdb": "IMDb sentiment",
+}
 _METHODS = ["dpo", "ppo", "best_of_n", "sft", "preferred_ft", "base"]
+# Methods that stand in no figure with the one whose style they take.
+_ALIASES = {"ppo_gt": "best_of_n", "ppo_gt_trl": "base", "unlikelihood": "sft", "base_2shot": "base"}
 _NAMES = {
     "dpo": "DPO",
     "ppo": "PPO",
     "sft": "SFT",
     "preferred_ft": "Preferred-FT",
     "base": "Base (zero-shot)",
+    "base_2shot": "Base (2-shot)",
+    "ppo_gt": "PPO-GT",
+    "ppo_gt_trl": "PPO-GT (TRL defaults)",
+    "unlikelihood": "Unlikelihood",
+    "classifier": "Classifier",
     "reward_model": "Reward model",
     "gold_reward_model": "Gold reward model (judge)",
     "gold": "Gold reward model (judge)",
@@ -84,7 +96,7 @@ def position_style(position: int) -> LineStyle:
 
 def line_style(method: str, position: int = 0) -> LineStyle:
     """A method's style, the same in every figure; an unknown method takes one by its position."""
-    family = "best_of_n" if method.startswith("best_of_") else method
+    family = "best_of_n" if method.startswith("best_of_") else _ALIASES.get(method, method)
     index = _METHODS.index(family) if family in _METHODS else len(_METHODS) + position
     return position_style(index)
 

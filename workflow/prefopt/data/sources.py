@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import zlib
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from prefopt.errors import UserError
 from prefopt.files import sha256_of_file
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
 
 
 class Malformed(Exception):
@@ -27,14 +28,15 @@ Records = Iterable[Record]
 
 
 def read_rows(paths: Sequence[str | Path]) -> Iterator[Record]:
-    """Records of JSON-lines or Parquet files, in their order.
+    """Records of JSON-lines, Parquet or CSV files, in their order.
 
     Args:
         paths: files that end in `SUFFIXES`. Blank lines are skipped, and counted as lines.
 
     Yields:
-        Where a record stands ("file:line"; in Parquet "file:row", from 1), and the record. A line that is no JSON
-        object is yielded as a `Malformed`, so that the caller decides whether it stops or counts.
+        Where a record stands ("file:line"; in Parquet and CSV "file:row", from 1), and the record. A line that is no
+        JSON object, and a row of CSV with too few or too many fields, is yielded as a `Malformed`, so that the caller
+        decides whether it stops or counts.
 
     Raises:
         UserError: a file is missing, has another ending, or is not what its ending says.
@@ -42,8 +44,13 @@ def read_rows(paths: Sequence[str | Path]) -> Iterator[Record]:
     for path in paths:
         check_file(path)
         try:
-            yield from _parquet_rows(path) if str(path).endswith(".parquet") else _json_rows(path)
-        except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            if str(path).endswith(".parquet"):
+                yield from _parquet_rows(path)
+            elif str(path).endswith(".csv"):
+                yield from _csv_rows(path)
+            else:
+                yield from _json_rows(path)
+        except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error, pa.ArrowException) as error:
             raise UserError(f"{path} cannot be read to its end ({_first_line(error)}): replace the file.") from error
 
 
@@ -135,6 +142,13 @@ def _parquet_rows(path: str | Path) -> Iterator[Record]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
+
+
+def _csv_rows(path: str | Path) -> Iterator[Record]:
+    with Path(path).open(encoding="utf-8-sig", newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines, strict=True), start=1):
+            odd = None in row or None in row.values()
+            yield f"{path}:{number}", Malformed("the row has not as many fields as the header") if odd else row
 
 
 def _first_line(error: Exception) -> str:

@@ -31,11 +31,12 @@ _COMPLETIONS_AT_ONCE = 2048
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRecipe:
-    """What is sampled: the first `validation_prompts` and `test_prompts` of the prompts table."""
+    """What is sampled: the first `train_prompts`, `validation_prompts` and `test_prompts` of the prompts table."""
 
     temperatures: tuple[float, ...]
     n: int  # completions a prompt; one at temperature 0, where all would be equal
     max_new_tokens: int
+    train_prompts: int
     validation_prompts: int
     test_prompts: int
     token_budget: int
@@ -50,8 +51,8 @@ def prompt_seed(seed: int, prompt_id: str, temperature: float) -> int:
 
 
 def chosen_prompts(prompts: pd.DataFrame, recipe: SampleRecipe) -> pd.DataFrame:
-    """The first prompts of the validation and the test split, as many as the recipe asks for."""
-    limits = {"validation": recipe.validation_prompts, "test": recipe.test_prompts}
+    """The first prompts of each split, as many as the recipe asks for."""
+    limits = {"train": recipe.train_prompts, "validation": recipe.validation_prompts, "test": recipe.test_prompts}
     parts = [prompts[prompts["split"] == split].head(limit) for split, limit in limits.items()]
     return pd.concat(parts, ignore_index=True)
 

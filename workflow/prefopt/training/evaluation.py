@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.kl import completion_kls
 from prefopt.lm.sampling import sample
+from prefopt.rewards.true_reward import TrueReward
 from prefopt.training.optimization import autocast
-
-# Texts, each a prompt with its completion -> float32 [n].
-TrueReward = Callable[[Sequence[str]], Tensor]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

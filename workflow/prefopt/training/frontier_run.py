@@ -20,12 +20,12 @@ import torch
 from prefopt.errors import UserError
 from prefopt.lm.models import load_policy, load_scorer, new_scorer, tokenizer_hash, weights_hash
 from prefopt.recipes import from_dict, from_json, to_dict
-from prefopt.rewards.true_reward import load_true_reward
+from prefopt.rewards.true_reward import TrueReward, load_true_reward
 from prefopt.tables import read_table, write_table
 from prefopt.training import ppo, stage
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.dpo import DPORecipe, preference_examples
-from prefopt.training.evaluation import EvaluationRecipe, TrueReward, completed_texts, evaluate_policy
+from prefopt.training.evaluation import EvaluationRecipe, completed_texts, evaluate_policy
 from prefopt.training.loop import Examples, train, write_metrics
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.reference import read_reference

@@ -1,0 +1,80 @@
+"""Prompts of a review's first tokens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefopt.data import prefixes
+from prefopt.data.review_world import write_review
+from prefopt.errors import UserError
+from prefopt.lm.models import load_tokenizer, save_model, tokenizer_hash
+from prefopt.tables import read_table, write_table
+from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
+
+RECIPE = prefixes.PrefixesRecipe(min_prefix=2, max_prefix=8, max_length=24)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import random
+
+    texts = [write_review(random.Random(i)) for i in range(50)]
+    tokenizer = train_tokenizer(texts, 350)
+    shape: dict[str, Any] = {"vocab_size": 350, "hidden_size": 8, "intermediate_size": 8, "layers": 1, "heads": 1}
+    rest: dict[str, Any] = dict.fromkeys(PretrainRecipe.__dataclass_fields__, 0) | shape
+    path = tmp_path_factory.mktemp("base") / "base"
+    recipe = PretrainRecipe(**{**rest, "max_positions": 32, "initializer_range": 0.02})
+    save_model(path, new_model(recipe, tokenizer), tokenizer, {})
+    return path
+
+
+def review(name: str, text: str, **values: Any) -> dict[str, Any]:
+    return {"review_id": name, "text": text, "label": 1, "split": "train", **values}
+
+
+def test_prompt_and_response_are_the_review_and_an_uncut_one_ends(model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    text = "the plot was superb . what a dull hero !"
+    rows, dropped, cut = prefixes.split_reviews(tokenizer, [review("a", text), review("b", text * 3)], RECIPE)
+    short, long = rows
+    assert short["prompt"] + short["response"] == text
+    assert short["response_ids"][-1] == tokenizer.eos_token_id
+    assert len(long["prompt_ids"]) + len(long["response_ids"]) == 24
+    assert tokenizer.eos_token_id not in long["response_ids"]
+    assert cut == 1 and not dropped
+    assert 2 <= len(short["prompt_ids"]) <= 8
+
+
+def test_every_length_of_prefix_is_about_as_frequent() -> None:
+    counts = Counter(prefixes.prefix_length(f"review-{i}", RECIPE) for i in range(7000))
+    assert sorted(counts) == [2, 3, 4, 5, 6, 7, 8]
+    assert all(880 < count < 1120 for count in counts.values())
+
+
+def test_short_and_unlabelled_reviews_are_dropped_and_counted(model: Path) -> None:
+    rows = [review("a", "the"), review("b", "the plot was superb . the plot was dull .", label=-1)]
+    kept, dropped, _ = prefixes.split_reviews(load_tokenizer(model), rows, RECIPE)
+    assert kept == [] and dropped == {"too_short": 1, "unlabelled": 1}
+
+
+def test_the_stage_accounts_for_every_review(model: Path, tmp_path: Path) -> None:
+    text = "the plot was superb . the plot was dull ."
+    rows = [review(split, text, split=split) for split in ("train", "validation", "test")]
+    account = {"read": 4, "kept": 3, "dropped": {"duplicate_text": 1}}
+    write_table(tmp_path / "reviews.parquet", "raw_reviews", [*rows, review("s", "a")], account=account)
+    values = {"min_prefix": 2, "max_prefix": 8, "max_length": 24}
+    arguments = {"reviews": tmp_path / "reviews.parquet", "model": model, "out_dir": tmp_path / "out"}
+    prefixes.run(argparse.Namespace(**arguments, recipe=json.dumps(values)))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["raw"] == account
+    assert summary["reviews"]["read"] == 4 == summary["reviews"]["kept"] + sum(summary["reviews"]["dropped"].values())
+    prompts = read_table(tmp_path / "out" / "prompts.parquet", "prompts", tokenizer_hash=tokenizer_hash(model))
+    assert set(prompts["split"]) == {"train", "validation", "test"}
+    with pytest.raises(UserError, match=r"max_length is 99, but the model in .* has 32 positions"):
+        prefixes.run(argparse.Namespace(**arguments, recipe=json.dumps({**values, "max_length": 99})))

@@ -1,0 +1,63 @@
+"""Preference pairs among a policy's own completions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from prefopt.data import sampled_pairs
+from prefopt.errors import UserError
+from prefopt.tables import read_table, write_table
+
+
+def frames(rewards: list[float], ids: list[list[int]]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    prompts = [{"prompt_id": "p", "prompt": "the", "reference": "", "split": "train", "facts": "", "prompt_ids": [7]}]
+    key = [{"prompt_id": "p", "temperature": 1.0, "sample_index": i} for i in range(len(rewards))]
+    rest: dict[str, Any] = {"method": "sft", "split": "train", "tokens": 1, "finish_reason": "eos"}
+    logps = {"logp": 0.0, "reference_logp": 0.0}
+    samples = [{**k, **rest, **logps, "text": f"t{i}", "token_ids": ids[i]} for i, k in enumerate(key)]
+    scores = [{**k, "reward": reward} for k, reward in zip(key, rewards, strict=True)]
+    return tuple(map(pd.DataFrame, (prompts, samples, scores)))  # type: ignore[return-value]
+
+
+def write(folder: Path, tables: tuple[pd.DataFrame, ...]) -> argparse.Namespace:
+    prompts, samples, scores = (folder / f"{name}.parquet" for name in ("prompts", "samples", "scores"))
+    first = write_table(prompts, "prompts", tables[0], tokenizer_hash="t")
+    second = write_table(samples, "samples", tables[1], prompts=first["content_hash"])
+    write_table(scores, "scores", tables[2], samples=second["content_hash"])
+    return argparse.Namespace(
+        prompts=prompts, samples=samples, scores=scores, out=folder / "pairs.parquet", summary=folder / "summary.json"
+    )
+
+
+def test_four_completions_make_six_pairs_of_their_own_tokens(tmp_path: Path) -> None:
+    args = write(tmp_path, frames([0.1, 0.4, 0.2, 0.3], [[1], [2, 2], [3], [4]]))
+    sampled_pairs.run(args)
+    pairs = read_table(args.out, "preferences", tokenizer_hash="t")
+    assert pairs["pair_id"].tolist() == ["p-1-0", "p-2-0", "p-3-0", "p-1-2", "p-1-3", "p-3-2"]
+    first = pairs.iloc[0]
+    assert (first["chosen"], first["chosen_ids"].tolist(), first["rejected_ids"].tolist()) == ("t1", [2, 2], [1])
+    summary = json.loads(args.summary.read_text())
+    assert summary["splits"] == {"train": 6} and summary["dropped"] == {}
+    assert summary["mean_difference_of_rewards"] == pytest.approx((0.3 + 0.1 + 0.2 + 0.2 + 0.1 + 0.1) / 6, abs=1e-6)
+
+
+def test_ties_and_equal_completions_are_dropped_and_counted(tmp_path: Path) -> None:
+    args = write(tmp_path, frames([0.1, 0.1, 0.2, 0.2], [[1], [2], [3], [3]]))
+    sampled_pairs.run(args)
+    summary = json.loads(args.summary.read_text())
+    assert summary["dropped"] == {"equal_rewards": 1, "equal_tokens": 1}
+    assert summary["read"] == 6 == summary["kept"] + 2
+
+
+def test_no_pair_and_a_missing_reward_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"samples\.parquet gives no pair of unequal rewards"):
+        sampled_pairs.run(write(tmp_path, frames([0.1, 0.1], [[1], [2]])))
+    prompts, samples, scores = frames([0.1, 0.2], [[1], [2]])
+    with pytest.raises(UserError, match="1 samples have no reward"):
+        sampled_pairs.preference_pairs(prompts, samples, scores.head(1))

@@ -1,0 +1,109 @@
+"""The classifier of sentiment, its report, and its use as the true reward."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from prefopt.data.review_world import label, write_review
+from prefopt.errors import UserError
+from prefopt.rewards.true_reward import load_classifier, load_true_reward, positive_index, positive_probabilities
+from prefopt.tables import read_table, write_table
+from prefopt.training import classifier
+from tiny_task import Task, recipe
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def reviews(task: Task) -> Path:
+    texts = [write_review(random.Random(i)) for i in range(60)]
+    splits = ["train"] * 30 + ["validation"] * 10 + ["test"] * 20
+    rows = [
+        {"review_id": f"r{i}", "text": text, "label": label(text), "split": split}
+        for i, (text, split) in enumerate(zip(texts, splits, strict=True))
+    ]
+    path = task.folder / "reviews.parquet"
+    write_table(path, "raw_reviews", rows)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(task: Task, reviews: Path) -> Path:
+    out = task.folder / "classifier"
+    paths = {"work": task.folder / "work", "metrics": task.folder / "classifier.jsonl", "out": out}
+    text = recipe(epochs=1, batch_size=16, max_length=40, token_budget=2000)
+    table = task.folder / "classifier.csv"
+    classifier.run(argparse.Namespace(model=task.model, reviews=reviews, recipe=text, table=table, **paths))
+    return out
+
+
+def test_the_reported_accuracy_is_that_of_the_published_model(task: Task, reviews: Path, trained: Path) -> None:
+    table = pd.read_csv(task.folder / "classifier.csv")
+    over_all = table[(table["bin"] == "all") & (table["texts"] == "reviews")].iloc[0]
+    rows = read_table(reviews, "raw_reviews")
+    test = rows[rows["split"] == "test"]
+    model, tokenizer = load_classifier(trained)
+    correct = 0
+    brier = 0.0
+    for text, wanted in zip(test["text"], test["label"], strict=True):
+        ids = torch.tensor([tokenizer(text)["input_ids"][:40]])
+        probability = model(input_ids=ids).logits.softmax(dim=-1)[0, 1].item()
+        correct += (probability > 0.5) == wanted
+        brier += (probability - wanted) ** 2 / 20
+    assert over_all["n"] == 20 and over_all["accuracy"] == correct / 20
+    assert over_all["brier"] == pytest.approx(brier, abs=1e-5)
+    bins = table[(table["bin"] != "all") & (table["texts"] == "reviews")]
+    assert bins["n"].sum() == 20
+    ece = ((bins["mean_predicted"] - bins["share_positive"]).abs() * bins["n"]).sum() / 20
+    assert over_all["calibration_error"] == pytest.approx(ece)
+
+
+def test_calibration_by_hand() -> None:
+    rows = classifier.calibration(np.array([0.95, 0.85, 0.15, 0.95]), np.array([1, 0, 0, 1]), "reviews")
+    over_all = rows[0]
+    assert over_all["accuracy"] == 0.75
+    assert over_all["brier"] == pytest.approx((0.05**2 * 2 + 0.85**2 + 0.15**2) / 4)
+    assert over_all["calibration_error"] == pytest.approx((2 * 0.05 + 0.85 + 0.15) / 4)
+    assert [(row["bin"], row["n"]) for row in rows[1:]] == [("0.1 to 0.2", 1), ("0.8 to 0.9", 1), ("0.9 to 1", 2)]
+
+
+def test_probabilities_do_not_depend_on_the_batch(trained: Path) -> None:
+    model, tokenizer = load_classifier(trained)
+    texts = [write_review(random.Random(i)) for i in range(5)] + ["my dog", ""]
+    together = positive_probabilities(model, tokenizer, texts, max_length=40, batch_size=4)
+    alone = [positive_probabilities(model, tokenizer, [text], 40, 1).item() for text in texts]
+    assert together.tolist() == pytest.approx(alone, abs=1e-6)
+    reward = load_true_reward(kind="classifier", folder=trained, max_length=40, batch_size=4, device=CPU)
+    assert torch.equal(reward(texts), together)
+
+
+def test_excerpts_are_seeded_and_within_the_text() -> None:
+    lengths = classifier.excerpt_lengths([3, 50, 50], seed=1)
+    assert lengths == classifier.excerpt_lengths([3, 50, 50], seed=1)
+    assert lengths[0] == 3 and all(8 <= n <= 50 for n in lengths[1:])
+
+
+def test_a_classifier_of_unknown_labels_is_refused(trained: Path, tmp_path: Path) -> None:
+    model, _ = load_classifier(trained)
+    assert positive_index(model) == 1
+    model.config.id2label = {0: "good", 1: "bad"}
+    with pytest.raises(UserError, match="labels are good, bad; one must be POSITIVE or LABEL_1"):
+        positive_index(model)
+    with pytest.raises(UserError, match="holds no classifier"):
+        load_classifier(tmp_path)
+    with pytest.raises(UserError, match="give its folder"):
+        load_true_reward(kind="classifier", folder=None, max_length=40, batch_size=4, device=CPU)
+
+
+def test_the_rule_is_the_embedded_reviews_own() -> None:
+    reward = load_true_reward(kind="rule", folder=None, max_length=40, batch_size=4, device=CPU)
+    assert reward(["superb plot", "dull"]).tolist() == pytest.approx(
+        [1 / (1 + np.exp(-2 / 7)), 1 / (1 + np.exp(1 / 7))]
+    )

@@ -1,0 +1,108 @@
+"""The stage `sampled_pairs`: preferences among a policy's own completions, ordered by the true reward (section 6.1)."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prefopt.errors import UserError
+from prefopt.files import write_text
+from prefopt.tables import read_table, write_table
+
+logger = logging.getLogger(__name__)
+
+
+def preference_pairs(
+    prompts: pd.DataFrame, samples: pd.DataFrame, scores: pd.DataFrame
+) -> tuple[list[dict[str, Any]], Counter[str], list[float]]:
+    """Every two completions of a prompt as a pair, the one with the higher reward chosen.
+
+    The pairs hold the sampled tokens themselves: decoding and encoding them again may give others.
+
+    Args:
+        prompts: prompts table.
+        samples: samples table, several completions of each prompt at one temperature.
+        scores: scores table of these samples.
+
+    Returns:
+        Rows of the preferences table; how many pairs were dropped, "equal_rewards" or "equal_tokens"; the rewards'
+        difference in each pair.
+    """
+    by_id = prompts.set_index("prompt_id")
+    rewarded = samples.merge(scores, on=["prompt_id", "temperature", "sample_index"], validate="one_to_one")
+    if len(rewarded) != len(samples):
+        raise UserError(f"{len(samples) - len(rewarded)} samples have no reward: run the stage true_rewards again.")
+    rows, dropped, gaps = [], Counter[str](), []
+    for prompt_id, group in rewarded.groupby("prompt_id", sort=False):
+        prompt = by_id.loc[prompt_id]
+        for a, b in itertools.combinations(group.sort_values("sample_index").itertuples(), 2):
+            if a.token_ids.tolist() == b.token_ids.tolist():
+                dropped["equal_tokens"] += 1
+                continue
+            if a.reward == b.reward:
+                dropped["equal_rewards"] += 1
+                continue
+            chosen, rejected = (a, b) if a.reward > b.reward else (b, a)
+            gaps.append(float(chosen.reward - rejected.reward))
+            rows.append(
+                {
+                    "pair_id": f"{prompt_id}-{chosen.sample_index}-{rejected.sample_index}",
+                    "prompt_id": prompt_id,
+                    "prompt": prompt["prompt"],
+                    "chosen": chosen.text,
+                    "rejected": rejected.text,
+                    "split": prompt["split"],
+                    "source": "sampled",
+                    "prompt_ids": prompt["prompt_ids"].tolist(),
+                    "chosen_ids": chosen.token_ids.tolist(),
+                    "rejected_ids": rejected.token_ids.tolist(),
+                }
+            )
+    return rows, dropped, gaps
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `sampled_pairs`."""
+    parser.add_argument("--samples", required=True, type=Path, help="samples table, several completions a prompt")
+    parser.add_argument("--scores", required=True, type=Path, help="scores table of these samples")
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
+    parser.add_argument("--out", required=True, type=Path, help="preferences table that is made")
+    parser.add_argument("--summary", required=True, type=Path, help="JSON file with the account that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the preferences table and its account."""
+    prompts = read_table(args.prompts, "prompts")
+    samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
+    scores = read_table(args.scores, "scores", samples=samples.attrs["manifest"]["content_hash"])
+    rows, dropped, gaps = preference_pairs(prompts, samples, scores)
+    if not rows:
+        raise UserError(
+            f"{args.samples} gives no pair of unequal rewards: sample more completions (pairs.completions)."
+        )
+    summary = {
+        "read": len(rows) + dropped.total(),
+        "kept": len(rows),
+        "dropped": dict(sorted(dropped.items())),
+        "splits": dict(sorted(Counter(row["split"] for row in rows).items())),
+        "mean_difference_of_rewards": float(np.mean(gaps)),
+    }
+    write_table(
+        args.out,
+        "preferences",
+        rows,
+        tokenizer_hash=prompts.attrs["manifest"]["tokenizer_hash"],
+        samples=samples.attrs["manifest"]["content_hash"],
+        scores=scores.attrs["manifest"]["content_hash"],
+        summary=summary,
+    )
+    write_text(args.summary, json.dumps(summary, indent=2, sort_keys=True) + "\n")
+    logger.info("sampled_pairs: %s", json.dumps(summary, sort_keys=True))

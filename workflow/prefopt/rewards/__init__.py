@@ -1,0 +1,1 @@
+"""The ground-truth reward of controlled sentiment."""

@@ -1,0 +1,67 @@
+"""The stage `true_rewards`: the ground-truth reward of every sample."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from prefopt.lm.models import weights_hash
+from prefopt.progress import Progress
+from prefopt.recipes import from_json, to_dict
+from prefopt.rewards.true_reward import load_true_reward
+from prefopt.tables import read_table, write_table
+from prefopt.usage import Usage, default_device
+
+# Texts between two progress lines.
+_TEXTS_AT_ONCE = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrueRewardsRecipe:
+    """See `load_true_reward`."""
+
+    kind: Literal["rule", "classifier"]
+    max_length: int
+    batch_size: int
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `true_rewards`."""
+    parser.add_argument("--samples", required=True, type=Path, help="samples table")
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
+    parser.add_argument(
+        "--true-reward-model", type=Path, help="classifier that is the true reward, unless it is a rule"
+    )
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="scores table that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the scores table: of each prompt and its completion, read as one text."""
+    recipe = from_json(TrueRewardsRecipe, args.recipe)
+    prompts = read_table(args.prompts, "prompts")
+    samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
+    usage = Usage("true_rewards", default_device(), torch.float32)
+    reward = load_true_reward(folder=args.true_reward_model, device=default_device(), **to_dict(recipe))
+    starts = dict(zip(prompts["prompt_id"], prompts["prompt"], strict=True))
+    texts = [starts[name] + text for name, text in zip(samples["prompt_id"], samples["text"], strict=True)]
+    rewards: list[float] = []
+    with Progress("true_rewards", len(texts), "texts") as progress:
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = texts[start : start + _TEXTS_AT_ONCE]
+            rewards.extend(reward(part).tolist())
+            progress.update(len(part))
+    usage.add(len(texts), 0)
+    write_table(
+        args.out,
+        "scores",
+        samples[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards),
+        samples=samples.attrs["manifest"]["content_hash"],
+        reward_weights=weights_hash(args.true_reward_model) if args.true_reward_model else None,
+        recipe=to_dict(recipe),
+        used=usage.report(),
+    )
