@@ -1,0 +1,183 @@
+"""Checkpoints, frontiers, the ceiling's bound and dominance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prefopt.analysis import dominance, frontier, frontier_figure, optimal_frontier
+from prefopt.analysis.dominance import DominanceRecipe, dominance_table
+from prefopt.analysis.frontier import Measured, above_ceiling, frontier_table, read_evaluations, upper_frontier
+from prefopt.errors import UserError
+from prefopt.tables import write_table
+from test_optimal_frontier import PROBABILITIES, REWARDS, draw
+
+RECIPE = DominanceRecipe(confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0))
+
+
+def measured(
+    points: dict[str, list[tuple[float, float]]], prompts: int = 40, noise: float = 0.0, seed: int = 0
+) -> Measured:
+    """Checkpoints with these (kl, reward), the reference policy (0, 0.5) first, and noise per prompt."""
+    rng = np.random.default_rng(seed)
+    rows, reward, kl = [], [], []
+    for method, places in points.items():
+        for step, (k, r) in enumerate([(0.0, 0.5), *places]):
+            rows.append(
+                {"run": method, "method": method, "seed": 0, "conservativeness": 1.0, "step": step, "samples": prompts}
+            )
+            reward.append(r + noise * rng.standard_normal(prompts) * (step > 0))
+            kl.append(np.full(prompts, k))
+    names = [f"p{i:02d}" for i in range(prompts)]
+    return Measured(pd.DataFrame(rows), names, np.array(reward).T, np.array(kl).T)
+
+
+def test_the_frontier_is_the_least_concave_majorant() -> None:
+    kl = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 1.5])
+    reward = np.array([0.5, 0.7, 0.6, 0.8, 0.75, 0.72])
+    # (2, 0.6) and (4, 0.75) are below; (1.5, 0.72) lies below the line from (1, 0.7) to (3, 0.8).
+    assert upper_frontier(kl, reward) == [0, 1, 3]
+    assert upper_frontier(kl[:1], reward[:1]) == [0]
+    assert upper_frontier(np.array([0.0, 1.0]), np.array([0.5, 0.4])) == [0]
+    assert upper_frontier(np.array([0.0, 1.0, 1.0]), np.array([0.5, 0.6, 0.7])) == [0, 2]
+
+
+def test_standard_errors_are_over_prompts() -> None:
+    data = measured({"dpo": [(1.0, 0.7)]}, prompts=4)
+    data.reward[:, 1] = [0.5, 0.7, 0.7, 0.9]
+    row = frontier_table(data).iloc[1]
+    assert row["reward"] == pytest.approx(0.7) and row["reward_se"] == pytest.approx(math.sqrt(0.08 / 3) / 2)
+    assert row["kl_se"] == 0 and row["on_frontier"]
+
+
+class TestCeiling:
+    """No policy is above the optimal frontier; what seems to be has a wrong KL or reward."""
+
+    BETAS = np.geomspace(2.0, 0.1, 30)
+
+    def checkpoint(self, policy: np.ndarray, kl: float, prompts: int = 400, samples: int = 4) -> Measured:
+        """Sampled rewards of a policy over the eight completions, with the KL that is claimed for it."""
+        reward = np.random.default_rng(5).choice(REWARDS, size=(prompts, samples), p=policy).mean(axis=1)
+        rows = [{"run": "r", "method": "dpo", "seed": 0, "conservativeness": 1.0, "step": 1, "samples": 4}]
+        return Measured(
+            pd.DataFrame(rows), [f"p{i}" for i in range(prompts)], reward[:, None], np.full((prompts, 1), kl)
+        )
+
+    def test_the_optimal_policy_reaches_it_and_one_with_a_wrong_kl_is_found_out(self) -> None:
+        policy = PROBABILITIES * np.exp(REWARDS / 0.3)
+        policy /= policy.sum()
+        kl = float(policy @ np.log(policy / PROBABILITIES))
+        found = optimal_frontier.optimum(draw(400, 1000, 3), self.BETAS)
+        prompts = [f"p{i}" for i in range(400)]
+        (row,) = above_ceiling(self.checkpoint(policy, kl), prompts, found, self.BETAS).to_dict("records")
+        assert abs(row["above_ceiling"]) < 0.03 and abs(row["above_ceiling_z"]) < 3
+        (row,) = above_ceiling(self.checkpoint(policy, kl / 2), prompts, found, self.BETAS).to_dict("records")
+        assert row["above_ceiling_z"] > 4
+
+    def test_a_worse_policy_is_below_it(self) -> None:
+        greedy = np.where(PROBABILITIES == 0.3, 1.0, 0.0)  # the likeliest completion, whose reward is the smallest
+        found = optimal_frontier.optimum(draw(400, 1000, 3), self.BETAS)
+        data = self.checkpoint(greedy, float(np.log(1 / 0.3)))
+        (row,) = above_ceiling(data, data.prompts, found, self.BETAS).to_dict("records")
+        assert row["above_ceiling"] < -0.3
+
+    def test_nothing_is_said_beyond_what_is_known(self) -> None:
+        found = optimal_frontier.optimum(draw(400, 1000, 3), self.BETAS)
+        data = self.checkpoint(PROBABILITIES, 50.0)
+        assert above_ceiling(data, data.prompts, found, self.BETAS).isna().all(axis=None)
+
+
+class TestDominance:
+    def test_the_area_between_two_straight_frontiers(self) -> None:
+        data = measured({"dpo": [(2.0, 0.9), (4.0, 0.9)], "ppo": [(4.0, 0.9)]})
+        (row,) = dominance_table(data, RECIPE).to_dict("records")
+        # DPO rises to 0.9 at 2 nats and PPO to 0.8 there; DPO's frontier ends at 2.
+        assert (row["method"], row["other"], row["kl_from"], row["kl_to"]) == ("dpo", "ppo", 0.0, 2.0)
+        assert row["area"] == pytest.approx(0.5 * 2 * 0.2, abs=1e-4)
+        assert row["mean_difference"] == pytest.approx(0.1, abs=1e-4)
+        assert row["difference_at_1"] == pytest.approx(0.1) and math.isnan(row["difference_at_3"])
+        assert row["smallest_difference"] == pytest.approx(0) and row["largest_difference"] == pytest.approx(0.2)
+        assert row["share_above"] == 1.0
+        assert row["area_low"] == pytest.approx(row["area"]) == row["area_high"]
+
+    def test_no_common_range(self) -> None:
+        data = measured({"dpo": [(2.0, 0.9)], "preferred_ft": [(1.0, 0.4)]})
+        (row,) = dominance_table(data, RECIPE).to_dict("records")
+        assert all(math.isnan(row[name]) for name in ("kl_from", "kl_to", "area", "mean_difference", "share_above"))
+
+    def test_the_best_of_many_equal_checkpoints_is_not_an_advantage(self) -> None:
+        """One method with twenty checkpoints and one with two, all equally good: luck must not count."""
+        inside, means = 0, []
+        for seed in range(40):
+            places = [(1 + 0.1 * i, 0.6) for i in range(20)]
+            data = measured({"dpo": places, "ppo": [(1.0, 0.6), (2.9, 0.6)]}, noise=0.3, seed=seed)
+            (row,) = dominance_table(data, RECIPE).to_dict("records")
+            means.append(row["mean_difference"])
+            inside += row["mean_difference_low"] <= 0 <= row["mean_difference_high"]
+        assert abs(np.mean(means)) < 0.025
+        assert inside >= 35
+
+    def test_what_is_hard_in_a_prompt_cancels(self) -> None:
+        data = measured({"dpo": [(2.0, 0.9)], "ppo": [(2.0, 0.8)]})
+        shared = np.random.default_rng(0).standard_normal((40, 1)) * 0.5
+        data.reward[:] += shared
+        (row,) = dominance_table(data, RECIPE).to_dict("records")
+        assert row["area_high"] - row["area_low"] < 0.01 and row["area"] == pytest.approx(0.1, abs=0.01)
+
+    def test_resamples_keep_the_halves_apart(self) -> None:
+        first, second = dominance.weights_of_resamples(11, RECIPE)
+        assert first.shape == second.shape == (201, 11)
+        assert np.allclose(first.sum(axis=1), 1) and np.allclose(second.sum(axis=1), 1)
+        assert ((first > 0).any(axis=0) & (second > 0).any(axis=0)).sum() == 0
+
+
+def write_run(folder: Path, run: str, prompts: list[str], shift: float) -> Path:
+    rows = [
+        {"run": run, "method": run, "seed": 0, "conservativeness": math.nan, "step": step, "prompt_id": prompt}
+        | {"sample_index": k, "reward": 0.5 + shift * step + 0.01 * k, "kl": 1.0 * step, "tokens": 5}
+        for step in (0, 1)
+        for prompt in prompts
+        for k in (0, 1)
+    ]
+    path = folder / f"{run}.parquet"
+    write_table(path, "evaluations", rows)
+    return path
+
+
+def test_the_stages_from_evaluations_to_figure(tmp_path: Path) -> None:
+    prompts = [f"p{i}" for i in range(6)]
+    paths = [write_run(tmp_path, run, prompts, shift) for run, shift in (("dpo", 0.2), ("ppo", 0.1))]
+    data = read_evaluations(paths)
+    assert data.reward.shape == (6, 4) and data.reward[0].tolist() == pytest.approx([0.505, 0.705, 0.505, 0.605])
+    key = [(f"p{p}", 1.0, i) for p in range(3) for i in range(50)]
+    scores = pd.DataFrame(key, columns=["prompt_id", "temperature", "sample_index"]).assign(
+        reward=draw(3, 50, 1).ravel()
+    )
+    write_table(tmp_path / "scores.parquet", "scores", scores)
+    ceiling, table, out = (tmp_path / name for name in ("ceiling.csv", "frontier.csv", "dominance.csv"))
+    recipe = {"largest_beta": 4.0, "smallest_beta": 0.1, "betas": 12, "min_effective_samples": 20.0}
+    optimal_frontier.run(argparse.Namespace(scores=tmp_path / "scores.parquet", recipe=json.dumps(recipe), out=ceiling))
+    named = {"evaluations": paths, "scores": tmp_path / "scores.parquet", "ceiling": ceiling}
+    frontier.run(argparse.Namespace(**named, out=table))
+    found = pd.read_csv(table)
+    assert len(found) == 4 and found["on_frontier"].all() and found["conservativeness"].isna().all()
+    values = {"confidence": 0.95, "bootstrap": 20, "seed": 0, "at_kl": [0.5]}
+    dominance.run(argparse.Namespace(evaluations=paths, recipe=json.dumps(values), out=out))
+    assert pd.read_csv(out).iloc[0]["difference_at_0.5"] == pytest.approx(0.05)
+    images = [tmp_path / "f.svg", tmp_path / "f.png"]
+    frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, out=images))
+    before = images[0].read_bytes()
+    frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, out=images))
+    assert images[0].read_bytes() == before and b"<svg" in before
+
+
+def test_runs_on_other_prompts_are_refused(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path, "dpo", ["a", "b"], 0.1), write_run(tmp_path, "ppo", ["a", "c"], 0.1)]
+    with pytest.raises(UserError, match=r"ppo\.parquet was evaluated on other prompts than .*dpo\.parquet"):
+        read_evaluations(paths)
