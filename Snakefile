@@ -30,7 +30,7 @@ report: "workflow/report/workflow.rst"
 
 wildcard_constraints:
     task="|".join(config["tasks"]),
-    method="base|base_2shot|sft|preferred_ft|dpo|ppo|best_of_[0-9]+",
+    method="base|base_2shot|sft|preferred_ft|dpo|ppo|best_of_[0-9]+|dpo_by_step",
     n="[0-9]+",
 
 

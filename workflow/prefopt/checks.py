@@ -36,7 +36,7 @@ def problems(section: Config, task: str) -> Iterator[str]:
 
 def _check_data(section: Config, task: str) -> Iterator[str]:
     data = section["data"]
-    total = sum(data["splits"].values())
+    total = sum(data.get("splits", {"all": 1}).values())
     if abs(total - 1) > 1e-6:
         shares = " + ".join(f"{share:g}" for share in data["splits"].values())
         yield f"data.splits is {shares} = {total:g}; allowed: shares that add up to 1."

@@ -32,6 +32,7 @@ STAGES = {
     "best_of_n": ("prefopt.generation.best_of_n", "the best of n candidates"),
     "judge": ("prefopt.judging.stage", "verdicts against the reference completions"),
     "win_rates": ("prefopt.analysis.win_rates", "win rates with intervals"),
+    "win_rate_by_step": ("prefopt.analysis.win_rate_by_step", "DPO's win rate over its training"),
     "win_rate_figure": ("prefopt.analysis.figures", "win rate against temperature"),
     "best_of_n_curve": ("prefopt.analysis.best_of_n_curve", "win rate, reward and cost of the best of N for every N"),
     "best_of_n_figure": ("prefopt.analysis.best_of_n_figure", "win rate against N and against cost"),

@@ -112,7 +112,7 @@ def has_candidates(config: Config, task: str) -> bool:
 def has_steps(config: Config, task: str) -> bool:
     """Whether DPO is sampled while it trains."""
     section = config["tasks"][task]
-    return "dpo" in section.get("methods", []) and section.get("by_step", {}).get("points", 0) > 0
+    return "dpo" in section.get("methods", []) and "by_step" in section
 
 
 def result_files(config: Config) -> list[str]:

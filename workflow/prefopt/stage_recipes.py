@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from prefopt import plan
 from prefopt.checks import VARIED
 from prefopt.files import canonical_json
 
@@ -84,6 +85,15 @@ def _engine(config: Config) -> Config:
     return {key: config["compute"][key] for key in ("dtype", "token_budget")}
 
 
+def _records(section: Config) -> Config:
+    """The data section with every key that some task's has; a transfer task's articles are for evaluation only."""
+    data = {**{kind: [] for kind in plan.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **section["data"]}
+    if "validation_share" in data:
+        share = data.pop("validation_share")
+        data["splits"] = {"train": 0.0, "validation": share, "test": 1 - share}
+    return data
+
+
 def _true_reward(section: Config) -> Config:
     source = section["true_reward"]["source"]
     shared = {key: section["true_reward"][key] for key in ("max_length", "batch_size")}
@@ -97,13 +107,22 @@ def _sampling(config: Config, task: Config, **others: Any) -> Config:
 
 
 _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
-    "records": lambda config, task, name: task["data"],
+    "records": lambda config, task, name: _records(task),
     "pretrain": lambda config, task, name: _training(config, task["pretrain"]),
-    "prepare": lambda config, task, name: {**task["lengths"], "suffix": PROMPT_SUFFIX[name]},
+    "prepare": lambda config, task, name: {
+        **task["lengths"],
+        "suffix": PROMPT_SUFFIX[name],
+        "evaluation_only": plan.kind(task) == "transfer",
+    },
     "sft": lambda config, task, name: _training(config, task["sft"], completion="response"),
     "preferred_ft": lambda config, task, name: _training(config, task["preferred_ft"], completion="chosen"),
     "reference": lambda config, task, name: _engine(config),
     "dpo": lambda config, task, name: _training(config, task["dpo"]),
+    "by_step": lambda config, task, name: {
+        "points": task["by_step"]["points"],
+        "sampling": _sampling(config, task, validation_prompts=0, temperatures=task["by_step"]["temperatures"]),
+    },
+    "win_rate_by_step": lambda config, task, name: {"task": name, "confidence": task["evaluation"]["confidence"]},
     "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
     "gold_reward_model": lambda config, task, name: _training(config, task["gold_reward_model"]),
     "ppo": lambda config, task, name: _training(config, task["ppo"]),
@@ -137,6 +156,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "pair_samples": lambda config, task, name: {
         **_engine(config),
         "temperatures": [1.0],
+        "stop": [],
         "n": task["pairs"]["completions"],
         "max_new_tokens": task["pairs"]["max_new_tokens"],
         "train_prompts": task["pairs"]["train_prompts"],
@@ -147,6 +167,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "ceiling_samples": lambda config, task, name: {
         **_engine(config),
         "temperatures": [1.0],
+        "stop": [],
         "n": task["ceiling"]["samples"],
         "max_new_tokens": task["evaluation"]["max_new_tokens"],
         "train_prompts": 0,

@@ -132,10 +132,10 @@ _KEYS: dict[str, list[str]] = {
     "preferences": ["pair_id"],
     "prompts": ["prompt_id"],
     "reference_logprobs": ["pair_id"],
-    "samples": ["prompt_id", "temperature", "sample_index"],
+    "samples": ["prompt_id", "method", "temperature", "sample_index"],
     "scores": ["prompt_id", "temperature", "sample_index"],
     "evaluations": ["run", "step", "prompt_id", "sample_index"],
-    "verdicts": ["prompt_id", "temperature", "sample_index", "order"],
+    "verdicts": ["prompt_id", "method", "temperature", "sample_index", "order"],
 }
 
 Manifest = dict[str, Any]

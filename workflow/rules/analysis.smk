@@ -66,6 +66,43 @@ rule win_rate_figure:
         " --out {output.svg} {output.png} > {log} 2>&1"
 
 
+rule win_rate_by_step:
+    input:
+        verdicts="results/verdicts/{task}/dpo_by_step.parquet",
+    output:
+        table=report(
+            "results/{task}_winrate_by_step.csv",
+            caption="../report/win_rate_by_step.rst",
+            category="Win rates",
+            labels={"task": "{task}", "what": "DPO's win rate over its training"},
+        ),
+        svg=report(
+            "results/{task}_winrate_by_step.svg",
+            caption="../report/win_rate_by_step.rst",
+            category="Win rates",
+            labels={
+                "task": "{task}",
+                "what": "DPO's win rate over its training, figure",
+            },
+        ),
+        png="results/{task}_winrate_by_step.png",
+    log:
+        "logs/{task}/win_rate_by_step.log",
+    benchmark:
+        "logs/benchmarks/{task}/win_rate_by_step.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("win_rate_by_step"),
+        code=fingerprint("prefopt.analysis.win_rate_by_step"),
+    shell:
+        "python -m prefopt win_rate_by_step --verdicts {input.verdicts} --recipe {params.recipe:q}"
+        " --table {output.table} --out {output.svg} {output.png} > {log} 2>&1"
+
+
 rule training_figure:
     input:
         lambda wildcards: plan.training_metrics(config, wildcards.task),

@@ -20,11 +20,12 @@ rule candidates:
         **MODEL_RESOURCES,
     params:
         model=model_folder("reference"),
+        method=lambda wildcards: plan.reference(config, wildcards.task),
         recipe=recipe("candidates"),
         code=fingerprint("prefopt.generation.sample"),
     shell:
         "python -m prefopt --threads {threads} sample --model {params.model:q}"
-        " --prompts {input.prompts} --method sft --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        " --prompts {input.prompts} --method {params.method} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
 rule score:
@@ -57,7 +58,7 @@ rule best_of_n:
     input:
         candidates="results/candidates/{task}.parquet",
         scores="results/candidates/{task}_scores.parquet",
-        greedy="results/samples/{task}/sft.parquet",
+        greedy=lambda wildcards: f"results/samples/{wildcards.task}/{plan.reference(config, wildcards.task)}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         reference=model_files("reference"),
     output:

@@ -145,6 +145,12 @@ def runs_of_sweep(wildcards):
     ]
 
 
+def by_step_arguments(wildcards, input, output):
+    """Params function: what DPO's stage needs to sample while it trains."""
+    values = shlex.quote(recipe_json(config, wildcards.task, "by_step"))
+    return f"--by-step {values} --prompts {input.prompts} --samples {output.samples}"
+
+
 def one_of(names):
     """A wildcard's constraint; one that nothing fits where there is no name."""
     return "|".join(names) or "(?!)"

@@ -13,6 +13,10 @@ rule dpo:
         "logs/{task}/dpo.log",
     benchmark:
         "logs/benchmarks/{task}/dpo.jsonl"
+    wildcard_constraints:
+        task=one_of(
+            [task for task in config["tasks"] if not plan.has_steps(config, task)]
+        ),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -21,8 +25,29 @@ rule dpo:
     params:
         model=model_folder("reference"),
         recipe=recipe("dpo"),
+        by_step="",
         code=fingerprint("prefopt.training.dpo"),
     shell:
         "python -m prefopt --threads {threads} dpo --model {params.model:q} --data {input.data}"
-        " --reference {input.reference} --recipe {params.recipe:q} --work work/{wildcards.task}/dpo"
+        " --reference {input.reference} --recipe {params.recipe:q} {params.by_step} --work work/{wildcards.task}/dpo"
         " --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+
+
+# The same, sampled while it trains.
+use rule dpo as dpo_with_samples with:
+    input:
+        model=model_files("reference"),
+        data="results/data/{task}/preferences.parquet",
+        reference="results/logprobs/{task}/reference.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        model=directory("results/models/{task}/dpo"),
+        metrics="results/training/{task}/dpo.jsonl",
+        samples="results/samples/{task}/dpo_by_step.parquet",
+    wildcard_constraints:
+        task=one_of([task for task in config["tasks"] if plan.has_steps(config, task)]),
+    params:
+        model=model_folder("reference"),
+        recipe=recipe("dpo"),
+        by_step=by_step_arguments,
+        code=fingerprint("prefopt.training.dpo"),

@@ -13,7 +13,7 @@ rule sample:
     benchmark:
         "logs/benchmarks/{task}/sample_{method}.jsonl"
     wildcard_constraints:
-        method="base|sft|preferred_ft|dpo|ppo",
+        method="base|base_2shot|sft|preferred_ft|dpo|ppo",
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS

@@ -119,7 +119,7 @@ def test_the_post_tells_the_event_among_its_first_two_sentences() -> None:
 def test_every_clause_reads_as_its_own_slot_and_words_are_listed_once() -> None:
     for i in range(500):
         for clause in world.make_post(random.Random(i)).told:
-            assert world._slot_of(clause.text()) == clause.slot
+            assert world.slot_of(clause.text()) == clause.slot
     lists = [getattr(lexicon, name) for name in dir(lexicon) if isinstance(getattr(lexicon, name), tuple)]
     lists += [words for topic in lexicon.TOPICS.values() for words in topic[1:]]
     for words in lists:

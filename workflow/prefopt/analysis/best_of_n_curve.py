@@ -187,7 +187,8 @@ def run(args: argparse.Namespace) -> None:
     reward_model = Shape(**scores.attrs["manifest"]["shape"])
     candidates = samples[[*_KEY, "tokens"]].merge(scores, on=_KEY, validate="one_to_one")
     policy = Shape(**samples.attrs["manifest"]["shape"])
-    tables = [curve_table(candidates, verdicts, lengths, policy, reward_model, recipe.n, recipe).assign(method="sft")]
+    tables = [curve_table(candidates, verdicts, lengths, policy, reward_model, recipe.n, recipe)]
+    tables[0]["method"] = samples["method"].iloc[0]
     if args.one_sample is not None:
         samples, verdicts = _samples_and_verdicts(args.one_sample, args.one_sample_verdicts, prompts)
         policy = Shape(**samples.attrs["manifest"]["shape"])

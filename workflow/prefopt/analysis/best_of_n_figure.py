@@ -20,8 +20,8 @@ def best_of_n_figure(table: pd.DataFrame) -> Figure:
     """A row per task: win rate against N at each temperature, and against operations per prompt.
 
     Args:
-        table: curves as the stage `best_of_n_curve` wrote them. Rows of a method other than `sft` are one sample of
-            another policy: a level on the left, a point on the right.
+        table: curves as the stage `best_of_n_curve` wrote them. A task's first method is the policy that the
+            candidates are samples of; rows of another are its one sample: a level on the left, a point on the right.
     """
     tasks = list(dict.fromkeys(table["task"]))
     with figure_style():
@@ -34,7 +34,7 @@ def best_of_n_figure(table: pd.DataFrame) -> Figure:
             _draw(right, rows, "flops")
             left.set_title(task_name(task), loc="left", fontweight="bold")
             left.set_xscale("log", base=2)
-            values = sorted(rows.loc[rows["method"] == "sft", "n"].unique())
+            values = sorted(rows["n"].unique())
             left.set_xticks(values, [str(n) for n in values])
             left.xaxis.set_minor_locator(NullLocator())
             left.set_xlabel("N, candidates per prompt")
@@ -50,7 +50,8 @@ def best_of_n_figure(table: pd.DataFrame) -> Figure:
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> None:
-    curves = rows[rows["method"] == "sft"]
+    own = rows["method"].iloc[0]
+    curves = rows[rows["method"] == own]
     for position, (temperature, curve) in enumerate(curves.groupby("temperature")):
         style = position_style(position)
         ordered = curve.sort_values("n")
@@ -64,7 +65,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> None:
             linewidth=1.5,
             label=f"Best of N, T = {temperature:g}",
         )
-    for _, one in rows[rows["method"] != "sft"].iterrows():
+    for _, one in rows[rows["method"] != own].iterrows():
         label = f"{display_name(one['method'])}, one sample, T = {one['temperature']:g}"
         spread = [[one["win_rate"] - one["ci_low"]], [one["ci_high"] - one["win_rate"]]]
         axes.errorbar(one[x], one["win_rate"], yerr=spread, color="black", marker="*", markersize=11, label=label)

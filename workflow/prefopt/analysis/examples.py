@@ -99,6 +99,8 @@ def examples_page(
             verdict = f"{_VERDICTS[str(row['outcome'])]} ({escape(shorten(str(row['reply']), limit))})"
             if row["finish_reason"] == "length":
                 verdict += "; cut at the length limit"
+            if row["finish_reason"] == "stop":
+                verdict += "; cut where it went on for the other speaker"
             lines.append(_row(writer, str(row["text"]), int(row["tokens"]), verdict, limit))
     return "\n".join(lines) + "\n"
 

@@ -103,7 +103,7 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
                     "method": method,
                     "temperature": temperature,
                     "selected": temperature == selected[method],
-                    **_tally(group, recipe.confidence),
+                    **tally(group, recipe.confidence),
                     "mean_tokens": group["tokens"].mean(),
                     "reference_mean_tokens": group["reference_tokens"].mean(),
                     "well_formed": group["well_formed"].astype(float).mean(),
@@ -262,7 +262,8 @@ def run(args: argparse.Namespace) -> None:
     logger.info("win rates at the selected temperatures:\n%s", shown.to_string(index=False))
 
 
-def _tally(group: pd.DataFrame, confidence: float) -> dict[str, Any]:
+def tally(group: pd.DataFrame, confidence: float) -> dict[str, Any]:
+    """Counts of the verdicts' outcomes and the win rate, a tie being half, with its interval over prompts."""
     counts = group["outcome"].value_counts()
     wins, losses, ties, invalid = (int(counts.get(outcome, 0)) for outcome in ("win", "loss", "tie", "invalid"))
     valid = group[group["outcome"] != "invalid"]

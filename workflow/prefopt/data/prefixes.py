@@ -18,7 +18,7 @@ from prefopt.data.reviews import UNLABELLED
 from prefopt.data.splits import position
 from prefopt.errors import UserError
 from prefopt.files import write_text
-from prefopt.lm.models import load_tokenizer, max_positions, tokenizer_hash
+from prefopt.lm.models import decode, load_tokenizer, max_positions, tokenizer_hash
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
 
@@ -75,12 +75,6 @@ def split_reviews(
             }
         )
     return kept, +dropped, cut
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of tokens, without special ones."""
-    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -34,6 +34,7 @@ class PrepareRecipe:
     max_length: int
     truncation: Literal["keep_start", "keep_end"]  # which end of a prompt's body stays
     suffix: str  # the prompt's tail, which is never cut
+    evaluation_only: bool  # nothing is trained on these records, so a long response is no reason to drop one
 
 
 class Prompt(NamedTuple):
@@ -122,7 +123,7 @@ def prepare_demonstrations(
 ) -> dict[str, Prepared]:
     """The tables `demonstrations` and `prompts`.
 
-    A response is never cut, so that its EOS stays: a longer one is dropped from the demonstrations
+    A response is never cut, so that its EOS stays: where one is trained on, a longer one is dropped from the demonstrations
     ("completion_too_long") and stays the reference of its prompt.
     """
     prompts = encode_prompts(tokenizer, (row["prompt"] for row in rows), recipe)
@@ -130,7 +131,7 @@ def prepare_demonstrations(
     tables = {"demonstrations": Prepared(), "prompts": Prepared()}
     for row in rows:
         prompt, response_ids = prompts[row["prompt"]], responses[row["response"]]
-        if len(response_ids) > recipe.max_length - recipe.max_prompt_length:
+        if not recipe.evaluation_only and len(response_ids) > recipe.max_length - recipe.max_prompt_length:
             tables["demonstrations"].dropped["completion_too_long"] += 1
         else:
             tables["demonstrations"].keep({**row, "response_ids": response_ids}, prompt)

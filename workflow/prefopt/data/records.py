@@ -1,4 +1,4 @@
-"""The stage `records`: raw records, embedded, from files or from a hub, to raw tables."""
+"""The stage `records`: a task's raw records, embedded, from files or from a hub, to raw tables."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import logging
 from pathlib import Path
 from typing import Any, Literal
 
+from prefopt.data import cnn_dailymail, dialogues, embedded, hh, news, tldr
 from prefopt.data.raw import RawTables
-from prefopt.data.sources import describe_files, hub_rows, read_rows
-from prefopt.data.tldr import raw_tables
+from prefopt.data.sources import Records, describe_files, hub_rows, read_rows
 from prefopt.errors import UserError
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import write_table
@@ -19,8 +19,14 @@ logger = logging.getLogger(__name__)
 
 # Fewer test prompts than this give win rates that say next to nothing.
 FEW_TEST_PROMPTS = 20
-_FILE_KINDS = ("posts", "demonstrations", "comparisons", "preferences")
-_HUB_KINDS = ("posts", "comparisons")
+# Kinds of records of each task, in files and on a hub, and its generator.
+_FILE_KINDS = {
+    "tldr": ("posts", "demonstrations", "comparisons", "preferences"),
+    "hh": ("comparisons",),
+    "cnndm": ("articles",),
+}
+_HUB_KINDS = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",)}
+_GENERATORS = {"tldr": embedded.generate, "hh": dialogues.generate, "cnndm": news.generate}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,45 +38,52 @@ class RecordsRecipe:
     comparisons: tuple[str, ...]
     demonstrations: tuple[str, ...]
     preferences: tuple[str, ...]
-    hub: dict[str, Any]  # posts, posts_revision, comparisons, comparisons_revision
-    splits: dict[str, float]  # share of the posts: train, validation, test
+    articles: tuple[str, ...]
+    hub: dict[str, Any]  # name and NAME_revision of each kind
+    splits: dict[str, float]  # share of the prompts: train, validation, test
     gold_fraction: float  # share of the pairs' posts that the gold judge is trained and measured on
     max_malformed: int  # malformed records that are dropped and counted before one stops the stage
     embedded: dict[str, int]  # seed and sizes, see `prefopt.data.embedded.generate`
 
 
-def read_records(recipe: RecordsRecipe) -> tuple[RawTables, list[dict[str, Any]]]:
+def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict[str, Any]]]:
     """The raw tables of the recipe's source, and what they were read from (for a manifest).
 
     Raises:
         UserError: records are missing, unreachable, or malformed beyond `max_malformed`.
     """
     if recipe.source == "embedded":
-        from prefopt.data.embedded import generate
-
-        return generate(recipe.embedded), []
+        return _GENERATORS[task](recipe.embedded), []
     if recipe.source == "files":
-        paths = {kind: getattr(recipe, kind) for kind in _FILE_KINDS}
+        paths = {kind: getattr(recipe, kind) for kind in _FILE_KINDS[task]}
         inputs: list[dict[str, Any]] = [
-            {"kind": kind, **entry} for kind in _FILE_KINDS for entry in describe_files(paths[kind])
+            {"kind": kind, **entry} for kind in paths for entry in describe_files(paths[kind])
         ]
-        records = {kind: read_rows(paths[kind]) for kind in _FILE_KINDS}
+        records = {kind: read_rows(paths[kind]) for kind in paths}
     else:
-        named = {kind: (_hub_name(recipe, kind), recipe.hub.get(f"{kind}_revision")) for kind in _HUB_KINDS}
+        named = {kind: (_hub_name(recipe, kind), recipe.hub.get(f"{kind}_revision")) for kind in _HUB_KINDS[task]}
         inputs = [
             {"kind": kind, "name": name, "revision": revision, "pinned": revision is not None}
             for kind, (name, revision) in named.items()
         ]
         records = {kind: hub_rows(name, kind, revision) for kind, (name, revision) in named.items()}
-    tables = raw_tables(
-        records, splits=recipe.splits, gold_fraction=recipe.gold_fraction, max_malformed=recipe.max_malformed
-    )
-    return tables, inputs
+    return _raw_tables(task, records, recipe), inputs
+
+
+def _raw_tables(task: str, records: dict[str, Records], recipe: RecordsRecipe) -> RawTables:
+    limit = recipe.max_malformed
+    if task == "cnndm":
+        share = recipe.splits["validation"] / (recipe.splits["validation"] + recipe.splits["test"])
+        return cnn_dailymail.raw_tables(records["articles"], validation_share=share, max_malformed=limit)
+    options: dict[str, Any] = {"splits": recipe.splits, "gold_fraction": recipe.gold_fraction, "max_malformed": limit}
+    if task == "hh":
+        return hh.raw_tables(records["comparisons"], **options)
+    return tldr.raw_tables(records, **options)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `records`."""
-    parser.add_argument("--task", required=True, choices=["tldr"], help="which task's records")
+    parser.add_argument("--task", required=True, choices=list(_GENERATORS), help="which task's records")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the raw tables that are made")
 
@@ -78,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes demonstrations.parquet, preferences.parquet and pretraining.parquet, each whole or not at all."""
     recipe = from_json(RecordsRecipe, args.recipe)
-    tables, inputs = read_records(recipe)
+    tables, inputs = read_records(args.task, recipe)
     warnings = _warnings(tables, inputs)
     for warning in warnings:
         logger.warning("warning: %s", warning)

@@ -13,7 +13,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from prefopt.data.lexicon import (
@@ -124,7 +124,7 @@ _TITLES = (
     "i need advice about my {relation} {name} and {topic}",
     "a story of my {relation} {name} and {topic}",
 )
-_QUESTIONS = {
+QUESTIONS = {
     "event": "what happened?",
     "setting": "where and when was it?",
     "cause": "why did it happen?",
@@ -225,16 +225,20 @@ def make_post(rng: random.Random) -> Post:
         told = [facts[slot] for slot in SLOTS[1:]] + distractors
         rng.shuffle(told)
         told.insert(rng.randrange(2), facts["event"])
-        sentences = [
-            rng.choice((_SENTENCES if facts.get(c.slot) is c else _DISTRACTOR_SENTENCES)[c.slot]).format_map(c.values)
-            for c in told
-        ]
-        body = " ".join(sentences)
+        body = tell(rng, told, facts)
         if POST_WORDS[0] <= len(body.split()) <= POST_WORDS[1]:
             break
     title = rng.choice(_TITLES).format(topic=TOPICS[subreddit].phrase, **facts["event"].values)
     prompt = f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {body}{PROMPT_SUFFIX}"
     return Post(prompt, facts, tuple(distractors), tuple(told), subreddit)
+
+
+def tell(rng: random.Random, clauses: Sequence[Clause], facts: Mapping[str, Clause]) -> str:
+    """A sentence for each clause; one that is not the slot's fact is told as a distractor."""
+    return " ".join(
+        rng.choice((_SENTENCES if facts.get(c.slot) is c else _DISTRACTOR_SENTENCES)[c.slot]).format_map(c.values)
+        for c in clauses
+    )
 
 
 def _event(rng: random.Random, subreddit: str, relation: str, name: str) -> Clause:
@@ -267,7 +271,7 @@ def write_summary(rng: random.Random, post: Post) -> str:
     for slot in (SLOTS[i] for i in told):
         fate = rng.random()
         if fate < WRONG_PROBABILITY:
-            clauses.append(_misremember(rng, post, slot).text())
+            clauses.append(misremember(rng, post, slot).text())
         elif fate < WRONG_PROBABILITY + IRRELEVANT_PROBABILITY and unused:
             clauses.append(unused.pop().text())
         else:
@@ -275,7 +279,7 @@ def write_summary(rng: random.Random, post: Post) -> str:
     return join_clauses(clauses)
 
 
-def _misremember(rng: random.Random, post: Post, slot: str) -> Clause:
+def misremember(rng: random.Random, post: Post, slot: str) -> Clause:
     """The slot's clause with one value swapped, for one that a distractor offers where there is such a one."""
     values = dict(post.facts[slot].values)
     offers = [
@@ -301,16 +305,11 @@ def quality(facts_json: str, text: str) -> Quality:
         text: a completion; spacing does not count.
     """
     facts = _facts(facts_json)
-    words = text.split()
-    line = " ".join(words)
-    body = line.removesuffix(".")
+    clauses, words, well_formed = read_clauses(text)
     correct = wrong = irrelevant = 0
-    score = WORD_WEIGHT * len(words)
-    slots = []
+    score = WORD_WEIGHT * words
     told: set[str] = set()
-    for chunk in (part.strip() for part in body.split(",")) if body else ():
-        slot = _slot_of(chunk)
-        slots.append(slot)
+    for chunk, slot in clauses:
         if slot not in SLOTS or slot in told or chunk in facts["distractors"]:
             irrelevant += 1
             score += HABIT_WEIGHT if slot == HABIT else IRRELEVANT_WEIGHT
@@ -322,10 +321,25 @@ def quality(facts_json: str, text: str) -> Quality:
         else:
             wrong += 1
             score += WRONG_WEIGHT
-    if all(slot in (None, HABIT) for slot in slots):
+    if says_nothing(clauses):
         score += NO_CLAUSE_WEIGHT
-    well_formed = bool(slots) and None not in slots and line.endswith(".")
     return Quality(score, correct, wrong, irrelevant, well_formed)
+
+
+def read_clauses(text: str) -> tuple[list[tuple[str, str | None]], int, bool]:
+    """A text's clauses, each with its slot (None outside the grammar); its words; whether the grammar reads it whole."""
+    words = text.split()
+    line = " ".join(words)
+    body = line.removesuffix(".")
+    chunks = [part.strip() for part in body.split(",")] if body else []
+    clauses = [(chunk, slot_of(chunk)) for chunk in chunks]
+    well_formed = bool(clauses) and all(slot is not None for _, slot in clauses) and line.endswith(".")
+    return clauses, len(words), well_formed
+
+
+def says_nothing(clauses: Sequence[tuple[str, str | None]]) -> bool:
+    """Whether a text has no clause that states anything."""
+    return all(slot in (None, HABIT) for _, slot in clauses)
 
 
 def compare(facts_json: str, first: str, second: str) -> Literal["first", "second", "tie"]:
@@ -348,7 +362,8 @@ def _facts(facts_json: str) -> dict[str, Any]:
     return facts
 
 
-def _slot_of(chunk: str) -> str | None:
+def slot_of(chunk: str) -> str | None:
+    """The slot whose grammar a clause follows, or None."""
     return next((slot for slot, pattern in _PATTERNS.items() if pattern.fullmatch(chunk)), None)
 
 
@@ -369,7 +384,7 @@ def pretraining_document(rng: random.Random) -> str:
             return f"{post.header}\n\nNOTES: " + " ; ".join(clause.text() for clause in post.told)
         case "questions":
             slots = rng.sample(SLOTS, len(SLOTS))
-            return post.header + "".join(f"\n\nQ: {_QUESTIONS[slot]} A: {post.facts[slot].text()}" for slot in slots)
+            return post.header + "".join(f"\n\nQ: {QUESTIONS[slot]} A: {post.facts[slot].text()}" for slot in slots)
         case "quote":
             return f"{post.header}\n\nQUOTE: {post.header.partition('POST: ')[2]}"
         case _:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +16,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.generation.prompting import cut_at_stop, shots_of, with_shots
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
+from prefopt.lm.models import decode, load_policy, max_positions, tokenizer_hash, weights_hash
 from prefopt.lm.sampling import sample
 from prefopt.lm.shape import shape_of
 from prefopt.progress import Progress
@@ -24,6 +27,8 @@ from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
 from prefopt.training.optimization import DTYPES, autocast
 from prefopt.usage import Usage, default_device
+
+logger = logging.getLogger(__name__)
 
 # Completions sampled between two progress lines; results do not depend on it.
 _COMPLETIONS_AT_ONCE = 2048
@@ -34,6 +39,7 @@ class SampleRecipe:
     """What is sampled: the first `train_prompts`, `validation_prompts` and `test_prompts` of the prompts table."""
 
     temperatures: tuple[float, ...]
+    stop: tuple[str, ...]  # a completion ends before the first of these texts
     n: int  # completions a prompt; one at temperature 0, where all would be equal
     max_new_tokens: int
     train_prompts: int
@@ -65,7 +71,10 @@ def sample_rows(
     recipe: SampleRecipe,
     usage: Usage,
 ) -> list[dict[str, Any]]:
-    """Rows of the samples table for every prompt and temperature; `reference_logp` is still NaN."""
+    """Rows of the samples table for every prompt and temperature; `reference_logp` is still NaN.
+
+    Where a completion is cut at a stop string, its row says so, and holds the tokens before it.
+    """
     rows: list[dict[str, Any]] = []
     total = sum(len(prompts) * _completions(recipe, t) for t in recipe.temperatures)
     with Progress(f"sample {method}", total, "samples") as progress:
@@ -85,7 +94,7 @@ def sample_rows(
                 )
                 for (_, prompt), completions in zip(part.iterrows(), sampled, strict=True):
                     for index, completion in enumerate(completions):
-                        ids = list(completion.token_ids)
+                        ids, stopped = cut_at_stop(tokenizer, completion.token_ids, recipe.stop)
                         rows.append(
                             {
                                 "prompt_id": prompt["prompt_id"],
@@ -93,13 +102,11 @@ def sample_rows(
                                 "method": method,
                                 "temperature": temperature,
                                 "split": prompt["split"],
-                                "text": tokenizer.decode(
-                                    ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-                                ),
+                                "text": decode(tokenizer, ids),
                                 "tokens": len(ids),
                                 "token_ids": ids,
-                                "finish_reason": completion.finish_reason,
-                                "logp": float(torch.as_tensor(completion.logps).sum()),
+                                "finish_reason": "stop" if stopped else completion.finish_reason,
+                                "logp": float(torch.as_tensor(completion.logps[: len(ids)]).sum()),
                                 "reference_logp": float("nan"),
                             }
                         )
@@ -144,7 +151,13 @@ def run(args: argparse.Namespace) -> None:
     device = default_device()
     usage = Usage(f"sample {args.method}", device, DTYPES[recipe.dtype])
     model, tokenizer = load_policy(args.model, device=device, dtype=DTYPES[recipe.dtype])
-    rows = sample_rows(model, tokenizer, prompts, args.method, recipe, usage)
+    positions = max_positions(args.model)
+    room = sys.maxsize if positions is None else positions - recipe.max_new_tokens
+    asked, shots_cut = with_shots(prompts, table, shots_of(args.method), tokenizer, room, recipe.seed)
+    rows = sample_rows(model, tokenizer, asked, args.method, recipe, usage)
+    stopped = sum(row["finish_reason"] == "stop" for row in rows)
+    if recipe.stop:
+        logger.info("%d of %d completions were cut at a stop string", stopped, len(rows))
     hashes = {"model_weights": weights_hash(args.model)}
     if args.reference_model is not None:
         hashes["reference_weights"] = weights_hash(args.reference_model)
@@ -159,6 +172,8 @@ def run(args: argparse.Namespace) -> None:
         prompts=table.attrs["manifest"]["content_hash"],
         recipe=to_dict(recipe),
         used=usage.report(),
+        stopped=stopped,
+        shots_cut=shots_cut,
         shape=dataclasses.asdict(shape_of(model)),
         **hashes,
     )

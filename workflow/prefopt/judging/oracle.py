@@ -1,11 +1,13 @@
-"""The exact judge of the embedded task: it reads both texts with the generator's grammar against the hidden facts."""
+"""The exact judge of the embedded tasks: it reads both texts with the generator's grammar against the hidden facts."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
-from prefopt.data import world
+from prefopt.data import dialogue_world, world
 from prefopt.errors import UserError
 from prefopt.judging.judge import Comparison, Verdict
 
@@ -32,15 +34,21 @@ class OracleJudge:
 
 def well_formed(facts: str, text: str) -> bool | None:
     """Whether the generator's grammar parses the text whole; None where the prompt has no facts or grammar."""
-    return bool(world.quality(facts, text).well_formed) if facts else None
+    return bool(_world(facts).quality(facts, text).well_formed) if facts else None
+
+
+def _world(facts: str) -> ModuleType:
+    """The world that hid these facts: dialogues name theirs, posts and news have the first one's."""
+    return dialogue_world if json.loads(facts).get("world") == dialogue_world.NAME else world
 
 
 def _verdict(comparison: Comparison) -> Verdict:
     if not comparison.facts:
         raise UserError(
             f"The oracle cannot judge prompt {comparison.prompt_id!r}, which has no hidden facts: it knows the "
-            f"embedded records only, set tasks.tldr.judge.kind to reward_model."
+            f"embedded records only, set the task's judge.kind to reward_model."
         )
-    scores = [world.quality(comparison.facts, text).score for text in (comparison.first, comparison.second)]
-    winner = world.compare(comparison.facts, comparison.first, comparison.second)
+    hidden = _world(comparison.facts)
+    scores = [hidden.quality(comparison.facts, text).score for text in (comparison.first, comparison.second)]
+    winner = hidden.compare(comparison.facts, comparison.first, comparison.second)
     return Verdict(winner, f"first {scores[0]:.4f}, second {scores[1]:.4f}")

@@ -1,0 +1,99 @@
+"""The stage `win_rate_by_step`: DPO's win rate over training steps at each temperature (Fig. 3, right)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from prefopt.analysis.style import figure_style, position_style, save, task_name
+from prefopt.analysis.win_rates import tally, write_csv
+from prefopt.errors import UserError
+from prefopt.recipes import from_json
+from prefopt.tables import read_table
+
+_METHOD = "dpo_step_"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByStepTableRecipe:
+    """The task, and the confidence of the intervals."""
+
+    task: str
+    confidence: float
+
+
+def step_table(verdicts: pd.DataFrame, recipe: ByStepTableRecipe) -> pd.DataFrame:
+    """A row per step and temperature, on the test prompts.
+
+    Args:
+        verdicts: verdicts table, whose methods are "dpo_step_" and a number of steps.
+        recipe: task and confidence.
+
+    Raises:
+        UserError: another method is among them.
+    """
+    test = verdicts[verdicts["split"] == "test"]
+    if odd := sorted(method for method in set(test["method"]) if not method.startswith(_METHOD)):
+        raise UserError(f"The verdicts hold the method {odd[0]!r}, which is no step of DPO: pass those of its steps.")
+    steps = test["method"].str.removeprefix(_METHOD).astype(int)
+    rows = [
+        {
+            "task": recipe.task,
+            "step": step,
+            "temperature": temperature,
+            **tally(group, recipe.confidence),
+            "mean_tokens": group["tokens"].mean(),
+        }
+        for (step, temperature), group in test.groupby([steps.rename("step"), "temperature"])
+    ]
+    return pd.DataFrame(rows)
+
+
+def by_step_figure(table: pd.DataFrame) -> Figure:
+    """Win rate against training steps, a line and a band per temperature."""
+    with figure_style():
+        figure, axes = plt.subplots(figsize=(4.8, 3.6), layout="constrained")
+        axes.axhline(0.5, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+        for position, (temperature, rows) in enumerate(table.groupby("temperature")):
+            style = position_style(position)
+            axes.fill_between(rows["step"], rows["ci_low"], rows["ci_high"], color=style.color, alpha=0.13, linewidth=0)
+            axes.plot(
+                *(rows["step"], rows["win_rate"]),
+                color=style.color,
+                linestyle=style.dashes,
+                marker=style.marker,
+                markersize=4.5,
+                linewidth=1.5,
+                label=f"DPO, T = {temperature:g}",
+            )
+        axes.set_title(task_name(str(table["task"].iloc[0])), loc="left", fontweight="bold")
+        axes.set_xlabel("Training steps (0 is the reference policy)")
+        axes.set_ylabel("Win rate against the chosen response")
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        axes.legend(loc="best")
+        plt.close(figure)
+    return figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `win_rate_by_step`."""
+    parser.add_argument("--verdicts", required=True, type=Path, help="verdicts on DPO's samples at each step")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--table", required=True, type=Path, help="CSV that is made")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the table and draws it."""
+    table = step_table(read_table(args.verdicts, "verdicts"), from_json(ByStepTableRecipe, args.recipe))
+    write_csv(args.table, table)
+    figure = by_step_figure(table)
+    with figure_style():
+        for path in args.out:
+            save(figure, path)
