@@ -60,6 +60,8 @@ def test_no_value_stands_both_in_the_config_and_as_the_same_default_in_the_schem
     schema = load_schema()
     twice = []
     for path, value in leaves(read("config.yaml")):
+        if ".runs." in path:  # names of the user's own, each a section without defaults
+            continue
         below = schema
         for key in path.split("."):
             below = below["properties"][key]
@@ -102,7 +104,7 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         ("tasks.tldr.dpo.beta", float("inf"), "tasks.tldr.dpo.beta is inf; allowed: a finite number."),
         ("tasks.tldr.dpo.betta", 0.1, "tasks.tldr.dpo.betta (0.1) is not a key; did you mean 'beta'? Allowed: *"),
         ("tasks.tldr.dpo", None, "tasks.tldr.dpo is null; allowed: a section with the keys batch_size, beta, *"),
-        ("tasks.imdb", {}, "tasks.imdb (a section) is not a key; allowed: tldr."),
+        ("tasks.sst", {}, "tasks.sst (a section) is not a key; allowed: cnndm, hh, imdb, tldr."),
         ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seed, tasks."),
         ("seed", 1.5, "seed is 1.5; allowed: a whole number at least 0."),
         (
@@ -113,7 +115,7 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         (
             "tasks.tldr.methods",
             ["dpo", "rlhf"],
-            "tasks.tldr.methods[[]1] is 'rlhf'; allowed: base, sft, preferred_ft, dpo, ppo or best_of_N *",
+            "tasks.tldr.methods[[]1] is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, ppo or best_of_N *",
         ),
         ("tasks.tldr.methods", ["dpo", "dpo"], "tasks.tldr.methods is [[]'dpo', 'dpo'], where one stands twice; *"),
         (
@@ -198,19 +200,29 @@ def test_a_missing_key_is_named() -> None:
 INHERITED: typing.Final = (
     "seed",
     "tasks.tldr.methods",  # the paper's
-    "tasks.tldr.data.posts",  # empty: the source is the hub
-    "tasks.tldr.data.comparisons",
-    "tasks.tldr.data.demonstrations",
-    "tasks.tldr.data.preferences",
-    "tasks.tldr.data.embedded.*",  # not used
-    "tasks.tldr.pretrain.*",  # not used: the base is GPT-J
-    "tasks.tldr.base.path",
+    "tasks.tldr.reference",
+    "tasks.imdb.runs.*",  # the paper's
+    "tasks.*.data.posts",  # empty: the source is the hub
+    "tasks.*.data.comparisons",
+    "tasks.*.data.demonstrations",
+    "tasks.*.data.preferences",
+    "tasks.*.data.articles",
+    "tasks.*.data.reviews",
+    "tasks.hh.data.hub.posts*",  # HH has none
+    "tasks.*.data.embedded.*",  # not used
+    "tasks.*.pretrain.*",  # not used: the bases come from the hub
+    "tasks.imdb.classifier.*",  # not used: the true reward comes from the hub
+    "tasks.imdb.sft.*",  # name and revision: it is trained here
+    "tasks.*.base.path",
     "tasks.tldr.sft.path",
-    "tasks.tldr.evaluation.confidence",
-    "tasks.tldr.evaluation.examples",
-    "tasks.tldr.evaluation.example_characters",
-    "tasks.tldr.judge.seed",
-    "tasks.tldr.*.seed",  # null: the top-level seed; the judge's model has its own
+    "tasks.imdb.true_reward.path",
+    "tasks.imdb.ceiling.*beta*",
+    "tasks.imdb.ceiling.min_effective_samples",
+    "tasks.*.evaluation.confidence",
+    "tasks.*.evaluation.examples",
+    "tasks.*.evaluation.example_characters",
+    "tasks.*.judge.seed",
+    "tasks.*.seed",  # null: the top-level seed; the judge's model has its own
 )
 
 
@@ -232,11 +244,15 @@ def test_the_paper_config_holds_the_printed_values() -> None:
     assert (dpo["optimizer"], dpo["schedule"], dpo["loss"]) == ("rmsprop", "constant", "sigmoid")
     assert tldr["sft"]["name"] == "CarperAI/openai_summarize_tldr_sft"
     revisions = [value for path, value in leaves(paper) if path.endswith("revision")]
-    assert revisions == [None] * 4  # none is invented
+    assert revisions == [None] * 12  # none is invented
 
 
 def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:
-    keys = {path.removeprefix("tasks.tldr.") for path, _ in leaves(read("files.yaml")) if "data." not in path}
     sizes = {"batch_size", "epochs", "evaluate_every", "max_new_tokens", "max_length", "max_prompt_length", "updates"}
-    for_a_base_from_scratch = {key for key in keys if key.startswith("pretrain.")}
-    assert {key.rpartition(".")[2] for key in keys - for_a_base_from_scratch - {"judge.kind"}} <= sizes
+    fewer = {"test_prompts", "n", "methods"}  # of HH, whose candidates are long
+    for task in ("tldr", "hh", "cnndm"):
+        paths = [path for path, _ in leaves(read("files.yaml")) if path.startswith(f"tasks.{task}.")]
+        keys = {path.removeprefix(f"tasks.{task}.") for path in paths if ".data." not in path}
+        for_a_base_from_scratch = {key for key in keys if key.startswith("pretrain.")}
+        changed = {key.rpartition(".")[2] for key in keys - for_a_base_from_scratch - {"judge.kind"}}
+        assert changed <= (sizes if task == "tldr" else sizes | fewer)

@@ -49,7 +49,8 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
         trainer |= {"updates": interval * evaluation["checkpoints"], "validation_prompts": 0}
     else:
         trainer["epochs"] = 1  # not read: a run has a number of steps
-    trainer |= {"dpo": {"label_smoothing": 0.0}, "preferred_ft": {"completion": "chosen"}}.get(method, {})
+    of_method: dict[str, Config] = {"dpo": {"label_smoothing": 0.0}, "preferred_ft": {"completion": "chosen"}}
+    trainer |= of_method.get(method, {})
     return {
         "run": run,
         "method": method,

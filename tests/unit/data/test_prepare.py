@@ -43,7 +43,13 @@ def tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 
 def recipe(**values: Any) -> PrepareRecipe:
-    lengths: dict[str, Any] = {"max_prompt_length": 40, "max_length": 60, "truncation": "keep_start", "suffix": SUFFIX}
+    lengths: dict[str, Any] = {
+        "max_prompt_length": 40,
+        "max_length": 60,
+        "truncation": "keep_start",
+        "suffix": SUFFIX,
+        "evaluation_only": False,
+    }
     return PrepareRecipe(**{**lengths, **values})
 
 
@@ -254,7 +260,7 @@ def test_real_records(tmp_path: Path) -> None:
     GPT2Config().save_pretrained(model)
     records = {
         **{kind: [str(SHARED / f"data/tldr_{kind}.jsonl.gz")] for kind in ("posts", "comparisons")},
-        **{"source": "files", "demonstrations": [], "preferences": [], "hub": {}, "embedded": {}},
+        **{"source": "files", "demonstrations": [], "preferences": [], "articles": [], "hub": {}, "embedded": {}},
         **{"splits": {"train": 0.7, "validation": 0.1, "test": 0.2}, "gold_fraction": 0.5, "max_malformed": 0},
     }
     raw = tmp_path / "raw"

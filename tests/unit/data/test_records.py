@@ -33,6 +33,7 @@ RECIPE: dict[str, Any] = {
     "comparisons": [],
     "demonstrations": [],
     "preferences": [],
+    "articles": [],
     "hub": {"posts": None, "posts_revision": None, "comparisons": None, "comparisons_revision": None},
     "splits": {"train": 0.7, "validation": 0.1, "test": 0.2},
     "gold_fraction": 0.5,

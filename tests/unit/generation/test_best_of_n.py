@@ -71,7 +71,15 @@ def test_a_prompts_seed_depends_on_itself_alone() -> None:
 def test_prompts_are_chosen_by_split_and_number() -> None:
     splits = ["test", "train", "validation", "test", "validation", "test"]
     prompts = pd.DataFrame({"prompt_id": list("abcdef"), "split": splits})
-    common = {"temperatures": (0.0,), "n": 1, "max_new_tokens": 1, "token_budget": 1, "dtype": "float32", "seed": 0}
+    common = {
+        "temperatures": (0.0,),
+        "stop": (),
+        "n": 1,
+        "max_new_tokens": 1,
+        "token_budget": 1,
+        "dtype": "float32",
+        "seed": 0,
+    }
     recipe = SampleRecipe(**common, train_prompts=0, validation_prompts=1, test_prompts=2)
     assert chosen_prompts(prompts, recipe)["prompt_id"].tolist() == ["c", "a", "d"]
 

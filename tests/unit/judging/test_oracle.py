@@ -8,7 +8,7 @@ from prefopt.judging.oracle import OracleJudge, well_formed
 
 
 def test_a_prompt_without_facts_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'p'.*tasks\.tldr\.judge\.kind"):
+    with pytest.raises(UserError, match=r"'p'.*the task's judge\.kind"):
         OracleJudge().compare([Comparison("p", "prompt", "", "a", "b")])
 
 

@@ -61,6 +61,7 @@ def test_dpo_learns_the_training_pairs_and_publishes(
     loss: str, task: Task, reference_table: Path, tmp_path: Path
 ) -> None:
     arguments = argparse.Namespace(
+        by_step=None,
         model=task.model,
         data=task.preferences,
         reference=reference_table,

@@ -32,12 +32,13 @@ UNASKED_WEIGHT = -0.5
 WRONG_WEIGHT = -1.5
 IRRELEVANT_WEIGHT = -1.0
 
-# The imperfect assistant.
+# The imperfect assistant, of whom what is most probable is not what is preferred: mostly a habit that nobody likes
+# comes first, and at the end something that nobody asked for.
 SKIP_PROBABILITY = 0.2  # of a need, the last of them excepted
-WRONG_PROBABILITY = 0.12
+WRONG_PROBABILITY = 0.08
 IRRELEVANT_PROBABILITY = 0.12
-UNASKED_PROBABILITY = 0.35
-HABIT_PROBABILITY = 0.5
+UNASKED_PROBABILITY = 0.6
+HABIT_PROBABILITY = 0.65
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,7 +71,7 @@ def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
     return _raw_tables(task, records, recipe), inputs
 
 
-def _raw_tables(task: str, records: dict[str, Records], recipe: RecordsRecipe) -> RawTables:
+def _raw_tables(task: str, records: Mapping[str, Records], recipe: RecordsRecipe) -> RawTables:
     limit = recipe.max_malformed
     if task == "cnndm":
         share = recipe.splits["validation"] / (recipe.splits["validation"] + recipe.splits["test"])

@@ -43,27 +43,28 @@ def preference_pairs(
     rows, dropped, gaps = [], Counter[str](), []
     for prompt_id, group in rewarded.groupby("prompt_id", sort=False):
         prompt = by_id.loc[prompt_id]
-        for a, b in itertools.combinations(group.sort_values("sample_index").itertuples(), 2):
-            if a.token_ids.tolist() == b.token_ids.tolist():
+        completions: list[dict[str, Any]] = group.sort_values("sample_index").to_dict("records")  # type: ignore[assignment]
+        for a, b in itertools.combinations(completions, 2):
+            if a["token_ids"].tolist() == b["token_ids"].tolist():
                 dropped["equal_tokens"] += 1
                 continue
-            if a.reward == b.reward:
+            if a["reward"] == b["reward"]:
                 dropped["equal_rewards"] += 1
                 continue
-            chosen, rejected = (a, b) if a.reward > b.reward else (b, a)
-            gaps.append(float(chosen.reward - rejected.reward))
+            chosen, rejected = (a, b) if a["reward"] > b["reward"] else (b, a)
+            gaps.append(float(chosen["reward"] - rejected["reward"]))
             rows.append(
                 {
-                    "pair_id": f"{prompt_id}-{chosen.sample_index}-{rejected.sample_index}",
+                    "pair_id": f"{prompt_id}-{chosen['sample_index']}-{rejected['sample_index']}",
                     "prompt_id": prompt_id,
                     "prompt": prompt["prompt"],
-                    "chosen": chosen.text,
-                    "rejected": rejected.text,
+                    "chosen": chosen["text"],
+                    "rejected": rejected["text"],
                     "split": prompt["split"],
                     "source": "sampled",
                     "prompt_ids": prompt["prompt_ids"].tolist(),
-                    "chosen_ids": chosen.token_ids.tolist(),
-                    "rejected_ids": rejected.token_ids.tolist(),
+                    "chosen_ids": chosen["token_ids"].tolist(),
+                    "rejected_ids": rejected["token_ids"].tolist(),
                 }
             )
     return rows, dropped, gaps

@@ -54,7 +54,9 @@ def with_shots(
     ]
     whole = [[*examples, *ids.tolist()] for ids in prompts["prompt_ids"]]
     cut = sum(len(ids) > room for ids in whole)
-    return prompts.assign(prompt_ids=[np.array(ids[-room:]) for ids in whole]), cut
+    result = prompts.copy()
+    result["prompt_ids"] = pd.Series([np.array(ids[-room:]) for ids in whole], index=prompts.index, dtype=object)
+    return result, cut
 
 
 def cut_at_stop(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stops: Sequence[str]) -> tuple[list[int], bool]:

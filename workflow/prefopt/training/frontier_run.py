@@ -182,8 +182,8 @@ def _ppo_models(
         if args.reward_model is None:
             raise UserError(f"{recipe.run}: the method ppo learns from a reward model; give --reward-model.")
         value = load_scorer(args.reward_model, device=device)
-        reward = ppo.learned_reward(load_scorer(args.reward_model, device=device), trainer)
-        return ppo.Models(policy, value, reference, reward), stage.model_hashes("reward", args.reward_model)
+        learned = ppo.learned_reward(load_scorer(args.reward_model, device=device), trainer)
+        return ppo.Models(policy, value, reference, learned), stage.model_hashes("reward", args.reward_model)
     value, _ = new_scorer(args.model, seed=trainer.seed, device=device)
 
     def reward(rows: Any) -> torch.Tensor:

@@ -1,0 +1,68 @@
+"""News, real and embedded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefopt.data import cnn_dailymail, news, world
+from prefopt.data.sources import Malformed, read_rows
+from prefopt.errors import UserError
+from prefopt.lm.models import load_tokenizer
+
+DATA = Path(__file__).parents[4] / "shared" / "data" / "cnn_dailymail.jsonl.gz"
+SHIPPED = Path(__file__).parents[3] / "workflow" / "models" / "tldr_base"
+VALUES = {"seed": 0, "validation_prompts": 5, "test_prompts": 30}
+
+
+def test_articles_become_prompts_once_each() -> None:
+    rows = [
+        ("f:1", {"article": " A dog barked. ", "highlights": "Dog barks"}),
+        ("f:2", {"article": "A dog barked.", "highlights": "again"}),
+        ("f:3", {"article": "Nothing", "highlights": " "}),
+        ("f:4", Malformed("no JSON")),
+    ]
+    tables = cnn_dailymail.raw_tables(rows, validation_share=0.2, max_malformed=1)
+    (row,) = tables.demonstrations
+    assert (row["prompt"], row["response"]) == ("A dog barked.\n\nTL;DR:", " Dog barks")
+    account = tables.accounts["raw_demonstrations"].as_dict()
+    assert account == {"read": 4, "kept": 1, "dropped": {"duplicate_article": 1, "empty_text": 1, "malformed": 1}}
+    assert tables.preferences == [] and tables.pretraining == []
+    with pytest.raises(UserError, match=r"^f:1: 'article' is None, which is not text"):
+        cnn_dailymail.raw_tables([("f:1", {})], validation_share=0.2, max_malformed=0)
+
+
+def test_embedded_articles_tell_the_facts_in_other_words() -> None:
+    tables = news.generate(VALUES)
+    assert len(tables.demonstrations) == 35
+    assert tables.demonstrations == news.generate(VALUES).demonstrations
+    for row in tables.demonstrations:
+        assert world.quality(row["facts"], row["response"]).well_formed
+        # What a summary says must be found in the article.
+        for slot in ("cause", "feeling"):
+            last_word = next(clause for clause in [world_facts(row)[slot]]).split()[-1]
+            assert last_word in row["prompt"]
+        assert "TITLE:" not in row["prompt"] and row["prompt"].endswith("\n\nTL;DR:")
+
+
+def world_facts(row: dict[str, str]) -> dict[str, str]:
+    import json
+
+    facts: dict[str, str] = json.loads(row["facts"])
+    return facts
+
+
+def test_the_shipped_base_reads_every_article_whole() -> None:
+    tokenizer = load_tokenizer(SHIPPED)
+    lengths = [len(tokenizer(row["prompt"])["input_ids"]) for row in news.generate(VALUES).demonstrations]
+    assert max(lengths) <= 160
+
+
+@pytest.mark.skipif(not DATA.is_file(), reason="the real records (../shared/data) are not here")
+def test_real_records() -> None:
+    tables = cnn_dailymail.raw_tables(read_rows([DATA]), validation_share=0.2, max_malformed=0)
+    account = tables.accounts["raw_demonstrations"]
+    assert account.read == 709 == len(tables.demonstrations) + account.dropped.total()
+    splits = [row["split"] for row in tables.demonstrations]
+    assert set(splits) == {"validation", "test"} and 90 < splits.count("validation") < 190

@@ -1,0 +1,73 @@
+"""Examples before a prompt, and stop strings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from prefopt.errors import UserError
+from prefopt.generation.prompting import cut_at_stop, shots_of, with_shots
+from prefopt.lm.models import decode
+from prefopt.training.pretrain import train_tokenizer
+
+STOP = ["\n\nHuman:"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["\n\nHuman: yes or no\n\nAssistant: no or yes"] * 3, 300)
+
+
+def ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    result: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return result
+
+
+def test_a_completion_ends_before_the_stop_string(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = ids(tokenizer, " yes\n\nHuman: no\n\nAssistant: yes")
+    kept, stopped = cut_at_stop(tokenizer, whole, STOP)
+    assert stopped and decode(tokenizer, kept) == " yes" and kept == whole[: len(kept)]
+
+
+def test_a_completion_without_a_stop_string_keeps_its_eos(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = [*ids(tokenizer, " yes\nHuman"), tokenizer.eos_token_id]
+    assert cut_at_stop(tokenizer, whole, STOP) == (whole, False)
+    assert cut_at_stop(tokenizer, whole, []) == (whole, False)
+
+
+def test_a_completion_that_begins_with_it_keeps_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    kept, stopped = cut_at_stop(tokenizer, ids(tokenizer, "\n\nHuman: yes"), STOP)
+    assert stopped and len(kept) == 1
+
+
+@pytest.mark.parametrize(("method", "shots"), [("base_2shot", 2), ("base", 0), ("dpo", 0)])
+def test_shots_of_a_method(method: str, shots: int) -> None:
+    assert shots_of(method) == shots
+
+
+def table(tokenizer: PreTrainedTokenizerFast) -> pd.DataFrame:
+    rows = [("a", "train", " one", "yes"), ("b", "train", " two", "no"), ("c", "test", " three", "?")]
+    frame = pd.DataFrame(rows, columns=["prompt_id", "split", "prompt", "reference"])
+    frame["prompt_ids"] = [np.array(ids(tokenizer, text)) for text in frame["prompt"]]
+    return frame
+
+
+def test_the_same_examples_come_before_every_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
+    frame = table(tokenizer)
+    test = frame[frame["split"] == "test"]
+    asked, cut = with_shots(test, frame, 2, tokenizer, room=1000, seed=0)
+    text = decode(tokenizer, asked["prompt_ids"].iloc[0])
+    assert text in (" one yes two no three", " two no one yes three") and cut == 0
+    assert with_shots(test, frame, 0, tokenizer, room=1, seed=0)[0] is test
+
+
+def test_what_is_too_long_is_cut_at_the_start(tokenizer: PreTrainedTokenizerFast) -> None:
+    frame = table(tokenizer)
+    test = frame[frame["split"] == "test"]
+    asked, cut = with_shots(test, frame, 2, tokenizer, room=6, seed=0)
+    assert cut == 1 and len(asked["prompt_ids"].iloc[0]) == 6
+    assert asked["prompt_ids"].iloc[0].tolist()[-2:] == test["prompt_ids"].iloc[0].tolist()[-2:]
+    with pytest.raises(UserError, match="3 examples are to come before each prompt, but the training split has 2"):
+        with_shots(test, frame, 3, tokenizer, room=1000, seed=0)
