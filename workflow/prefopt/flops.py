@@ -38,3 +38,29 @@ def attended_pairs(prompt: int, completions: Sequence[int]) -> int:
     """(Query, key) pairs of one prompt, read once, and of completions that see it and, causally, themselves."""
     own = sum(length * (length + 1) // 2 + length * prompt for length in completions)
     return prompt * (prompt + 1) // 2 + own
+
+
+def reading_flops(shape: Shape, prompt: int, completions: Sequence[int]) -> int:
+    """Operations of one forward pass over a prompt, read once, and its completions, each token of which is predicted.
+
+    A training step takes three times as many: the backward pass is twice the forward pass.
+
+    Args:
+        shape: of the model.
+        prompt: tokens of the prompt.
+        completions: tokens of each completion.
+    """
+    tokens = sum(completions)
+    return forward_flops(shape, prompt + tokens, attended_pairs(prompt, completions), max(tokens, 1))
+
+
+def sampling_flops(shape: Shape, prompt: int, completions: Sequence[int]) -> int:
+    """Operations of sampling completions of one prompt, which is read once; a completion's last token is never read.
+
+    Args:
+        shape: of the policy.
+        prompt: tokens of the prompt.
+        completions: tokens sampled for each completion, EOS included.
+    """
+    read = [length - 1 for length in completions]
+    return forward_flops(shape, prompt + sum(read), attended_pairs(prompt, read), 1 + sum(read))

@@ -1,4 +1,4 @@
-"""What a job really used: device, dtype, world size, examples, tokens per second, peak memory."""
+"""What a job really used: device, dtype, world size, examples, tokens, operations, seconds, peak memory."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ def default_device() -> torch.device:
 
 
 class Usage:
-    """Counts examples and tokens from its creation on, and reports them with what the process took.
+    """Counts examples, tokens and operations from its creation on, and reports them with what the process took.
 
     Args:
         stage: the stage's name.
         device: where the model lies.
         dtype: of the forward pass.
+        models: how many models are in memory at once.
     """
 
-    def __init__(self, stage: str, device: torch.device, dtype: torch.dtype) -> None:
-        self._stage, self._device, self._dtype = stage, device, dtype
-        self._start = time.monotonic()
+    def __init__(self, stage: str, device: torch.device, dtype: torch.dtype, models: int = 1) -> None:
+        self._stage, self._device, self._dtype, self._models = stage, device, dtype, models
+        self._start, self._processor_start = time.monotonic(), time.process_time()
         self.examples = 0
         self.tokens = 0
+        self.flops = 0
+        self.generated_tokens = 0
 
-    def add(self, examples: int, tokens: int) -> None:
-        """Adds processed examples (rows, pairs, samples) and the tokens that a model read for them."""
+    def add(self, examples: int, tokens: int, *, flops: int = 0, generated: int = 0) -> None:
+        """Adds processed examples (rows, pairs, samples), tokens that a model read, operations and sampled tokens."""
         self.examples += examples
         self.tokens += tokens
+        self.flops += flops
+        self.generated_tokens += generated
 
     def report(self) -> dict[str, Any]:
         """Logs one line and returns the figures, for a manifest."""
@@ -50,12 +55,20 @@ class Usage:
             "world_size": int(os.environ.get("WORLD_SIZE", "1")),
             "examples": self.examples,
             "tokens": self.tokens,
+            "generated_tokens": self.generated_tokens,
+            "flops": self.flops,
+            "models": self._models,
             "seconds": round(seconds, 2),
+            "device_seconds": round(self._device_seconds(seconds), 2),
             "tokens_per_second": round(self.tokens / seconds, 1),
             "peak_memory_mib": round(_peak_memory_mib(self._device)),
         }
         logger.info("used: %s", ", ".join(f"{key} {value}" for key, value in figures.items()))
         return figures
+
+    def _device_seconds(self, seconds: float) -> float:
+        """Seconds for which an accelerator was held; on a CPU, seconds of all its cores together."""
+        return seconds if self._device.type == "cuda" else time.process_time() - self._processor_start
 
 
 def _device_name(device: torch.device) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.flops import sampling_flops
 from prefopt.generation.prompting import cut_at_stop, shots_of, with_shots
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.logprobs import completion_logprobs
@@ -76,6 +77,7 @@ def sample_rows(
     Where a completion is cut at a stop string, its row says so, and holds the tokens before it.
     """
     rows: list[dict[str, Any]] = []
+    shape = shape_of(model)
     total = sum(len(prompts) * _completions(recipe, t) for t in recipe.temperatures)
     with Progress(f"sample {method}", total, "samples") as progress:
         for temperature in recipe.temperatures:
@@ -110,7 +112,12 @@ def sample_rows(
                                 "reference_logp": float("nan"),
                             }
                         )
-                    usage.add(n, len(prompt["prompt_ids"]) + sum(len(c.token_ids) for c in completions))
+                    lengths = [len(completion.token_ids) for completion in completions]
+                    usage.add(
+                        *(n, len(prompt["prompt_ids"]) + sum(lengths)),
+                        flops=sampling_flops(shape, len(prompt["prompt_ids"]), lengths),
+                        generated=sum(lengths),
+                    )
                 progress.update(len(part) * n)
     return rows
 

@@ -12,7 +12,7 @@ import torch
 
 from prefopt.lm.batching import Row
 from prefopt.lm.models import load_scorer, weights_hash
-from prefopt.lm.shape import shape_of
+from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
@@ -39,6 +39,7 @@ def score_samples(
     """
     prompt_ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
     rewards = pd.Series(0.0, index=samples.index)
+    shape = shape_of(model)
     with Progress("score", len(samples), "samples") as progress:
         for (prompt_id, _), group in samples.groupby(["prompt_id", "temperature"], sort=False):
             completions = [tuple(ids.tolist()) for ids in group["token_ids"]]
@@ -48,7 +49,7 @@ def score_samples(
                 row = Row(prompt, tuple(completions[start:stop]))
                 scores = score_rows(model, [row], recipe.token_budget, recipe.dtype)
                 rewards.loc[group.index[start:stop]] = scores.flatten().double().numpy()
-                usage.add(stop - start, row.tokens)
+                usage.add(stop - start, row.tokens, flops=rows_flops(shape, [row]))
             progress.update(len(group))
     return samples[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards)
 

@@ -91,7 +91,9 @@ def run(args: argparse.Namespace) -> None:
         **stage.model_hashes("reference", args.model),
         **({"true_reward": weights_hash(args.true_reward_model)} if args.true_reward_model else {}),
     }
-    usage = Usage("frontier_run", device, torch.float32)
+    # A policy and the reference that it is compared with; PPO has a value network, and a reward model or none.
+    resident = {"ppo": 4, "ppo_gt": 3, "ppo_gt_trl": 3}.get(recipe.method, 2)
+    usage = Usage("frontier_run", device, torch.float32, models=resident)
     torch.manual_seed(trainer.seed)
 
     if isinstance(trainer, ppo.PPORecipe):
@@ -189,4 +191,4 @@ def _ppo_models(
     def reward(rows: Any) -> torch.Tensor:
         return true_reward(completed_texts(tokenizer, rows)).view(len(rows), -1)
 
-    return ppo.Models(policy, value, reference, reward), {}
+    return ppo.Models(policy, value, reference, reward, learned_reward=False), {}

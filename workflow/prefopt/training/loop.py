@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from prefopt.errors import UserError
 from prefopt.files import write_text
 from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.progress import Progress
 from prefopt.training.checkpoint import RunFolder, TrainingState
 from prefopt.training.optimization import (
@@ -106,6 +107,7 @@ def train(
     if total_steps is None:
         total_steps = recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
     state = TrainingState(name, run, model, model, optimizer, recipe.keep)
+    shape = shape_of(model)
 
     def evaluate_and_keep() -> None:
         figures = evaluate(model, validation, recipe)
@@ -135,7 +137,10 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
-            usage.add(len(indices), training.tokens(indices))
+            # Three forward passes' worth; passes over validation data are not part of the method.
+            usage.add(
+                len(indices), training.tokens(indices), flops=3 * rows_flops(shape, [training.rows[i] for i in indices])
+            )
             state.record("train", {"learning_rate": learning_rate, **figures})
             progress.update(1, loss=figures["loss"])
             if state.step % recipe.evaluate_every == 0 or state.step == total_steps:

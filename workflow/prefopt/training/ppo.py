@@ -23,9 +23,11 @@ from torch import Tensor, nn
 
 from prefopt import objectives
 from prefopt.errors import UserError
-from prefopt.lm.batching import micro_batches
+from prefopt.flops import reading_flops, sampling_flops
+from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, load_scorer, tokenizer_hash
+from prefopt.lm.shape import shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json
 from prefopt.tables import read_table
@@ -181,7 +183,11 @@ def train(
                     f"prompts {names}): lower the learning rate or look at these prompts."
                 )
             state.step += 1
-            usage.add(rollouts.mask.shape[0], sum(row.tokens for row in rollouts.rows))
+            usage.add(
+                *(rollouts.mask.shape[0], sum(row.tokens for row in rollouts.rows)),
+                flops=update_flops(models, rollouts.rows, recipe.epochs),
+                generated=int(rollouts.mask.sum()),
+            )
             state.record("train", {"learning_rate": learning_rate, **figures})
             progress.update(1, reward=figures["reward"], kl=figures["kl"])
             if state.step % recipe.evaluate_every == 0 or state.step == recipe.updates:
@@ -192,6 +198,22 @@ def train(
                 state.save()
     state.finish()
     return state.metrics
+
+
+def update_flops(models: Models, rows: Sequence[Row], epochs: int) -> int:
+    """Operations of one update: sampling, one pass of reference, value and reward, and the optimizer's passes.
+
+    The reward is taken to cost as much as the value network, which has the reward model's shape; a true reward is
+    the environment's and costs nothing here.
+    """
+    policy, value = shape_of(models.policy), shape_of(models.value)
+    total = 0
+    for row in rows:
+        prompt, lengths = len(row.prompt), [len(completion) for completion in row.completions]
+        total += sampling_flops(policy, prompt, lengths)
+        total += reading_flops(policy, prompt, lengths) * (1 + 3 * epochs)  # the reference has the policy's shape
+        total += reading_flops(value, prompt, lengths) * (1 + models.learned_reward + 3 * epochs)
+    return total
 
 
 class PromptOrder:
@@ -239,7 +261,7 @@ def run(args: argparse.Namespace) -> None:
         reference=load_policy(args.model, device=device)[0],
         reward=learned_reward(load_scorer(args.reward_model, device=device), recipe),
     )
-    usage = Usage("ppo", device, torch.float32)
+    usage = Usage("ppo", device, torch.float32, models=4)
     identity = stage.describe_run(
         __name__,
         recipe,

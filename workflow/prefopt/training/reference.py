@@ -16,6 +16,7 @@ from prefopt.errors import UserError
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
+from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
@@ -50,13 +51,14 @@ def pair_logprobs(
         float32 [n, 2] on the CPU, in the order of `rows`.
     """
     logps = torch.empty(len(rows), 2)
+    shape = shape_of(model)
     device = next(model.parameters()).device
     with Progress("reference", len(rows), "pairs") as progress:
         for batch in micro_batches(rows, token_budget):
             with autocast(dtype, device):
                 sums = completion_logprobs(model, [rows[i] for i in batch]).sums
             logps[batch] = sums.float().view(-1, 2).cpu()
-            usage.add(len(batch), sum(rows[i].tokens for i in batch))
+            usage.add(len(batch), sum(rows[i].tokens for i in batch), flops=rows_flops(shape, [rows[i] for i in batch]))
             progress.update(len(batch))
     return logps
 

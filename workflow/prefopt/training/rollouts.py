@@ -68,6 +68,7 @@ class Models:
     value: nn.Module
     reference: nn.Module
     reward: Reward
+    learned_reward: bool = True  # whether the reward is a model's
 
 
 @dataclasses.dataclass(frozen=True)
