@@ -12,7 +12,8 @@ from prefopt import plan
 from prefopt.config import resolve
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
-from prefopt.stage_recipes import recipe_json
+from prefopt.files import canonical_json
+from prefopt.stage_recipes import compute_recipe, paper_recipe, recipe_json
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"

@@ -41,6 +41,10 @@ STAGES = {
     "dominance": ("prefopt.analysis.dominance", "which method's frontier is above which"),
     "frontier_figure": ("prefopt.analysis.frontier_figure", "reward against KL"),
     "training_figure": ("prefopt.analysis.training_curves", "curves of every trainer"),
+    "compute": ("prefopt.analysis.compute", "what each method cost, beside what it bought"),
+    "compute_figure": ("prefopt.analysis.compute_figure", "win rate against cost"),
+    "paper": ("prefopt.analysis.paper", "the paper's printed numbers and their counterparts"),
+    "diff": ("prefopt.analysis.diff", "two result folders side by side"),
     "examples": ("prefopt.analysis.examples", "what the methods wrote, side by side"),
 }
 

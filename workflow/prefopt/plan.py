@@ -115,6 +115,34 @@ def has_steps(config: Config, task: str) -> bool:
     return "dpo" in section.get("methods", []) and "by_step" in section
 
 
+def compute_files(config: Config) -> dict[str, list[str]]:
+    """What the stage `compute` reads, by argument: what every stage that runs a model recorded of itself."""
+    compared = tasks_of(config, "comparison", "transfer")
+    candidates = [task for task in compared if has_candidates(config, task)]
+    samples = [
+        f"results/samples/{task}/{method}.parquet"
+        for task in compared
+        for method in config["tasks"][task]["methods"]
+        if not method.startswith("best_of_")
+    ]
+    files = {
+        "models": [f"results/models/{task}/{name}" for task in config["tasks"] for name in trainers(config, task)],
+        "reference": [
+            f"results/logprobs/{task}/reference.parquet" for task in compared if "dpo" in trainers(config, task)
+        ],
+        "samples": samples,
+        "candidates": [f"results/candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")],
+        "win_rates": [f"results/{task}_winrates.csv" for task in compared],
+        "curves": [f"results/candidates/{task}_curve.csv" for task in candidates],
+        "runs": [
+            f"results/frontier/{task}/{run}.parquet"
+            for task in tasks_of(config, "frontier")
+            for run in runs(config, task)
+        ],
+    }
+    return {name: paths for name, paths in files.items() if paths}
+
+
 def result_files(config: Config) -> list[str]:
     """Tables and figures of every task, and all that they are made of: a deleted model or table is made again."""
     files = [f"results/best_of_n.{ending}" for ending in ("csv", "svg", "png")]
@@ -126,6 +154,7 @@ def result_files(config: Config) -> list[str]:
             files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance")]
             files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png")]
             files += [f"results/frontier/{task}/{run}.parquet" for run in runs(config, task)]
+            files += [f"results/{task}_classifier.csv"] if "classifier" in trainers(config, task) else []
         else:
             files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]
             files += [f"results/{task}_comparisons.csv", f"results/{task}_examples.md"]

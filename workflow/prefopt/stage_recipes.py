@@ -86,6 +86,26 @@ def _engine(config: Config) -> Config:
     return {key: config["compute"][key] for key in ("dtype", "token_budget")}
 
 
+def compute_recipe(config: Config) -> Config:
+    """The values of the stage `compute`, which reads all tasks."""
+    tasks = plan.tasks_of(config, "comparison", "transfer")
+    return {
+        "methods": {task: config["tasks"][task]["methods"] for task in tasks},
+        "reference": {task: plan.reference(config, task) for task in tasks},
+        "home": {task: plan.home(config, task) for task in tasks},
+    }
+
+
+def paper_recipe(config: Config) -> Config:
+    """The values of the stage `paper`: the scale of each task with win rates, in words."""
+    scale = {}
+    for task in plan.tasks_of(config, "comparison", "transfer"):
+        section, base = config["tasks"][task], config["tasks"][plan.home(config, task)]["base"]
+        model = {"hub": base["name"], "path": base["path"]}.get(base["source"], f"{base['source']} base")
+        scale[task] = f"{section['data']['source']} records, {model}, judge {section['judge']['kind']}"
+    return {"scale": scale}
+
+
 def _records(section: Config) -> Config:
     """The data section with every key that some task's has; a transfer task's articles are for evaluation only."""
     data = {**{kind: [] for kind in plan.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **section["data"]}

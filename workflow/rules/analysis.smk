@@ -103,6 +103,88 @@ rule win_rate_by_step:
         " --table {output.table} --out {output.svg} {output.png} > {log} 2>&1"
 
 
+rule compute:
+    input:
+        **plan.compute_files(config),
+    output:
+        report(
+            "results/compute.csv",
+            caption="../report/compute.rst",
+            category="Cost",
+            labels={"task": "all", "what": "cost of every method"},
+        ),
+    log:
+        "logs/compute.log",
+    benchmark:
+        "logs/benchmarks/compute.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        files=arguments_of(lambda wildcards: plan.compute_files(config)),
+        recipe=canonical_json(compute_recipe(config)),
+        code=fingerprint("prefopt.analysis.compute"),
+    shell:
+        "python -m prefopt compute {params.files} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+
+
+rule compute_figure:
+    input:
+        "results/compute.csv",
+    output:
+        svg=report(
+            "results/compute.svg",
+            caption="../report/compute.rst",
+            category="Cost",
+            labels={"task": "all", "what": "figure"},
+        ),
+        png="results/compute.png",
+    log:
+        "logs/compute_figure.log",
+    benchmark:
+        "logs/benchmarks/compute_figure.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        code=fingerprint("prefopt.analysis.compute_figure"),
+    shell:
+        "python -m prefopt compute_figure --table {input} --out {output.svg} {output.png} > {log} 2>&1"
+
+
+rule paper:
+    input:
+        [
+            f"results/{task}_winrates.csv"
+            for task in plan.tasks_of(config, "comparison", "transfer")
+        ],
+    output:
+        report(
+            "results/paper_vs_here.md",
+            caption="../report/paper.rst",
+            category="The paper's numbers",
+            labels={"task": "all", "what": "the paper and here"},
+        ),
+    log:
+        "logs/paper.log",
+    benchmark:
+        "logs/benchmarks/paper.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=canonical_json(paper_recipe(config)),
+        code=fingerprint("prefopt.analysis.paper"),
+    shell:
+        "python -m prefopt paper --win-rates {input} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+
+
 rule training_figure:
     input:
         lambda wildcards: plan.training_metrics(config, wildcards.task),

@@ -1,0 +1,132 @@
+"""What each method cost, with numbers by hand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from prefopt.analysis import compute, compute_figure
+from prefopt.errors import UserError
+from prefopt.tables import write_table
+
+RECIPE = {
+    "methods": {"tldr": ["base", "sft", "dpo", "best_of_4"]},
+    "reference": {"tldr": "sft"},
+    "home": {"tldr": "tldr"},
+}
+
+
+def used(flops: int, generated: int = 0, models: int = 1) -> dict[str, Any]:
+    seconds = {"seconds": 10.0, "device_seconds": 9.0, "peak_memory_mib": 100 + flops}
+    return {"flops": flops, "generated_tokens": generated, "models": models, **seconds}
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> argparse.Namespace:
+    models = []
+    for name, flops in (("sft", 300), ("dpo", 600), ("reward_model", 500)):
+        folder = tmp_path / "models" / "tldr" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"used": used(flops)}))
+        models.append(folder)
+    key = {"prompt_id": "p", "temperature": 1.0, "sample_index": 0}
+    text = {"split": "test", "text": "", "tokens": 1, "token_ids": [1], "finish_reason": "eos"}
+    rest = {**text, "logp": 0.0, "reference_logp": 0.0}
+    samples = []
+    for method, flops in (("base", 40), ("sft", 40), ("dpo", 20)):
+        rows = [{**key, "prompt_id": f"p{i}", "method": method, **rest} for i in range(2)]
+        path = tmp_path / "samples" / "tldr" / f"{method}.parquet"
+        write_table(path, "samples", rows, used=used(flops, generated=8))
+        samples.append(path)
+    candidates = [tmp_path / "candidates" / f"tldr{end}.parquet" for end in ("", "_scores")]
+    write_table(candidates[0], "samples", [{**key, "method": "sft", **rest}], used=used(70, generated=30))
+    write_table(candidates[1], "scores", [{**key, "reward": 1.0}], used=used(50))
+    reference = tmp_path / "logprobs" / "tldr" / "reference.parquet"
+    pair = {"pair_id": "a", "chosen_logp": 0.0, "rejected_logp": 0.0, "chosen_tokens": 1, "rejected_tokens": 1}
+    write_table(reference, "reference_logprobs", [pair], used=used(100))
+    win_rates, curves = tmp_path / "tldr_winrates.csv", tmp_path / "curve.csv"
+    rates = {"base": 0.1, "sft": 0.5, "dpo": 0.8, "best_of_4": 0.7}
+    pd.DataFrame(
+        {"task": "tldr", "method": name, "temperature": 1.0, "selected": True}
+        | {"win_rate": rate, "ci_low": rate - 0.1, "ci_high": rate + 0.1}
+        for name, rate in rates.items()
+    ).to_csv(win_rates, index=False)
+    curve = {
+        "task": "tldr",
+        "method": "sft",
+        "n": [1, 4],
+        "temperature": 1.0,
+        "flops": [60, 120],
+        "generated_tokens": [5, 20],
+    }
+    pd.DataFrame(curve).to_csv(curves, index=False)
+    return argparse.Namespace(
+        models=models,
+        reference=[reference],
+        samples=samples,
+        candidates=candidates,
+        win_rates=[win_rates],
+        curves=[curves],
+        runs=[],
+        recipe=json.dumps(RECIPE),
+        out=tmp_path / "compute.csv",
+    )
+
+
+def test_totals_are_sums_of_the_stages_and_answers_are_per_prompt(arguments: argparse.Namespace) -> None:
+    compute.run(arguments)
+    table = pd.read_csv(arguments.out)
+    assert list(table.columns) == compute.COLUMNS
+    total = table[table["stage"] == "total"].set_index("method")
+    # DPO is SFT, the cached reference log-probabilities and DPO itself; no reward model.
+    assert total["training_flops"].to_dict() == {"base": 0, "sft": 300, "dpo": 300 + 100 + 600, "best_of_4": 300 + 500}
+    assert total["inference_flops_per_prompt"].to_dict() == {"base": 20, "sft": 20, "dpo": 10, "best_of_4": 120}
+    assert total["models_resident"].to_dict() == {"base": 1, "sft": 1, "dpo": 1, "best_of_4": 2}
+    assert total["bought"].to_dict() == {"base": 0.1, "sft": 0.5, "dpo": 0.8, "best_of_4": 0.7}
+    assert total["wall_seconds"].to_dict() == {"base": 0, "sft": 10, "dpo": 30, "best_of_4": 20}
+    stages = table[table["method"] == "dpo"]["stage"].tolist()
+    assert stages == ["sft", "reference_logprobs", "dpo", "sampling", "total"]
+    sampling = table[table["stage"] == "sampling"].set_index("method")
+    assert sampling.loc["dpo", "generated_tokens"] == 4 and sampling.loc["best_of_4", "generated_tokens"] == 20
+
+
+def test_a_model_of_the_users_own_has_no_cost_and_neither_has_the_total(arguments: argparse.Namespace) -> None:
+    arguments.models = arguments.models[1:]
+    compute.run(arguments)
+    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("method")
+    assert total["training_flops"].isna().to_dict() == {"base": False, "sft": True, "dpo": True, "best_of_4": True}
+
+
+def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
+    arguments: argparse.Namespace, tmp_path: Path
+) -> None:
+    path = tmp_path / "frontier" / "imdb" / "dpo_1.parquet"
+    named = {"run": "dpo_1", "method": "dpo", "seed": 0, "conservativeness": 1.0, "sample_index": 0, "tokens": 5}
+    rows = [
+        {**named, "step": step, "prompt_id": f"p{i}", "reward": 0.5 + 0.1 * step + 0.02 * i, "kl": 2.0 * step}
+        for step in (0, 1)
+        for i in range(3)
+    ]
+    write_table(path, "evaluations", rows, used=used(900, generated=7, models=2))
+    arguments.runs = [path]
+    compute.run(arguments)
+    row = pd.read_csv(arguments.out).iloc[-1]
+    assert (row["task"], row["method"], row["training_flops"], row["generated_tokens"]) == ("imdb", "dpo_1", 900, 7)
+    assert row["bought"] == pytest.approx(0.62) and row["bought_what"] == "true reward at a KL of 2.0 nats"
+    assert row["bought_high"] - row["bought"] == pytest.approx(1.96 * 0.02 / 3**0.5, abs=1e-6)
+
+
+def test_the_figure_has_a_row_per_task_and_nothing_to_draw_is_an_error(
+    arguments: argparse.Namespace, tmp_path: Path
+) -> None:
+    compute.run(arguments)
+    out = tmp_path / "compute.svg"
+    compute_figure.run(argparse.Namespace(table=arguments.out, out=[out]))
+    assert out.read_bytes().startswith(b"<?xml")
+    with pytest.raises(UserError, match="No method has a win rate"):
+        compute_figure.compute_figure(pd.read_csv(arguments.out).assign(bought=float("nan")))

@@ -1,0 +1,214 @@
+"""The stage `compute`: what each method cost, in training and for one answer, beside what it bought."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from prefopt.analysis.win_rates import write_csv
+from prefopt.errors import UserError
+from prefopt.recipes import from_json
+from prefopt.tables import read_manifest, read_table
+
+COLUMNS = [
+    *("task", "method", "stage", "training_flops", "inference_flops_per_prompt", "generated_tokens"),
+    *("models_resident", "wall_seconds", "device_seconds", "peak_memory_mib", "bought", "bought_low", "bought_high"),
+    "bought_what",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ComputeRecipe:
+    """The methods of each task with win rates, and the reference policy that they start from."""
+
+    methods: dict[str, list[str]]
+    reference: dict[str, str]
+    home: dict[str, str]  # the task whose models it samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """What the stages recorded of themselves under `used`, by task and name."""
+
+    models: Mapping[tuple[str, str], Mapping[str, Any]]
+    reference: Mapping[str, Mapping[str, Any]]
+    samples: Mapping[tuple[str, str], Mapping[str, Any]]  # whole manifests
+    win_rates: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def stages_of(method: str, reference: str) -> list[str]:
+    """The training stages that a method needs, in their order; `reference_logprobs` is the cached table.
+
+    Nothing before the base is counted: it is given to all of them alike.
+    """
+    if method.startswith("base"):
+        return []
+    if method == "dpo":
+        return [reference, "reference_logprobs", "dpo"]
+    if method == "ppo":
+        return [reference, "reward_model", "ppo"]
+    if method.startswith("best_of_"):
+        return [reference, "reward_model"]
+    return [method]
+
+
+def method_rows(task: str, method: str, records: Records, recipe: ComputeRecipe) -> Iterator[dict[str, Any]]:
+    """A row per stage, one of sampling an answer, and their total with what it bought.
+
+    A model that is the user's own has no record, and then neither has the total.
+    """
+    home = recipe.home[task]
+    rows = []
+    for stage in stages_of(method, recipe.reference[home]):
+        used = records.reference.get(home) if stage == "reference_logprobs" else records.models.get((home, stage))
+        rows.append({"stage": stage, **_figures(used)})
+    sampling = _sampling(task, method, records)
+    selected = records.win_rates.query("task == @task and method == @method and selected")
+    bought = (
+        {
+            "bought": selected["win_rate"].item(),
+            "bought_low": selected["ci_low"].item(),
+            "bought_high": selected["ci_high"].item(),
+            "bought_what": "win rate at the selected temperature",
+        }
+        if len(selected)
+        else {}
+    )
+    total = {
+        "stage": "total",
+        "training_flops": _sum(rows, "training_flops"),
+        "inference_flops_per_prompt": sampling.get("inference_flops_per_prompt"),
+        "generated_tokens": _sum(rows, "generated_tokens"),
+        "models_resident": max([row["models_resident"] or 0 for row in [*rows, sampling]]),
+        "wall_seconds": _sum(rows, "wall_seconds"),
+        "device_seconds": _sum(rows, "device_seconds"),
+        "peak_memory_mib": max([row["peak_memory_mib"] or 0 for row in [*rows, sampling]]),
+        **bought,
+    }
+    for row in (*rows, sampling, total):
+        yield {"task": task, "method": method, **row}
+
+
+def _figures(used: Mapping[str, Any] | None) -> dict[str, Any]:
+    used = used or {}
+    return {
+        "training_flops": used.get("flops"),
+        "generated_tokens": used.get("generated_tokens"),
+        "models_resident": used.get("models"),
+        "wall_seconds": used.get("seconds"),
+        "device_seconds": used.get("device_seconds"),
+        "peak_memory_mib": used.get("peak_memory_mib"),
+    }
+
+
+def _sampling(task: str, method: str, records: Records) -> dict[str, Any]:
+    """The row of the stage `sampling`: of one answer, at the mean over temperatures; of Best-of-N at the selected one."""
+    if method.startswith("best_of_"):
+        n = int(method.removeprefix("best_of_"))
+        selected = records.win_rates.query("task == @task and method == @method and selected")
+        temperature = selected["temperature"].item() if len(selected) else None
+        own = records.curves[(records.curves["task"] == task) & (records.curves["n"] == n)]
+        row = own[own["temperature"] == temperature].head(1)
+        scores = records.samples.get((task, "candidate_scores"), {}).get("used")
+        candidates = records.samples.get((task, "candidates"), {}).get("used")
+        both = [_figures(candidates), _figures(scores)]
+        return {
+            "stage": "sampling",
+            "inference_flops_per_prompt": row["flops"].item() if len(row) else None,
+            "generated_tokens": row["generated_tokens"].item() if len(row) else None,
+            "models_resident": 2,
+            "wall_seconds": _sum(both, "wall_seconds"),
+            "device_seconds": _sum(both, "device_seconds"),
+            "peak_memory_mib": max(part["peak_memory_mib"] or 0 for part in both),
+        }
+    manifest = records.samples[task, method]
+    used = _figures(manifest.get("used"))
+    answers = manifest["rows"]
+    return {
+        **used,
+        "stage": "sampling",
+        "training_flops": None,
+        "inference_flops_per_prompt": used["training_flops"] / answers,
+        "generated_tokens": used["generated_tokens"] / answers,
+    }
+
+
+def run_rows(task: str, evaluations: Path) -> dict[str, Any]:
+    """The row of a run of the sentiment sweep, which bought the reward of its last checkpoint."""
+    table = read_table(evaluations, "evaluations")
+    manifest = table.attrs["manifest"]
+    last = table[table["step"] == table["step"].max()]
+    prompts = last.groupby("prompt_id")["reward"].mean()
+    error = 1.96 * prompts.std() / len(prompts) ** 0.5
+    return {
+        "task": task,
+        "method": table["run"].iloc[0],
+        "stage": "frontier_run",
+        **_figures(manifest["used"]),
+        "bought": prompts.mean(),
+        "bought_low": prompts.mean() - error,
+        "bought_high": prompts.mean() + error,
+        "bought_what": f"true reward at a KL of {last['kl'].mean():.1f} nats",
+    }
+
+
+def _sum(rows: list[dict[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows]
+    return None if any(value is None for value in values) else sum(values)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `compute`."""
+    files = {"type": Path, "nargs": "*", "default": []}
+    parser.add_argument("--models", help="model folders, results/models/TASK/NAME", **files)  # type: ignore[arg-type]
+    parser.add_argument("--reference", help="tables results/logprobs/TASK/reference.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--samples", help="tables results/samples/TASK/METHOD.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--candidates", help="results/candidates/TASK.parquet and TASK_scores.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--win-rates", help="CSVs of win rates", **files)  # type: ignore[arg-type]
+    parser.add_argument("--curves", help="CSVs of the best of N", **files)  # type: ignore[arg-type]
+    parser.add_argument("--runs", help="tables results/frontier/TASK/RUN.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument("--out", required=True, type=Path, help="CSV that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the table of costs."""
+    recipe = from_json(ComputeRecipe, args.recipe)
+    samples = {(path.parent.name, path.stem): read_manifest(path) for path in args.samples}
+    for path in args.candidates:
+        task, scores = path.stem.removesuffix("_scores"), path.stem.endswith("_scores")
+        samples[task, "candidate_scores" if scores else "candidates"] = read_manifest(path)
+    records = Records(
+        models={(path.parent.name, path.name): _used(path) for path in args.models},
+        reference={path.parent.name: read_manifest(path)["used"] for path in args.reference},
+        samples=samples,
+        win_rates=_joined(args.win_rates, ["task", "method", "temperature", "selected", "win_rate"]),
+        curves=_joined(args.curves, ["task", "n", "temperature", "flops", "generated_tokens"]),
+    )
+    rows = [
+        row
+        for task, methods in recipe.methods.items()
+        for name in methods
+        for row in method_rows(task, name, records, recipe)
+    ]
+    rows += [run_rows(path.parent.name, path) for path in args.runs]
+    write_csv(args.out, pd.DataFrame(rows).reindex(columns=COLUMNS))
+
+
+def _used(folder: Path) -> dict[str, Any]:
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        raise UserError(f"{folder} holds no manifest.json: run the stage that makes it.")
+    used: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["used"]
+    return used
+
+
+def _joined(paths: list[Path], columns: list[str]) -> pd.DataFrame:
+    return pd.concat([pd.DataFrame(columns=columns), *(pd.read_csv(path) for path in paths)], ignore_index=True)

@@ -1,0 +1,80 @@
+"""The stage `compute_figure`: win rate against what training cost and against what an answer costs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from prefopt.analysis.style import display_name, figure_style, line_style, save, task_name
+from prefopt.errors import UserError
+
+
+def compute_figure(table: pd.DataFrame) -> Figure:
+    """A row per task with win rates: on the left against training, on the right against one answer.
+
+    Args:
+        table: as the stage `compute` wrote it.
+    """
+    totals = table[(table["stage"] == "total") & table["bought"].notna()]
+    tasks = list(dict.fromkeys(totals["task"]))
+    if not tasks:
+        raise UserError("No method has a win rate: run the stage `win_rates`.")
+    with figure_style():
+        figure, panels = plt.subplots(
+            len(tasks), 2, figsize=(7.4, 2.9 * len(tasks) + 0.5), squeeze=False, sharey="row", layout="constrained"
+        )
+        handles: dict[str, Any] = {}
+        for (left, right), task in zip(panels, tasks, strict=True):
+            rows = totals[totals["task"] == task]
+            handles |= _draw(left, rows, "training_flops")
+            handles |= _draw(right, rows, "inference_flops_per_prompt")
+            left.set_title(task_name(task), loc="left", fontweight="bold")
+            left.set_ylabel("Win rate against the reference")
+            left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+            left.set_xlabel("Training, floating-point operations")
+            right.set_xlabel("One answer, floating-point operations")
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+        plt.close(figure)
+    return figure
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> dict[str, Any]:
+    """Draws the methods that have this cost; one that was not trained has none of training."""
+    handles: dict[str, Any] = {}
+    for _, row in rows[rows[x].fillna(0) > 0].iterrows():
+        style = line_style(str(row["method"]))
+        name = display_name(str(row["method"]))
+        spread = [[row["bought"] - row["bought_low"]], [row["bought_high"] - row["bought"]]]
+        handles[name] = axes.errorbar(
+            *(row[x], row["bought"]),
+            yerr=spread,
+            color=style.color,
+            marker=style.marker,
+            markersize=6,
+            linestyle="none",
+        )
+    axes.set_xscale("log")
+    return handles
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `compute_figure`."""
+    parser.add_argument("--table", required=True, type=Path, help="CSV of the stage `compute`")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draws the costs."""
+    if not args.table.is_file():
+        raise UserError(f"{args.table} does not exist: run the stage `compute`.")
+    figure = compute_figure(pd.read_csv(args.table))
+    with figure_style():
+        for path in args.out:
+            save(figure, path)
