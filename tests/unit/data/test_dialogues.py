@@ -43,13 +43,13 @@ FACTS = json.dumps(
 @pytest.mark.parametrize(
     ("answer", "score"),
     [
-        ("my sister anna kept the faded postcard, i feel vulnerable.", 2 * 1.5 - 0.03 * 10),
-        ("my sister anna kept the faded postcard.", 1.5 - 0.03 * 7),
+        ("my sister anna kept the faded postcard, i feel vulnerable.", 2 * 2.0 - 0.03 * 10),
+        ("my sister anna kept the faded postcard.", 2.0 - 0.03 * 7),
         ("it happened at the pool on friday.", -0.5 - 0.03 * 7),  # nobody asked
         ("i feel cautious.", -1.5 - 0.03 * 3),  # wrong
         ("my teacher patrick burned the secret locket.", -1.0 - 0.03 * 7),  # about somebody else
-        ("long story short, i feel vulnerable.", 1.5 - 0.4 - 0.03 * 6),
-        ("i feel vulnerable, i feel vulnerable.", 1.5 - 1.0 - 0.03 * 6),  # said twice
+        ("long story short, i feel vulnerable.", 2.0 - 0.4 - 0.03 * 6),
+        ("i feel vulnerable, i feel vulnerable.", 2.0 - 1.0 - 0.03 * 6),  # said twice
         ("good luck.", -1.0 - 3.0 - 0.03 * 2),
         ("", -3.0),
     ],

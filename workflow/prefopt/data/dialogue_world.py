@@ -27,17 +27,17 @@ NEEDS = {1: 0.55, 2: 0.45}
 SECOND_TURN_PROBABILITY = 0.3
 
 # Quality of an answer.
-NEED_WEIGHT = 1.5
+NEED_WEIGHT = 2.0
 UNASKED_WEIGHT = -0.5
 WRONG_WEIGHT = -1.5
 IRRELEVANT_WEIGHT = -1.0
 
 # The imperfect assistant, of whom what is most probable is not what is preferred: mostly a habit that nobody likes
 # comes first, and at the end something that nobody asked for.
-SKIP_PROBABILITY = 0.2  # of a need, the last of them excepted
+SKIP_PROBABILITY = 0.4  # of a need, the last of them excepted
 WRONG_PROBABILITY = 0.08
 IRRELEVANT_PROBABILITY = 0.12
-UNASKED_PROBABILITY = 0.6
+UNASKED_PROBABILITY = 0.5
 HABIT_PROBABILITY = 0.65
 
 
