@@ -37,18 +37,21 @@ def test_records_of_ones_own_train_a_base_and_a_judge(tmp_path: Path) -> None:
     here, data = tmp_path / "here", tmp_path / "shared" / "data"
     here.mkdir()
     data.mkdir(parents=True)
-    for name in ("tldr_posts", "tldr_comparisons"):
+    for name in ("tldr_posts", "tldr_comparisons", "hh_helpful_base", "cnn_dailymail"):
         with gzip.open(data / f"{name}.jsonl.gz", "wt"):
             pass
     jobs = planned("--configfile", REPOSITORY / "config" / "files.yaml", folder=here)
-    assert jobs["pretrain"] == jobs["gold_reward_model"] == 1
+    # The bases of tldr, hh and imdb; news is judged by tldr's judge.
+    assert jobs["pretrain"] == 3 and jobs["gold_reward_model"] == 2
 
 
 def test_the_paper_config_fetches_its_models_and_expands_to_every_job(tmp_path: Path) -> None:
     jobs = planned("all", "--configfile", REPOSITORY / "config" / "paper.yaml", folder=tmp_path)
-    assert jobs["fetch"] == 2 and "pretrain" not in jobs and "sft" not in jobs
-    assert jobs["gold_reward_model"] == jobs["dpo"] == jobs["ppo"] == 1
-    assert jobs["judge"] == METHODS
+    # Four models (GPT-2 large, GPT-J and its SFT, Pythia) and the classifier of sentiment.
+    assert jobs["fetch"] == 5 and "pretrain" not in jobs and "classifier" not in jobs
+    assert jobs["sft"] == jobs["dpo"] == jobs["dpo_with_samples"] == jobs["ppo"] == 1
+    assert jobs["gold_reward_model"] == 2 and jobs["frontier_run"] == 22
+    assert jobs["judge"] == METHODS + 4 + 1 + 2  # tldr, hh and its steps, news
 
 
 def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
@@ -57,12 +60,12 @@ def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (model / name).write_text("{}")
     path = overlay(tmp_path, {"tasks": {"tldr": {"base": {"source": "path", "path": "model"}}}})
-    assert "pretrain" not in planned("--configfile", path, folder=tmp_path)
+    assert "pretrain" not in planned("results/tldr_winrates.csv", "--configfile", path, folder=tmp_path)
 
 
 def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
     path = overlay(tmp_path, {"tasks": {"tldr": {"methods": ["sft", "dpo"]}}})
-    jobs = planned("--configfile", path, folder=tmp_path)
+    jobs = planned("results/tldr_winrates.svg", "results/tldr_training.svg", "--configfile", path, folder=tmp_path)
     assert not jobs.keys() & {"preferred_ft", "reward_model", "ppo", "candidates", "gold_reward_model"}
 
 

@@ -1,4 +1,4 @@
-"""The whole embedded DAG at toy size through real Snakemake, and what a change of anything makes it run again."""
+"""All embedded tasks at toy size through real Snakemake, and what a change of anything makes them run again."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from running import TINY, copy_workflow, overlay, planned, snakemake
+import yaml
+from running import REPOSITORY, TINY, copy_workflow, overlay, planned, snakemake
 
+from prefopt.config import resolve
 from prefopt.files import sha256_of_file
+from prefopt.lm.models import weights_hash
+from prefopt.plan import result_files
+from prefopt.tables import read_manifest
 
 pytestmark = pytest.mark.workflow
 
 METHODS = ["base", "sft", "preferred_ft", "dpo", "ppo", "best_of_4"]
+RUNS = ["dpo_0.1", "ppo_6", "ppo_gt_6", "ppo_gt_trl_6", "unlikelihood_1", "preferred_ft_0"]
 # What hangs on any method's verdicts.
-TABLES = {"win_rates": 1, "win_rate_figure": 1, "examples": 1, "all": 1}
+TABLES = {"win_rates": 1, "win_rate_figure": 1, "examples": 1}
 # What hangs on DPO's and the candidates' verdicts.
-CURVE = {"best_of_n_curve": 1, "best_of_n_figure": 1}
+CURVE = {"best_of_n_curve": 1}
 DPO_AND_BELOW = {"dpo": 1, "sample": 1, "judge": 1, "training_figure": 1, **TABLES, **CURVE}
 MADE = {"results", "logs", "work", ".snakemake"}
 
@@ -43,10 +49,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(folder: Path, *arguments: str, changed: dict[str, Any] | None = None) -> dict[str, int]:
-    """Jobs of another run in that folder, with `changed` merged over the tiny config."""
+def plan(
+    folder: Path, *arguments: str, changed: dict[str, Any] | None = None, everything: bool = False
+) -> dict[str, int]:
+    """Jobs of another run in that folder for the task tldr, with `changed` merged over the tiny config."""
     more = [overlay(folder.parent, changed)] if changed else []
-    return planned(*arguments, "--configfile", TINY, *more, folder=folder)
+    config = resolve(merged(read("config.yaml"), yaml.safe_load(TINY.read_text())))
+    files = [file for file in result_files(config) if "tldr" in file]
+    targets = [] if everything else ["results/candidates/tldr_curve.csv", *files]
+    return planned(*targets, *arguments, "--configfile", TINY, *more, folder=folder)
+
+
+def read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((REPOSITORY / "config" / name).read_text(encoding="utf-8"))
+    return content
+
+
+def merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """What Snakemake makes of a configfile and an overlay."""
+    both = dict(base)
+    for key, value in overlay.items():
+        inner = isinstance(value, dict) and isinstance(both.get(key), dict)
+        both[key] = merged(both[key], value) if inner else value
+    return both
 
 
 @contextlib.contextmanager
@@ -72,6 +97,8 @@ def test_the_table_has_a_row_per_method_and_temperature(finished: Path) -> None:
 
 def test_the_best_of_n_curve_ends_at_the_tables_row(finished: Path) -> None:
     curve = pd.read_csv(finished / "results" / "best_of_n.csv")
+    assert set(curve["task"]) == {"tldr", "hh"}
+    curve = curve[curve["task"] == "tldr"]
     assert curve[["method", "n"]].drop_duplicates().to_numpy().tolist() == [["sft", 1], ["sft", 4], ["dpo", 1]]
     one, best = (curve[(curve["n"] == n) & (curve["method"] == "sft")].iloc[0] for n in (1, 4))
     (dpo,) = curve.loc[curve["method"] == "dpo", "win_rate"]
@@ -86,6 +113,88 @@ def test_the_other_results_are_there(finished: Path) -> None:
     names = ["winrates.svg", "winrates.png", "winrates.manifest.json", "comparisons.csv", "training.svg", "examples.md"]
     assert all((finished / "results" / f"tldr_{name}").stat().st_size > 0 for name in names)
     assert json.loads((finished / "results" / "tldr_winrates.manifest.json").read_text())["synthetic"] is True
+
+
+def test_dialogue_is_judged_by_method_and_by_step(finished: Path) -> None:
+    table = pd.read_csv(finished / "results/hh_winrates.csv")
+    assert list(table["method"].unique()) == ["base_2shot", "preferred_ft", "dpo", "best_of_4"]
+    assert (table["n"] == 6).all() and list(table.columns) == list(pd.read_csv(finished / "results/tldr_winrates.csv"))
+    # The reference policy is Preferred-FT, which has no divergence from itself at temperature 1.
+    own = table[(table["method"] == "preferred_ft") & (table["temperature"] == 1)]
+    assert own["kl_to_reference"].item() == pytest.approx(0, abs=1e-3)
+    steps = pd.read_csv(finished / "results/hh_winrate_by_step.csv")
+    assert steps["step"].tolist() == [0, 2, 3] and (steps["n"] == 6).all()
+    summary = json.loads((finished / "results/data/hh/summary.json").read_text())
+    for counts in summary["tables"].values():
+        assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
+
+
+def test_news_is_written_by_the_policies_of_tldr(finished: Path) -> None:
+    table = pd.read_csv(finished / "results/cnndm_winrates.csv")
+    assert table["method"].unique().tolist() == ["dpo", "ppo"] and sorted(table["temperature"].unique()) == [0, 0.25]
+    sampled = read_manifest(finished / "results/samples/cnndm/dpo.parquet")
+    assert sampled["model_weights"] == weights_hash(finished / "results/models/tldr/dpo")
+    assert not (finished / "results/models/cnndm").exists()
+
+
+def test_the_sweep_has_a_row_per_run_and_checkpoint(finished: Path) -> None:
+    table = pd.read_csv(finished / "results/imdb_frontier.csv")
+    assert sorted(table["run"].unique()) == sorted(RUNS) and (table.groupby("run").size() == 3).all()
+    start = table[table["step"] == 0]
+    assert (start["kl"].abs() < 1e-5).all() and start["reward"].nunique() == 1
+    assert (table.loc[table["step"] > 0, "kl"] > 0).all()
+    assert (table["above_ceiling_z"].dropna() < 4).all()
+    pairs = pd.read_csv(finished / "results/imdb_dominance.csv")
+    assert len(pairs) == 15 and pairs[["method", "other"]].drop_duplicates().shape == (15, 2)
+    ceiling = pd.read_csv(finished / "results/imdb_ceiling.csv")
+    assert (ceiling["kl"].diff().dropna() > -1e-9).all() and (ceiling["reward"].diff().dropna() > -1e-9).all()
+
+
+def test_cost_and_the_papers_numbers_cover_every_task(finished: Path) -> None:
+    table = pd.read_csv(finished / "results/compute.csv")
+    assert set(table["task"]) == {"tldr", "hh", "cnndm", "imdb"}
+    total = table[table["stage"] == "total"].set_index(["task", "method"])
+    assert total["bought"].notna().all() and (total["inference_flops_per_prompt"] > 0).all()
+    flops = total["training_flops"].to_dict()
+    assert flops["tldr", "ppo"] > flops["tldr", "sft"] and flops["tldr", "base"] == 0
+    assert flops["cnndm", "dpo"] == flops["tldr", "dpo"]
+    answers = total["inference_flops_per_prompt"]
+    assert answers["tldr", "best_of_4"] > 3 * answers["tldr", "sft"]
+    assert set(table.loc[table["task"] == "imdb", "method"]) == set(RUNS)
+    assert "| Table 1 |" in (finished / "results/paper_vs_here.md").read_text()
+
+
+def test_a_change_of_tldr_reaches_news_and_no_other_task(finished: Path) -> None:
+    jobs = plan(finished, changed={"tasks": {"tldr": {"dpo": {"beta": 0.7}}}}, everything=True)
+    assert jobs["dpo"] == 1 and jobs["sample"] == 2 and jobs["judge"] == 2
+    assert not jobs.keys() & {"dpo_with_samples", "frontier_run", "preferred_ft", "sft"}
+
+
+def test_another_run_of_the_sweep_runs_alone(finished: Path) -> None:
+    run = {"tasks": {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}}}
+    jobs = plan(finished, changed=run, everything=True)
+    tables = {"frontier": 1, "dominance": 1, "frontier_figure": 1, "compute": 1, "compute_figure": 1}
+    assert jobs == {"frontier_run": 1, **tables, "all": 1}
+
+
+def test_real_reviews_with_a_classifier_make_the_frontier(finished: Path, tmp_path: Path) -> None:
+    """A file of labelled reviews in place of the generator, and a classifier in place of its rule."""
+    records = pd.read_parquet(finished / "results/data/imdb/raw/reviews.parquet")
+    records[["text", "label"]].to_csv(tmp_path / "mine.csv", index=False)
+    mine = {
+        "data": {"source": "files", "reviews": [str(tmp_path / "mine.csv")]},
+        "true_reward": {"source": "classifier"},
+    }
+    runs = {run: None for run in RUNS if run not in ("dpo_0.1", "ppo_gt_6")}
+    path = overlay(tmp_path, {"tasks": {"imdb": {**mine, "runs": runs}}})
+    targets = ["results/imdb_frontier.svg", "results/imdb_dominance.csv", "results/imdb_classifier.csv"]
+    result = snakemake(
+        "--cores", "2", "--directory", tmp_path / "run", *targets, "--configfile", TINY, path, folder=finished
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    accuracy = pd.read_csv(tmp_path / "run/results/imdb_classifier.csv").query("bin == 'all'").set_index("texts")
+    assert set(accuracy.index) == {"reviews", "excerpts"} and accuracy["accuracy"].between(0, 1).all()
+    assert pd.read_csv(tmp_path / "run/results/imdb_frontier.csv")["reward"].between(0, 1).all()
 
 
 def test_a_second_run_does_nothing(finished: Path) -> None:
@@ -125,7 +234,7 @@ def test_an_edited_figure_retrains_nothing(finished: Path) -> None:
     with edited(finished / "workflow/prefopt/analysis/figures.py", "\ndef ", "\nEDITED = True\n\n\ndef "):
         jobs = plan(finished)
     assert jobs["win_rate_figure"] == 1
-    assert jobs.keys() <= {"win_rate_figure", "examples", "training_figure", "all"}
+    assert jobs.keys() <= {"win_rate_figure", "examples", "training_figure"}
 
 
 def test_an_edited_engine_reruns_every_stage_that_computes_with_it(finished: Path) -> None:

@@ -158,10 +158,7 @@ rule compute_figure:
 
 rule paper:
     input:
-        [
-            f"results/{task}_winrates.csv"
-            for task in plan.tasks_of(config, "comparison", "transfer")
-        ],
+        [f"results/{task}_winrates.csv" for task in plan.tasks_of(config, "comparison", "transfer")],
     output:
         report(
             "results/paper_vs_here.md",

@@ -32,7 +32,7 @@ rule fetch:
     benchmark:
         "logs/benchmarks/{task}/fetch_{part}.jsonl"
     wildcard_constraints:
-        part="base|sft",
+        part="base|sft|true_reward",
     conda:
         "../../envs/model.yaml"
     threads: 1
@@ -40,10 +40,11 @@ rule fetch:
         **TABLE_RESOURCES,
     params:
         name=lambda wildcards: config["tasks"][wildcards.task][wildcards.part]["name"],
+        kind=lambda wildcards: ("classifier" if wildcards.part == "true_reward" else "causal_lm"),
         revision=revision_argument,
         code=fingerprint("prefopt.lm.fetch"),
     shell:
-        "python -m prefopt fetch --name {params.name:q} {params.revision:q} --out {output.model} > {log} 2>&1"
+        "python -m prefopt fetch --name {params.name:q} --kind {params.kind} {params.revision:q} --out {output.model} > {log} 2>&1"
 
 
 # Not part of `all`: `snakemake --cores 2 shipped_base` makes the checkpoint in the repository again.

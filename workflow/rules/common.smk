@@ -11,9 +11,7 @@ def stage_environment():
     path = shlex.quote(str(Path(workflow.basedir) / "workflow"))
     commands = f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}; "
     if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
-        commands += (
-            f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
-        )
+        commands += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
     # Snakemake formats the prefix.
     return commands.replace("{", "{{").replace("}", "}}")
 
@@ -47,9 +45,7 @@ def record_files(wildcards):
 
 def model_folder(name):
     """Params function: the folder of a task's model, made by a rule or brought by the user."""
-    return lambda wildcards: plan.model_folder(
-        config, wildcards.task, name, SHIPPED_BASE
-    )
+    return lambda wildcards: plan.model_folder(config, wildcards.task, name, SHIPPED_BASE)
 
 
 def model_files(name):
@@ -60,9 +56,7 @@ def model_files(name):
         if folder.startswith("results/"):
             return folder
         kinds = {".json", ".safetensors", ".model", ".txt"}
-        found = sorted(
-            str(path) for path in Path(folder).glob("*") if path.suffix in kinds
-        )
+        found = sorted(str(path) for path in Path(folder).glob("*") if path.suffix in kinds)
         return found or f"{folder}/config.json"
 
     return files
@@ -77,16 +71,13 @@ def revision_argument(wildcards):
 def of_every_method(kind):
     """Input function: a table of each of the task's methods."""
     return lambda wildcards: [
-        f"results/{kind}/{wildcards.task}/{method}.parquet"
-        for method in config["tasks"][wildcards.task]["methods"]
+        f"results/{kind}/{wildcards.task}/{method}.parquet" for method in config["tasks"][wildcards.task]["methods"]
     ]
 
 
 def arguments_of(files):
     """Params function: what an input function gives by name, as arguments of a stage."""
-    return lambda wildcards, input: " ".join(
-        f"--{key.replace('_', '-')} {input[key]}" for key in files(wildcards)
-    )
+    return lambda wildcards, input: " ".join(f"--{key.replace('_', '-')} {input[key]}" for key in files(wildcards))
 
 
 def gold_files(wildcards):
@@ -112,11 +103,7 @@ def one_sample_files(wildcards):
 
 def curves_of_tasks(wildcards):
     """The Best-of-N curve of each task that has one."""
-    return [
-        f"results/candidates/{task}_curve.csv"
-        for task in config["tasks"]
-        if plan.has_candidates(config, task)
-    ]
+    return [f"results/candidates/{task}_curve.csv" for task in config["tasks"] if plan.has_candidates(config, task)]
 
 
 def true_reward_files(wildcards):
@@ -129,20 +116,13 @@ def true_reward_files(wildcards):
 def reward_files(wildcards):
     """The rewards that a run of the sweep needs."""
     method = config["tasks"][wildcards.task]["runs"][wildcards.run]["method"]
-    learned = (
-        {"reward_model": f"results/models/{wildcards.task}/reward_model"}
-        if method == "ppo"
-        else {}
-    )
+    learned = {"reward_model": f"results/models/{wildcards.task}/reward_model"} if method == "ppo" else {}
     return {**learned, **true_reward_files(wildcards)}
 
 
 def runs_of_sweep(wildcards):
     """The evaluations of each run of the sweep."""
-    return [
-        f"results/frontier/{wildcards.task}/{run}.parquet"
-        for run in plan.runs(config, wildcards.task)
-    ]
+    return [f"results/frontier/{wildcards.task}/{run}.parquet" for run in plan.runs(config, wildcards.task)]
 
 
 def by_step_arguments(wildcards, input, output):

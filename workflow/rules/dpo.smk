@@ -14,9 +14,7 @@ rule dpo:
     benchmark:
         "logs/benchmarks/{task}/dpo.jsonl"
     wildcard_constraints:
-        task=one_of(
-            [task for task in config["tasks"] if not plan.has_steps(config, task)]
-        ),
+        task=one_of([task for task in config["tasks"] if not plan.has_steps(config, task)]),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS

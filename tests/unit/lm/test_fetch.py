@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from prefopt.errors import UserError
 from prefopt.lm import fetch
 from prefopt.lm.models import load_policy
+from prefopt.rewards.true_reward import load_classifier
 from prefopt.training.pretrain import train_tokenizer
 
 
@@ -30,7 +31,7 @@ def bin_only(tmp_path: Path) -> Path:
 
 
 def arguments(name: Path, out: Path, convert: bool) -> argparse.Namespace:
-    return argparse.Namespace(name=str(name), revision=None, convert_bin=convert, out=out)
+    return argparse.Namespace(name=str(name), kind="causal_lm", revision=None, convert_bin=convert, out=out)
 
 
 def test_bin_weights_are_refused_and_the_command_is_named(bin_only: Path, tmp_path: Path) -> None:
@@ -48,6 +49,21 @@ def test_converted_weights_are_the_same(bin_only: Path, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["converted_from_bin"] is True
     assert manifest["revision"] == "not pinned"
+
+
+def test_a_classifier_keeps_its_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "classifier"
+    tokenizer = train_tokenizer(["a b c"], 260)
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=len(tokenizer), pad_token_id=0)
+    config.id2label = {0: "NEGATIVE", 1: "POSITIVE"}
+    torch.manual_seed(0)
+    GPT2ForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    args = arguments(folder, tmp_path / "out", convert=False)
+    args.kind = "classifier"
+    fetch.run(args)
+    model, _ = load_classifier(tmp_path / "out")
+    assert model.config.id2label == {0: "NEGATIVE", 1: "POSITIVE"} and model.score.weight.shape == (2, 8)
 
 
 def test_a_name_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:

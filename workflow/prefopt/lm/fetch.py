@@ -1,20 +1,23 @@
-"""A base model brought from a hub once, so that every later stage reads a local folder of safetensors."""
+"""A model brought from a hub once, so that every later stage reads a local folder of safetensors."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefopt.errors import UserError
 from prefopt.lm.models import save_model
 from prefopt.tables import package_versions
 
+_KINDS = {"causal_lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `fetch`."""
     parser.add_argument("--name", required=True, help="name on the hub, or a local folder")
+    parser.add_argument("--kind", choices=list(_KINDS), default="causal_lm", help="what the model is")
     parser.add_argument("--revision", help="commit on the hub; without it what is fetched is not pinned")
     parser.add_argument(
         "--convert-bin",
@@ -33,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     common = {"revision": args.revision, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.name, **common)
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _KINDS[args.kind].from_pretrained(
             args.name, use_safetensors=not args.convert_bin, weights_only=True, dtype="float32", **common
         )
     except (OSError, ValueError) as error:
