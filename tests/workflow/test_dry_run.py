@@ -45,6 +45,19 @@ def test_records_of_ones_own_train_a_base_and_a_judge(tmp_path: Path) -> None:
     assert jobs["pretrain"] == 3 and jobs["gold_reward_model"] == 2
 
 
+@pytest.mark.parametrize(("name", "files"), [("imdb_files", 1), ("imdb_gpu", 3)])
+def test_real_reviews_train_a_base_a_classifier_and_22_runs(tmp_path: Path, name: str, files: int) -> None:
+    here, data = tmp_path / "here", tmp_path / "shared" / "data"
+    here.mkdir()
+    data.mkdir(parents=True)
+    for part in ("train", "test", "unsup")[:files]:
+        (data / f"imdb_{part}.parquet").touch()
+    targets = ["results/imdb_frontier.svg", "results/imdb_dominance.csv"]
+    jobs = planned(*targets, "--configfile", REPOSITORY / "config" / f"{name}.yaml", folder=here)
+    assert jobs["pretrain"] == jobs["classifier"] == jobs["sft"] == jobs["reward_model"] == 1
+    assert jobs["frontier_run"] == 22
+
+
 def test_the_paper_config_fetches_its_models_and_expands_to_every_job(tmp_path: Path) -> None:
     jobs = planned("all", "--configfile", REPOSITORY / "config" / "paper.yaml", folder=tmp_path)
     # Four models (GPT-2 large, GPT-J and its SFT, Pythia) and the classifier of sentiment.

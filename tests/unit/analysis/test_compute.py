@@ -102,6 +102,16 @@ def test_a_model_of_the_users_own_has_no_cost_and_neither_has_the_total(argument
     assert total["training_flops"].isna().to_dict() == {"base": False, "sft": True, "dpo": True, "best_of_4": True}
 
 
+def test_the_best_of_n_at_temperature_0_is_the_greedy_answer(arguments: argparse.Namespace) -> None:
+    (path,) = arguments.win_rates
+    table = pd.read_csv(path)
+    table.loc[table["method"] == "best_of_4", "temperature"] = 0.0
+    table.to_csv(path, index=False)
+    compute.run(arguments)
+    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("method")
+    assert total.loc["best_of_4", "inference_flops_per_prompt"] == 20
+
+
 def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
     arguments: argparse.Namespace, tmp_path: Path
 ) -> None:

@@ -69,7 +69,7 @@ def method_rows(task: str, method: str, records: Records, recipe: ComputeRecipe)
     for stage in stages_of(method, recipe.reference[home]):
         used = records.reference.get(home) if stage == "reference_logprobs" else records.models.get((home, stage))
         rows.append({"stage": stage, **_figures(used)})
-    sampling = _sampling(task, method, records)
+    sampling = _sampling(task, method, recipe.reference[home], records)
     selected = records.win_rates.query("task == @task and method == @method and selected")
     bought = (
         {
@@ -108,12 +108,15 @@ def _figures(used: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _sampling(task: str, method: str, records: Records) -> dict[str, Any]:
-    """The row of the stage `sampling`: of one answer, at the mean over temperatures; of Best-of-N at the selected one."""
-    if method.startswith("best_of_"):
+def _sampling(task: str, method: str, reference: str, records: Records) -> dict[str, Any]:
+    """The row of the stage `sampling`: of one answer, at the mean over temperatures; of Best-of-N at the selected one.
+
+    At temperature 0 all candidates are one, and Best-of-N is the reference policy's greedy answer.
+    """
+    selected = records.win_rates.query("task == @task and method == @method and selected")
+    temperature = selected["temperature"].item() if len(selected) else None
+    if method.startswith("best_of_") and temperature != 0:
         n = int(method.removeprefix("best_of_"))
-        selected = records.win_rates.query("task == @task and method == @method and selected")
-        temperature = selected["temperature"].item() if len(selected) else None
         own = records.curves[(records.curves["task"] == task) & (records.curves["n"] == n)]
         row = own[own["temperature"] == temperature].head(1)
         scores = records.samples.get((task, "candidate_scores"), {}).get("used")
@@ -128,7 +131,7 @@ def _sampling(task: str, method: str, records: Records) -> dict[str, Any]:
             "device_seconds": _sum(both, "device_seconds"),
             "peak_memory_mib": max(part["peak_memory_mib"] or 0 for part in both),
         }
-    manifest = records.samples[task, method]
+    manifest = records.samples[task, reference if method.startswith("best_of_") else method]
     used = _figures(manifest.get("used"))
     answers = manifest["rows"]
     return {
