@@ -21,7 +21,7 @@ from prefopt.fingerprint import import_closure
 
 RULES = sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))
 ENVIRONMENTS = sorted((REPOSITORY / "envs").glob("*.yaml"))
-CONDA_NAMES = {"torch": "pytorch"}
+CONDA_NAMES = {"torch": "pytorch", "yaml": "pyyaml"}
 
 
 def read(name: str) -> str:
@@ -125,6 +125,8 @@ def documented_keys() -> dict[str, list[str]]:
             if "properties" in inner:
                 name = f"{section}.{key}".lstrip(".").replace("tasks.tldr", "tasks.NAME")
                 # Said once, where another task has the same section.
+                if section == "tasks" and key != "tldr" and inner == tasks["tldr"]:
+                    continue
                 if section.startswith("tasks.") and inner == _same_section(tasks, section, key):
                     continue
                 add(f"{name}.RUN" if key == "runs" else name, inner)
