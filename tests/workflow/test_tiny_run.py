@@ -142,7 +142,7 @@ def test_the_sweep_has_a_row_per_run_and_checkpoint(finished: Path) -> None:
     assert sorted(table["run"].unique()) == sorted(RUNS) and (table.groupby("run").size() == 3).all()
     start = table[table["step"] == 0]
     assert (start["kl"].abs() < 1e-5).all() and start["reward"].nunique() == 1
-    assert (table.loc[table["step"] > 0, "kl"] > 0).all()
+    assert (table.loc[table["step"] > 0, "kl"] > 0).all() and table["reward"].nunique() > 1
     assert (table["above_ceiling_z"].dropna() < 4).all()
     pairs = pd.read_csv(finished / "results/imdb_dominance.csv")
     assert len(pairs) == 15 and pairs[["method", "other"]].drop_duplicates().shape == (15, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> dict[str, Any]:
             linestyle="none",
         )
     axes.set_xscale("log")
+    # Whole decades, so that methods that cost alike look alike.
+    low, high = axes.get_xlim()
+    axes.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
     return handles
 
 
