@@ -163,6 +163,37 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             {"loss": "ipo", "label_smoothing": 0.1},
             "tasks.tldr.dpo.label_smoothing is 0.1; with dpo.loss 'ipo' it must be 0.",
         ),
+        ("tasks.hh.methods", ["ppo"], "tasks.hh.ppo is missing; methods names 'ppo', which needs this section."),
+        ("tasks.hh.reference", "sft", "tasks.hh.sft is missing; reference is 'sft', which needs this section."),
+        ("tasks.hh.data.source", "files", "tasks.hh.data.source is 'files', but data.comparisons is empty; give it *"),
+        ("tasks.cnndm.data.source", "hub", "tasks.cnndm.data.hub.articles is null; with data.source 'hub' *"),
+        ("tasks.cnndm.methods", ["best_of_4"], "tasks.cnndm.methods[[]0] is 'best_of_4'; allowed: base, sft, *"),
+        (
+            "tasks.imdb.runs",
+            {"mine": {"method": "dpo"}},
+            "tasks.imdb.runs.mine.beta is missing; a run of the method 'dpo' is made by it.",
+        ),
+        (
+            "tasks.imdb.runs",
+            {"mine": {"method": "ppo", "kl_target": 3, "beta": 1}},
+            "tasks.imdb.runs.mine.beta (1) is not read by the method 'ppo'; leave it out.",
+        ),
+        ("tasks.imdb.runs", {"mine": {"beta": 1}}, "tasks.imdb.runs.mine.method is missing; allowed: dpo, *"),
+        ("tasks.imdb.runs", {"mine": 3}, "tasks.imdb.runs.mine is 3; allowed: a section with method and *"),
+        ("tasks.imdb.runs", {"a b": {"method": "dpo", "beta": 1}}, "tasks.imdb.runs is 'a b'; allowed: a name of *"),
+        (
+            "tasks.imdb.data",
+            {"source": "files", "reviews": [__file__.replace("test_config.py", "x.csv")]},
+            "tasks.imdb.data.reviews names *; no such file is seen from the working directory.",
+        ),
+        ("tasks.imdb.lengths.min_prefix", 9, "tasks.imdb.lengths.max_prefix is 8; allowed: from lengths.min_prefix, *"),
+        ("tasks.imdb.ceiling.prompts", 999, "tasks.imdb.ceiling.prompts is 999; allowed: at most *"),
+        ("tasks.imdb.evaluation.prompts", 999, "tasks.imdb.evaluation.prompts is 999; allowed: at most *"),
+        (
+            "tasks.imdb.true_reward.source",
+            "hub",
+            "tasks.imdb.true_reward.name is null; with true_reward.source 'hub' *",
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(path: str, value: Any, sentence: str) -> None:
@@ -187,6 +218,21 @@ def test_the_judge_must_suit_the_data(tmp_path: Path) -> None:
     embedded = {"embedded": {"gold_pairs": 0}}
     with pytest.raises(UserError, match=r"data\.embedded\.gold_pairs is 0"):
         resolve(with_value("tasks.tldr", {"data": embedded, "judge": {"kind": "reward_model"}}))
+
+
+def test_a_rule_is_the_true_reward_of_embedded_reviews_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(
+        UserError, match=r"^tasks\.imdb\.true_reward\.source is 'rule', which needs data\.source 'embedded'"
+    ):
+        resolve(with_value("tasks.imdb.data", {"source": "files", "reviews": [str(tmp_path / "a.csv")]}))
+
+
+def test_a_run_of_the_sweep_may_be_left_out_but_not_all() -> None:
+    runs = read("config.yaml")["tasks"]["imdb"]["runs"]
+    resolve(with_value("tasks.imdb.runs", {"dpo_1": None}))
+    with pytest.raises(UserError, match=r"^tasks\.imdb\.runs is empty; give at least one run\.$"):
+        resolve(with_value("tasks.imdb.runs", dict.fromkeys(runs)))
 
 
 def test_a_missing_key_is_named() -> None:

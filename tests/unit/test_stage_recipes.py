@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from test_config import merged, read, with_value
 
+from prefopt import plan
 from prefopt.config import resolve
-from prefopt.recipes import from_json
-from prefopt.stage_recipes import recipe_json, stage_recipe
+from prefopt.recipes import from_dict, from_json
+from prefopt.stage_recipes import frontier_run_recipe, recipe_json, stage_recipe
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,95 @@ def test_each_stage_accepts_its_recipe(stage: str, overlay: str | None) -> None:
     recipe_type = next((value for value in own if value.__module__ == module.__name__), own[0])
     recipe = from_json(recipe_type, recipe_json(config, "tldr", stage))
     assert json.loads(recipe_json(config, "tldr", stage)) == json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+OTHERS = {
+    "imdb": {
+        "reviews": "prefopt.data.reviews",
+        "pretrain": "prefopt.training.pretrain",
+        "prefixes": "prefopt.data.prefixes",
+        "sft": "prefopt.training.sft",
+        "pair_samples": "prefopt.generation.sample",
+        "ceiling_samples": "prefopt.generation.sample",
+        "true_rewards": "prefopt.rewards.stage",
+        "classifier": "prefopt.training.classifier",
+        "reference": "prefopt.training.reference",
+        "reward_model": "prefopt.training.reward",
+        "optimal_frontier": "prefopt.analysis.optimal_frontier",
+        "dominance": "prefopt.analysis.dominance",
+    },
+    "hh": {
+        "records": "prefopt.data.records",
+        "prepare": "prefopt.data.prepare",
+        "preferred_ft": "prefopt.training.sft",
+        "dpo": "prefopt.training.dpo",
+        "sample": "prefopt.generation.sample",
+        "candidates": "prefopt.generation.sample",
+        "win_rate_by_step": "prefopt.analysis.win_rate_by_step",
+    },
+    "cnndm": {
+        "records": "prefopt.data.records",
+        "prepare": "prefopt.data.prepare",
+        "sample": "prefopt.generation.sample",
+        "judge": "prefopt.judging.stage",
+        "win_rates": "prefopt.analysis.win_rates",
+    },
+}
+
+
+@pytest.mark.parametrize(("task", "stage"), [(task, stage) for task in OTHERS for stage in OTHERS[task]])
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_each_stage_of_the_other_tasks_accepts_its_recipe(task: str, stage: str, overlay: str | None) -> None:
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    module = importlib.import_module(OTHERS[task][stage])
+    names = [name for name, value in vars(module).items() if name.endswith("Recipe") and isinstance(value, type)]
+    own = [vars(module)[name] for name in names if vars(module)[name].__module__ == module.__name__]
+    recipes = [value for value in own or [vars(module)[name] for name in names] if value.__name__ != "ByStepRecipe"]
+    text = recipe_json(config, task, stage)
+    assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(from_json(recipes[0], text))))
+
+
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_every_run_of_the_sweep_is_accepted_by_its_trainer(overlay: str | None) -> None:
+    from prefopt.training.evaluation import EvaluationRecipe
+    from prefopt.training.frontier_run import _TRAINERS, FrontierRunRecipe
+
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    for run in plan.runs(config, "imdb"):
+        recipe = from_json(FrontierRunRecipe, recipe_json(config, "imdb", "frontier_run", run))
+        trainer = from_dict(_TRAINERS[recipe.method], recipe.trainer)
+        from_dict(EvaluationRecipe, recipe.evaluation)
+        if recipe.method.startswith("ppo"):
+            assert trainer.updates == recipe.interval * recipe.checkpoints
+            assert trainer.kl_target == recipe.conservativeness
+    seeds = [frontier_run_recipe(config, "imdb", f"preferred_ft_{seed}")["trainer"]["seed"] for seed in (0, 1)]
+    assert seeds == [0, 1]
+
+
+def test_the_sweep_is_the_papers(config: dict[str, Any]) -> None:
+    found: dict[str, list[float]] = {}
+    for run in plan.runs(config, "imdb"):
+        recipe = frontier_run_recipe(config, "imdb", run)
+        found.setdefault(recipe["method"], []).append(recipe["conservativeness"])
+    targets = [3, 6, 9, 12]
+    assert found == {
+        "dpo": [0.05, 0.1, 1, 5],
+        "ppo": targets,
+        "ppo_gt": targets,
+        "ppo_gt_trl": targets,
+        "unlikelihood": [0.05, 0.1, 0.5, 1],
+        "preferred_ft": [None, None],
+    }
+
+
+def test_trls_former_defaults(config: dict[str, Any]) -> None:
+    """PPOConfig of TRL 0.4.7: minibatches of one completion, four passes, no clipping of the gradient."""
+    trainer = frontier_run_recipe(config, "imdb", "ppo_gt_trl_6")["trainer"]
+    expected = {"learning_rate": 1e-5, "kl_coef": 0.2, "kl_target": 6, "kl_horizon": 10000, "gamma": 1, "lam": 0.95}
+    expected |= {"clip": 0.2, "value_clip": 0.2, "value_coef": 0.1, "epochs": 4, "normalize_rewards": False}
+    assert {key: trainer[key] for key in expected} == expected
+    assert trainer["prompts_per_update"] * trainer["samples_per_prompt"] == 256 == trainer["minibatches"]
+    assert trainer["max_grad_norm"] >= 1e6
 
 
 def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> None:
