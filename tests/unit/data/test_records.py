@@ -203,3 +203,29 @@ def test_news_comparisons_are_not_tldr(tmp_path: Path) -> None:
     assert records(tmp_path, comparisons=[str(SHARED / "cnndm_comparisons.jsonl.gz")]) == 0
     manifest = read_table(tmp_path / "preferences.parquet", "raw_preferences").attrs["manifest"]
     assert manifest["account"] == {"read": 309, "kept": 0, "dropped": {"no_post": 309}}
+
+
+def test_other_tasks_read_their_own_kinds_and_a_hubs_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def rows(*arguments: Any) -> list[tuple[str, dict[str, str]]]:
+        asked.append(arguments)
+        return [(f"x:{i}", {"article": f"article {i}", "highlights": "short"}) for i in range(30)]
+
+    monkeypatch.setattr("prefopt.data.records.hub_rows", rows)
+    hub = {"articles": "someone/news", "articles_revision": "abc", "articles_configuration": "3.0.0"}
+    recipe = json.dumps({**RECIPE, "source": "hub", "hub": hub, "gold_fraction": 0.0})
+    assert main(["records", "--task", "cnndm", "--recipe", recipe, "--out-dir", str(tmp_path)]) == 0
+    assert asked == [("someone/news", "3.0.0", "abc")]
+    assert len(read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")) == 30
+    assert len(read_table(tmp_path / "preferences.parquet", "raw_preferences")) == 0
+
+
+@pytest.mark.parametrize("task", ["hh", "cnndm"])
+def test_other_embedded_tasks(tmp_path: Path, task: str) -> None:
+    recipe = json.dumps({**RECIPE, "source": "embedded"})
+    assert main(["records", "--task", task, "--recipe", recipe, "--out-dir", str(tmp_path)]) == 0
+    rows = read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")
+    assert len(rows) == (43 if task == "hh" else 13) and rows["facts"].str.startswith("{").all()

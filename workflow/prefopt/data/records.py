@@ -40,7 +40,7 @@ class RecordsRecipe:
     demonstrations: tuple[str, ...]
     preferences: tuple[str, ...]
     articles: tuple[str, ...]
-    hub: dict[str, Any]  # name and NAME_revision of each kind
+    hub: dict[str, Any]  # name, NAME_revision and perhaps NAME_configuration of each kind
     splits: dict[str, float]  # share of the prompts: train, validation, test
     gold_fraction: float  # share of the pairs' posts that the gold judge is trained and measured on
     max_malformed: int  # malformed records that are dropped and counted before one stops the stage
@@ -67,7 +67,10 @@ def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
             {"kind": kind, "name": name, "revision": revision, "pinned": revision is not None}
             for kind, (name, revision) in named.items()
         ]
-        records = {kind: hub_rows(name, kind, revision) for kind, (name, revision) in named.items()}
+        records = {
+            kind: hub_rows(name, recipe.hub.get(f"{kind}_configuration") or kind, revision)
+            for kind, (name, revision) in named.items()
+        }
     return _raw_tables(task, records, recipe), inputs
 
 
