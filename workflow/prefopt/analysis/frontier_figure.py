@@ -18,6 +18,8 @@ from prefopt.errors import UserError
 _Z = float(norm.ppf(0.975))
 # Of the optimal frontier, beyond what can be relied on, this much more KL is shown in grey.
 _BEYOND = 1.5
+# The right edge, in units of the largest KL of any frontier.
+_ROOM = 1.35
 
 
 def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
@@ -46,7 +48,7 @@ def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
                 markeredgewidth=0,
             )
             line = rows[rows["on_frontier"]].sort_values("kl")
-            reach = max(reach, float(rows.loc[rows["step"] > 0, "kl"].quantile(0.98)))
+            reach = max(reach, float(line["kl"].max()))
             axes.errorbar(
                 *(line["kl"], line["reward"]),
                 xerr=_Z * line["kl_se"],
@@ -59,8 +61,10 @@ def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
                 elinewidth=0.7,
                 label=display_name(method),
             )
-        axes.set_xlim(-0.02 * reach, 1.04 * reach)
-        outside = int((table["kl"] > 1.04 * reach).sum())
+        # Policies that have collapsed lie far to the right; the frontiers are what is to be seen.
+        edge = _ROOM * max(reach, 0.1)
+        axes.set_xlim(-0.02 * edge, edge)
+        outside = int((table["kl"] > edge).sum())
         axes.set_xlabel(
             "KL to the reference policy, nats per completion"
             + (f" ({outside} beyond the right edge)" if outside else "")
@@ -83,8 +87,8 @@ def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> None:
     axes.annotate(
         f"{last['effective_samples']:.0f} of {last['samples']:.0f} samples effective;\nlower beyond, so too low",
         (last["kl"], last["reward"]),
-        xytext=(6, 14),
-        textcoords="offset points",
+        xytext=(0.36, 0.62),
+        textcoords="axes fraction",
         fontsize=7,
         color="0.25",
         arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6},
@@ -95,7 +99,7 @@ def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> None:
             point = enough.iloc[-1]
             axes.plot(point["kl"], point["reward"], color="black", marker="|", markersize=7)
             axes.annotate(
-                f"{wanted}", (point["kl"], point["reward"]), xytext=(-3, 6), textcoords="offset points", fontsize=7
+                f"{wanted} ", (point["kl"], point["reward"]), ha="right", va="bottom", fontsize=7, color="0.25"
             )
 
 
