@@ -18,14 +18,15 @@ VALUES = {"seed": 0, "validation_prompts": 5, "test_prompts": 30}
 
 def test_articles_become_prompts_once_each() -> None:
     rows = [
-        ("f:1", {"article": " A dog barked. ", "highlights": "Dog barks"}),
-        ("f:2", {"article": "A dog barked.", "highlights": "again"}),
+        ("f:1", {"article": " A dog barked. It was loud. ", "highlights": "Dog barks"}),
+        ("f:2", {"article": "A dog barked. It was loud.", "highlights": "again"}),
         ("f:3", {"article": "Nothing", "highlights": " "}),
         ("f:4", Malformed("no JSON")),
     ]
     tables = cnn_dailymail.raw_tables(rows, validation_share=0.2, max_malformed=1)
     (row,) = tables.demonstrations
-    assert (row["prompt"], row["response"]) == ("A dog barked.\n\nTL;DR:", " Dog barks")
+    prompt = "SUBREDDIT: r/news\n\nTITLE: A dog barked.\n\nPOST: A dog barked. It was loud.\n\nTL;DR:"
+    assert (row["prompt"], row["response"]) == (prompt, " Dog barks")
     account = tables.accounts["raw_demonstrations"].as_dict()
     assert account == {"read": 4, "kept": 1, "dropped": {"duplicate_article": 1, "empty_text": 1, "malformed": 1}}
     assert tables.preferences == [] and tables.pretraining == []
@@ -43,7 +44,7 @@ def test_embedded_articles_tell_the_facts_in_other_words() -> None:
         for slot in ("cause", "feeling"):
             last_word = next(clause for clause in [world_facts(row)[slot]]).split()[-1]
             assert last_word in row["prompt"]
-        assert "TITLE:" not in row["prompt"] and row["prompt"].endswith("\n\nTL;DR:")
+        assert row["prompt"].startswith("SUBREDDIT: r/news") and row["prompt"].endswith("\n\nTL;DR:")
 
 
 def world_facts(row: dict[str, str]) -> dict[str, str]:
@@ -56,7 +57,7 @@ def world_facts(row: dict[str, str]) -> dict[str, str]:
 def test_the_shipped_base_reads_every_article_whole() -> None:
     tokenizer = load_tokenizer(SHIPPED)
     lengths = [len(tokenizer(row["prompt"])["input_ids"]) for row in news.generate(VALUES).demonstrations]
-    assert max(lengths) <= 160
+    assert max(lengths) <= 192
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="the real records (../shared/data) are not here")

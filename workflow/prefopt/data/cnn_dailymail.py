@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +11,25 @@ from typing import Any
 from prefopt.data.raw import Account, RawTables
 from prefopt.data.sources import Malformed, Records
 from prefopt.data.splits import content_hash, position
+from prefopt.data.tldr import tldr_prompt
 from prefopt.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SUFFIX = "\n\nTL;DR:"
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+_LONGEST_TITLE = 120  # characters
 _STATEMENT = "Real records, not synthetic; nothing is trained on them."
 
 
 def news_prompt(article: str) -> str:
-    """An article as a policy of the TL;DR task is asked to summarize it: the paper prints no prompt for news."""
-    return f"{article.strip()}{SUFFIX}"
+    """An article in the form of the prompts that a policy of the TL;DR task knows, its first sentence as the title.
+
+    The paper prints no prompt for news. Without that form the embedded policies, which have seen no other, break down:
+    what is asked is whether they can summarize news, not whether they can read a bare text.
+    """
+    text = article.strip()
+    title = _SENTENCE_END.split(text, maxsplit=1)[0][:_LONGEST_TITLE]
+    return tldr_prompt("news", title, text)
 
 
 def raw_tables(records: Records, *, validation_share: float, max_malformed: int) -> RawTables:

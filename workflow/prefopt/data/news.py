@@ -1,7 +1,7 @@
 """The embedded news: the facts of the synthetic world in a reporter's words, which no training post has.
 
 The clauses of a summary, and with them the oracle, are those of `prefopt.data.world`. What differs is how an article
-says them: a dateline, reported speech, other sentences and another order, and no title or forum.
+says them: a dateline, reported speech, other sentences and another order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefopt.data import world
+from prefopt.data.cnn_dailymail import news_prompt
 from prefopt.data.raw import Account, RawTables
 
 STATEMENT = (
@@ -93,7 +94,7 @@ def _article(seed: int, stream: str, i: int, split: str) -> dict[str, Any]:
     post = world.make_post(rng)
     return {
         "prompt_id": f"{stream}-{i:05d}",
-        "prompt": f"{write_article(rng, post)}{world.PROMPT_SUFFIX}",
+        "prompt": news_prompt(write_article(rng, post)),
         "response": world.write_summary(rng, post),
         "split": split,
         "facts": post.facts_json(),
