@@ -38,6 +38,15 @@ def test_the_figure_draws_each_temperature_and_the_other_policys_one_sample(tabl
     assert "N" in left.get_xlabel() and "operations" in right.get_xlabel() and "Win rate" in left.get_ylabel()
 
 
+def test_a_temperature_looks_the_same_in_every_task(table: pd.DataFrame) -> None:
+    other = table[table["temperature"] == 1.0].assign(task="hh", method="preferred_ft")
+    figure = best_of_n_figure.best_of_n_figure(pd.concat([table, other], ignore_index=True))
+    first, second = figure.axes[0], figure.axes[2]
+    (line,) = [line for line in second.get_lines() if line.get_label() == "Best of N, T = 1"]
+    (same,) = [line for line in first.get_lines() if line.get_label() == "Best of N, T = 1"]
+    assert (line.get_color(), line.get_marker()) == (same.get_color(), same.get_marker())
+
+
 def test_the_stage_joins_the_tasks(table: pd.DataFrame, tmp_path: Path) -> None:
     curves = [tmp_path / "a.csv", tmp_path / "b.csv"]
     table.to_csv(curves[0], index=False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -24,14 +26,16 @@ def best_of_n_figure(table: pd.DataFrame) -> Figure:
             candidates are samples of; rows of another are its one sample: a level on the left, a point on the right.
     """
     tasks = list(dict.fromkeys(table["task"]))
+    # A temperature looks the same in every task.
+    positions = {temperature: i for i, temperature in enumerate(sorted(table["temperature"].unique()))}
     with figure_style():
         figure, panels = plt.subplots(
             len(tasks), 2, figsize=(7.4, 3.3 * len(tasks) + 0.3), squeeze=False, sharey="row", layout="constrained"
         )
         for (left, right), task in zip(panels, tasks, strict=True):
             rows = table[table["task"] == task]
-            _draw(left, rows, "n")
-            _draw(right, rows, "flops")
+            _draw(left, rows, "n", positions)
+            _draw(right, rows, "flops", positions)
             left.set_title(task_name(task), loc="left", fontweight="bold")
             left.set_xscale("log", base=2)
             values = sorted(rows["n"].unique())
@@ -43,17 +47,20 @@ def best_of_n_figure(table: pd.DataFrame) -> Figure:
             right.set_xscale("log")
             right.set_xlabel("Floating-point operations per prompt")
             right.set_title("The same against its cost", loc="left")
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        named: dict[str, Any] = {}
+        for left, _ in panels:
+            handles, labels = left.get_legend_handles_labels()
+            named |= dict(zip(labels, handles, strict=True))
+        figure.legend([named[label] for label in sorted(named)], sorted(named), loc="outside lower center", ncols=3)
         plt.close(figure)
     return figure
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> None:
+def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) -> None:
     own = rows["method"].iloc[0]
     curves = rows[rows["method"] == own]
-    for position, (temperature, curve) in enumerate(curves.groupby("temperature")):
-        style = position_style(position)
+    for temperature, curve in curves.groupby("temperature"):
+        style = position_style(positions[temperature])
         ordered = curve.sort_values("n")
         axes.fill_between(ordered[x], ordered["ci_low"], ordered["ci_high"], color=style.color, alpha=0.13, linewidth=0)
         axes.plot(
