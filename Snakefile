@@ -13,7 +13,7 @@ from prefopt.config import resolve
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
 from prefopt.files import canonical_json
-from prefopt.stage_recipes import compute_recipe, paper_recipe, recipe_json
+from prefopt.stage_recipes import agreement_recipe, compute_recipe, judge_recipe, paper_recipe, recipe_json
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"
@@ -33,6 +33,7 @@ wildcard_constraints:
     task="|".join(config["tasks"]),
     method="base|base_2shot|sft|preferred_ft|dpo|ppo|best_of_[0-9]+|dpo_by_step",
     n="[0-9]+",
+    judge="[a-z][a-z0-9_]*",
 
 
 include: "workflow/rules/common.smk"
@@ -44,8 +45,8 @@ include: "workflow/rules/dpo.smk"
 include: "workflow/rules/reward_model.smk"
 include: "workflow/rules/ppo.smk"
 include: "workflow/rules/sampling.smk"
-include: "workflow/rules/best_of_n.smk"
 include: "workflow/rules/judging.smk"
+include: "workflow/rules/best_of_n.smk"
 include: "workflow/rules/sentiment.smk"
 include: "workflow/rules/frontier.smk"
 include: "workflow/rules/analysis.smk"

@@ -13,7 +13,8 @@ from prefopt import cli
 def test_every_stage_has_a_module_with_arguments_and_run(stage: str) -> None:
     module = importlib.import_module(cli.STAGES[stage][0])
     assert callable(module.run)
-    assert cli.build_parser(stage).parse_args(["--threads", "2", *_given(stage)]).stage == stage
+    arguments = _given(stage) if stage != "store" else ["store", "export", "--store", "s", "--table", "t"]
+    assert cli.build_parser(stage).parse_args(["--threads", "2", *arguments]).stage == stage
 
 
 def _given(stage: str) -> list[str]:

@@ -123,7 +123,11 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             ["best_of_256"],
             "tasks.tldr.methods[[]0] is 'best_of_256', but best_of_n.n is 128; *",
         ),
-        ("tasks.tldr.judge.kind", "gpt-4", "tasks.tldr.judge.kind is 'gpt-4'; allowed: oracle or reward_model."),
+        (
+            "tasks.tldr.judge.kind",
+            "gpt-4",
+            "tasks.tldr.judge.kind is 'gpt-4'; allowed: oracle, reward_model, chat, recorded or human.",
+        ),
         ("tasks.tldr.data.posts", ["a.csv"], "tasks.tldr.data.posts[[]0] is 'a.csv'; allowed: a path that ends in *"),
         (
             "tasks.tldr.data.splits",
@@ -267,7 +271,10 @@ INHERITED: typing.Final = (
     "tasks.*.evaluation.confidence",
     "tasks.*.evaluation.examples",
     "tasks.*.evaluation.example_characters",
+    "tasks.*.judge.order",
     "tasks.*.judge.seed",
+    "tasks.*.judge.repeat",
+    "tasks.*.best_of_n.subsets",
     "tasks.*.seed",  # null: the top-level seed; the judge's model has its own
 )
 

@@ -57,19 +57,44 @@ def _check_data(section: Config, task: str) -> Iterator[str]:
 
 
 def _check_judge(section: Config, task: str) -> Iterator[str]:
-    kind, data = section["judge"]["kind"], section["data"]
+    judges = {"judge": section["judge"]}
+    judges |= {f"other_judges.{name}": judge for name, judge in section["other_judges"].items()}
+    for key, judge in judges.items():
+        yield from _check_one_judge(section, key, judge)
+
+
+def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
+    kind, data = judge["kind"], section["data"]
     if kind == "oracle" and data["source"] != "embedded":
         yield (
-            f"judge.kind is 'oracle', which needs data.source 'embedded' and not {data['source']!r}; "
-            f"allowed here: reward_model."
+            f"{key}.kind is 'oracle', which needs data.source 'embedded' and not {data['source']!r}; "
+            f"allowed here: reward_model, chat, recorded or human."
         )
     if kind == "reward_model" and plan.kind(section) == "comparison":
         if data["source"] == "embedded":
-            for key in ("gold_pairs", "gold_test_pairs"):
-                if data["embedded"][key] == 0:
-                    yield f"data.embedded.{key} is 0; with judge.kind 'reward_model' it must be at least 1."
+            for size in ("gold_pairs", "gold_test_pairs"):
+                if data["embedded"][size] == 0:
+                    yield f"data.embedded.{size} is 0; with {key}.kind 'reward_model' it must be at least 1."
         elif data["gold_fraction"] == 0:
-            yield "data.gold_fraction is 0; with judge.kind 'reward_model' it must be above 0, e.g. 0.5."
+            yield f"data.gold_fraction is 0; with {key}.kind 'reward_model' it must be above 0, e.g. 0.5."
+    if kind in ("chat", "recorded"):
+        if "chat" not in judge:
+            yield f"{key}.chat is missing; {key}.kind is {kind!r}, which needs this section."
+            return
+        for name in ("base_url", "model", "prompt"):
+            if name not in judge["chat"]:
+                yield f"{key}.chat.{name} is missing; {key}.kind is {kind!r}, which needs it."
+                return
+        if judge["chat"]["model"] not in judge["chat"]["prices"]:
+            yield (
+                f"{key}.chat.prices has no price of {judge['chat']['model']!r}; give USD per million tokens as "
+                f"{{input: X, output: Y}}, and 0 for a server of your own."
+            )
+        if not plan.judge_prompt(judge).is_file():
+            yield (
+                f"{key}.chat.prompt is {judge['chat']['prompt']!r}; allowed: "
+                f"{', '.join(sorted(path.stem for path in plan.PROMPTS.glob('*.txt')))}, or the path of a file."
+            )
 
 
 def _check_sections(section: Config, task: str) -> Iterator[str]:
@@ -81,8 +106,8 @@ def _check_sections(section: Config, task: str) -> Iterator[str]:
             needed.setdefault("reward_model", f"methods names {method!r}")
         if best_of_n or method in ("sft", "preferred_ft", "dpo", "ppo"):
             needed.setdefault("best_of_n" if best_of_n else method, f"methods names {method!r}")
-    if section["judge"]["kind"] == "reward_model":
-        needed["gold_reward_model"] = "judge.kind is 'reward_model'"
+    if "reward_model" in plan.judge_kinds(section):
+        needed["gold_reward_model"] = "a judge's kind is 'reward_model'"
     for name, reason in needed.items():
         if name not in section:
             yield f"{name} is missing; {reason}, which needs this section."

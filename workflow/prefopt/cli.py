@@ -30,8 +30,11 @@ STAGES = {
     "sample": ("prefopt.generation.sample", "completions of a policy"),
     "score": ("prefopt.generation.score", "rewards of completions"),
     "best_of_n": ("prefopt.generation.best_of_n", "the best of n candidates"),
+    "subsets": ("prefopt.generation.subsets", "the candidates that a paid judge sees"),
     "judge": ("prefopt.judging.stage", "verdicts against the reference completions"),
+    "store": ("prefopt.judging.stored", "verdicts of a chat judge to and from Parquet"),
     "win_rates": ("prefopt.analysis.win_rates", "win rates with intervals"),
+    "judge_agreement": ("prefopt.analysis.judge_agreement", "how far judges agree"),
     "win_rate_by_step": ("prefopt.analysis.win_rate_by_step", "DPO's win rate over its training"),
     "win_rate_figure": ("prefopt.analysis.figures", "win rate against temperature"),
     "best_of_n_curve": ("prefopt.analysis.best_of_n_curve", "win rate, reward and cost of the best of N for every N"),
@@ -69,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "matplotlib", "datasets"):
+    for noisy in ("httpx", "httpx2", "openai", "matplotlib", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     stage = next((word for word in arguments if word in STAGES), None)
     args = build_parser(stage).parse_args(arguments)

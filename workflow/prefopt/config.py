@@ -107,9 +107,15 @@ def _check_schema(config: Config, schema: Mapping[str, Any]) -> None:
             hint = f"did you mean {near[0]!r}? Allowed" if near else "allowed"
             found = f"{path}.{unknown} ({_show(error.instance[unknown])})".lstrip(".")
             raise UserError(f"{found} is not a key; {hint}: {', '.join(known)}.")
+        if error.validator == "required":
+            lacking = next(key for key in error.schema["required"] if key not in error.instance)
+            raise UserError(f"{path}.{lacking} is missing; allowed: {_allowed(error.schema['properties'][lacking])}.")
         if error.validator == "uniqueItems":
             raise UserError(f"{path} is {_show(error.instance)}, where one stands twice; each may stand once.")
-        raise UserError(f"{path} is {_show(error.instance)}; allowed: {_allowed(error.schema)}.")
+        # A key that was pasted where its variable's name belongs must not be printed.
+        secret = "no allowed value (which is not shown, as it may hold a key)"
+        found = secret if error.schema.get("x-secret") else _show(error.instance)
+        raise UserError(f"{path} is {found}; allowed: {_allowed(error.schema)}.")
     for path, value in leaves(config):
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, float) and not math.isfinite(item):

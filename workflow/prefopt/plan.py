@@ -5,9 +5,12 @@ The Snakefile's input functions read it; like `prefopt.config` it imports nothin
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 Config = dict[str, Any]
+
+PROMPTS = Path(__file__).parents[1] / "prompts"
 
 # Keys of a task's `data` that hold paths of records.
 RECORD_FILES = ("posts", "comparisons", "demonstrations", "preferences", "articles", "reviews")
@@ -88,9 +91,42 @@ def trainers(config: Config, task: str) -> list[str]:
             "dpo": "dpo" in used,
             "reward_model": rewarded,
             "ppo": "ppo" in used,
-            "gold_reward_model": section["judge"]["kind"] == "reward_model",
+            "gold_reward_model": "reward_model" in judge_kinds(section),
         }
     return [name for name, needed in wanted.items() if needed]
+
+
+def judge_kinds(section: Config) -> set[str]:
+    """Kinds of all the judges of a task."""
+    return {section["judge"]["kind"], *(judge["kind"] for judge in section["other_judges"].values())}
+
+
+def judge_prompt(judge: Config) -> Path:
+    """The file of a chat judge's prompt: one that the repository holds, or the user's own."""
+    name: str = judge["chat"]["prompt"]
+    return Path(name) if name.endswith(".txt") else PROMPTS / f"{name}.txt"
+
+
+def judge_section(config: Config, task: str, judge: str) -> Config:
+    """A task's judge: "main" is the one of its tables, any other name is a key of `other_judges`."""
+    section: Config = config["tasks"][task]
+    found: Config = section["judge"] if judge == "main" else section["other_judges"][judge]
+    return found
+
+
+def tasks_with_judges(config: Config) -> list[str]:
+    """Tasks that have more judges than one."""
+    return [task for task in tasks_of(config, "comparison", "transfer") if config["tasks"][task]["other_judges"]]
+
+
+def verdict_tables(config: Config) -> list[tuple[str, str, str]]:
+    """Task, judge and path of every verdict table of tasks that have more judges than one."""
+    return [
+        (task, judge, f"results/verdicts/{task}/{'' if judge == 'main' else judge + '/'}{method}.parquet")
+        for task in tasks_with_judges(config)
+        for judge in ("main", *config["tasks"][task]["other_judges"])
+        for method in config["tasks"][task]["methods"]
+    ]
 
 
 def training_metrics(config: Config, task: str) -> list[str]:
@@ -107,6 +143,11 @@ def runs(config: Config, task: str) -> list[str]:
 def has_candidates(config: Config, task: str) -> bool:
     """Whether some method of the task is Best-of-N."""
     return any(method.startswith("best_of_") for method in config["tasks"][task].get("methods", []))
+
+
+def judges_subsets(config: Config, task: str) -> bool:
+    """Whether only the best candidates of seeded subsets are judged, because the judge costs money or time."""
+    return config["tasks"][task]["judge"]["kind"] in ("chat", "recorded", "human")
 
 
 def has_steps(config: Config, task: str) -> bool:
@@ -149,6 +190,7 @@ def result_files(config: Config) -> list[str]:
     if not any(has_candidates(config, task) for task in config["tasks"]):
         files = []
     files += ["results/compute.csv", "results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
+    files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
     for task, section in config["tasks"].items():
         if kind(section) == "frontier":
             files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance")]

@@ -59,7 +59,8 @@ def _coerce(name: str, key: str, hint: Any, value: Any) -> Any:
         (hint,) = [option for option in arguments if option is not type(None)]
         return _coerce(name, key, hint, value)
     if origin is tuple and isinstance(value, list):
-        return tuple(_coerce(name, key, arguments[0], item) for item in value)
+        items = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(_coerce(name, key, hint, item) for hint, item in zip(items, value, strict=True))
     if origin is dict and isinstance(value, dict):
         return value
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):

@@ -106,6 +106,26 @@ def paper_recipe(config: Config) -> Config:
     return {"scale": scale}
 
 
+def agreement_recipe(config: Config) -> Config:
+    """The values of the stage `judge_agreement`: whose its verdict tables are, in their order."""
+    tables = [[task, judge] for task, judge, _ in plan.verdict_tables(config)]
+    tasks = plan.tasks_with_judges(config)
+    confidence = config["tasks"][tasks[0]]["evaluation"]["confidence"] if tasks else 0.95
+    return {"tables": tables, "confidence": confidence, "seed": config["seed"]}
+
+
+def judge_recipe(config: Config, task: str, judge: Config) -> Config:
+    """The values that a judge of a task is made with.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        judge: its section `judge`, or one of `other_judges`.
+    """
+    values = {"chat": None, **judge, "suffix": PROMPT_SUFFIX[task], "token_budget": config["compute"]["token_budget"]}
+    return values if judge["kind"] in ("chat", "recorded") else values | {"chat": None, "repeat": 0.0}
+
+
 def _records(section: Config) -> Config:
     """The data section with every key that some task's has; a transfer task's articles are for evaluation only."""
     data = {**{kind: [] for kind in plan.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **section["data"]}
@@ -113,6 +133,10 @@ def _records(section: Config) -> Config:
         share = data.pop("validation_share")
         data["splits"] = {"train": 0.0, "validation": share, "test": 1 - share}
     return data
+
+
+def _curve(section: Config) -> list[int]:
+    return [n for n in section["best_of_n"]["curve"] if n <= section["best_of_n"]["n"]]
 
 
 def _true_reward(section: Config) -> Config:
@@ -157,17 +181,23 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     ),
     "score": lambda config, task, name: _engine(config),
     "best_of_n": lambda config, task, name: _engine(config),
-    "judge": lambda config, task, name: {**task["judge"], "token_budget": config["compute"]["token_budget"]},
+    "judge": lambda config, task, name: judge_recipe(config, name, task["judge"]),
     "win_rates": lambda config, task, name: {
         "task": name,
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seed"],
         "methods": task["methods"],
-        "judge": task["judge"],
+        "judge": {"kind": task["judge"]["kind"]},
+    },
+    "subsets": lambda config, task, name: {
+        "n": _curve(task),
+        "subsets": task["best_of_n"]["subsets"],
+        "seed": task["judge"]["seed"],
     },
     "best_of_n_curve": lambda config, task, name: {
         "task": name,
-        "n": [n for n in task["best_of_n"]["curve"] if n <= task["best_of_n"]["n"]],
+        "n": _curve(task),
+        "subsets": task["best_of_n"]["subsets"] if plan.judges_subsets(config, name) else None,
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seed"],
     },

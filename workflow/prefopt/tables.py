@@ -117,9 +117,19 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("outcome", pa.string()),
             ("reply", pa.string()),
             ("judge", pa.string()),
+            ("cost_usd", pa.float64()),
             ("tokens", pa.int32()),
             ("reference_tokens", pa.int32()),
             ("well_formed", pa.bool_()),
+        ]
+    ),
+    "chat_replies": pa.schema(
+        [
+            *((name, pa.string()) for name in ("key", "endpoint", "model", "request", "reply", "finish_reason")),
+            ("served_model", pa.string()),
+            ("prompt_tokens", pa.int64()),
+            ("completion_tokens", pa.int64()),
+            ("created", pa.string()),
         ]
     ),
 }
@@ -135,6 +145,7 @@ _KEYS: dict[str, list[str]] = {
     "samples": ["prompt_id", "method", "temperature", "sample_index"],
     "scores": ["prompt_id", "temperature", "sample_index"],
     "evaluations": ["run", "step", "prompt_id", "sample_index"],
+    "chat_replies": ["key"],
     "verdicts": ["prompt_id", "method", "temperature", "sample_index", "order"],
 }
 

@@ -82,11 +82,35 @@ rule best_of_n:
         " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
-# Every candidate, so that every N can be read.
-rule judge_candidates:
+# For a judge that costs something.
+rule subsets:
     input:
-        unpack(gold_files),
-        samples="results/candidates/{task}.parquet",
+        candidates="results/candidates/{task}.parquet",
+        scores="results/candidates/{task}_scores.parquet",
+    output:
+        "results/candidates/{task}_subsets.parquet",
+    log:
+        "logs/{task}/subsets.log",
+    benchmark:
+        "logs/benchmarks/{task}/subsets.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=recipe("subsets"),
+        code=fingerprint("prefopt.generation.subsets"),
+    shell:
+        "python -m prefopt subsets --candidates {input.candidates} --scores {input.scores} --recipe {params.recipe:q}"
+        " --out {output} > {log} 2>&1"
+
+
+# Every candidate where judging is free, so that every N can be read.
+use rule judge as judge_candidates with:
+    input:
+        unpack(judge_files),
+        unpack(lambda wildcards: {"samples": judged_candidates(wildcards)["judged"]}),
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
     output:
@@ -95,23 +119,12 @@ rule judge_candidates:
         "logs/{task}/judge_candidates.log",
     benchmark:
         "logs/benchmarks/{task}/judge_candidates.jsonl"
-    conda:
-        "../../envs/model.yaml"
-    threads: MODEL_THREADS
-    resources:
-        **MODEL_RESOURCES,
-    params:
-        gold=arguments_of(gold_files),
-        recipe=recipe("judge"),
-        code=fingerprint("prefopt.judging.stage"),
-    shell:
-        "python -m prefopt --threads {threads} judge --samples {input.samples} --prompts {input.prompts}"
-        " --demonstrations {input.demonstrations} {params.gold} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
 rule best_of_n_curve:
     input:
         unpack(one_sample_files),
+        unpack(judged_candidates),
         candidates="results/candidates/{task}.parquet",
         scores="results/candidates/{task}_scores.parquet",
         verdicts="results/candidates/{task}_verdicts.parquet",
@@ -129,11 +142,12 @@ rule best_of_n_curve:
         **TABLE_RESOURCES,
     params:
         one_sample=arguments_of(one_sample_files),
+        judged=arguments_of(judged_candidates),
         recipe=recipe("best_of_n_curve"),
         code=fingerprint("prefopt.analysis.best_of_n_curve"),
     shell:
         "python -m prefopt best_of_n_curve --candidates {input.candidates} --scores {input.scores}"
-        " --verdicts {input.verdicts} --prompts {input.prompts} {params.one_sample} --recipe {params.recipe:q}"
+        " --verdicts {input.verdicts} --prompts {input.prompts} {params.judged} {params.one_sample} --recipe {params.recipe:q}"
         " --out {output} > {log} 2>&1"
 
 

@@ -80,15 +80,33 @@ def arguments_of(files):
     return lambda wildcards, input: " ".join(f"--{key.replace('_', '-')} {input[key]}" for key in files(wildcards))
 
 
-def gold_files(wildcards):
-    """What the judge `reward_model` is and was trained on; nothing for any other judge."""
-    if config["tasks"][wildcards.task]["judge"]["kind"] != "reward_model":
-        return {}
-    task = plan.home(config, wildcards.task)
-    return {
-        "gold_model": f"results/models/{task}/gold_reward_model",
-        "gold_data": f"results/data/{task}/gold_preferences.parquet",
-    }
+def judge_files(wildcards):
+    """What the judge of a rule's wildcard `judge`, else the task's own, is made from."""
+    judge = plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
+    home = plan.home(config, wildcards.task)
+    if judge["kind"] == "reward_model":
+        return {
+            "gold_model": f"results/models/{home}/gold_reward_model",
+            "gold_data": f"results/data/{home}/gold_preferences.parquet",
+        }
+    if judge["kind"] in ("chat", "recorded"):
+        # Relative, so that a moved checkout does not look like another prompt.
+        return {"template": os.path.relpath(plan.judge_prompt(judge))}
+    if judge["kind"] == "human":
+        return {"votes": f"results/human/{wildcards.task}/votes.parquet"}
+    return {}
+
+
+def judge_values(wildcards):
+    """Params function: the values of the same judge, as JSON."""
+    judge = plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
+    return canonical_json(judge_recipe(config, wildcards.task, judge))
+
+
+def judged_candidates(wildcards):
+    """The candidates that are judged: all where it is free, else the best of seeded subsets."""
+    subsets = "_subsets" if plan.judges_subsets(config, wildcards.task) else ""
+    return {"judged": f"results/candidates/{wildcards.task}{subsets}.parquet"}
 
 
 def one_sample_files(wildcards):

@@ -3,7 +3,7 @@
 
 rule judge:
     input:
-        unpack(gold_files),
+        unpack(judge_files),
         samples="results/samples/{task}/{method}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
@@ -14,14 +14,64 @@ rule judge:
     benchmark:
         "logs/benchmarks/{task}/judge_{method}.jsonl"
     conda:
-        "../../envs/model.yaml"
+        "../../envs/judge.yaml"
     threads: MODEL_THREADS
     resources:
         **MODEL_RESOURCES,
     params:
-        gold=arguments_of(gold_files),
-        recipe=recipe("judge"),
+        judge=arguments_of(judge_files),
+        selected="",
+        recipe=judge_values,
         code=fingerprint("prefopt.judging.stage"),
     shell:
         "python -m prefopt --threads {threads} judge --samples {input.samples} --prompts {input.prompts}"
-        " --demonstrations {input.demonstrations} {params.gold} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        " --demonstrations {input.demonstrations} {params.judge} {params.selected} --recipe {params.recipe:q}"
+        " --out {output} > {log} 2>&1"
+
+
+# Another judge sees what each method writes at the temperature that the task's own judge selected.
+use rule judge as other_judge with:
+    input:
+        unpack(judge_files),
+        samples="results/samples/{task}/{method}.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+        demonstrations="results/data/{task}/demonstrations.parquet",
+        win_rates="results/{task}_winrates.csv",
+    output:
+        "results/verdicts/{task}/{judge}/{method}.parquet",
+    log:
+        "logs/{task}/judge_{judge}_{method}.log",
+    benchmark:
+        "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl"
+    params:
+        judge=arguments_of(judge_files),
+        selected=lambda wildcards, input: f"--win-rates {input.win_rates}",
+        recipe=judge_values,
+        code=fingerprint("prefopt.judging.stage"),
+
+
+rule judge_agreement:
+    input:
+        [path for _, _, path in plan.verdict_tables(config)],
+    output:
+        report(
+            "results/judge_agreement.csv",
+            caption="../report/judge_agreement.rst",
+            category="Judges",
+            labels={"task": "all", "what": "agreement of judges"},
+        ),
+    log:
+        "logs/judge_agreement.log",
+    benchmark:
+        "logs/benchmarks/judge_agreement.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        recipe=canonical_json(agreement_recipe(config)),
+        code=fingerprint("prefopt.analysis.judge_agreement"),
+    shell:
+        "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}"
+        " > {log} 2>&1"

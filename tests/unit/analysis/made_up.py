@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from prefopt.analysis.verdicts import settle
 from prefopt.tables import write_table
 
+KEY = ["prompt_id", "method", "temperature", "sample_index"]
 OUTCOMES = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
 # By method and temperature: outcomes on the validation prompts, then on the test prompts.
 Outcomes = dict[str, dict[float, tuple[str, str]]]
@@ -38,6 +40,7 @@ def _frames(method: str, rows: dict[float, tuple[str, str]]) -> tuple[pd.DataFra
                         "outcome": outcome,
                         "reply": "first 1.0, second 0.5",
                         "judge": "oracle:embedded-v1",
+                        "cost_usd": 0.25,
                         "tokens": 10 + i,
                         "reference_tokens": 20,
                         "well_formed": i % 2 == 0,
@@ -58,10 +61,10 @@ def _frames(method: str, rows: dict[float, tuple[str, str]]) -> tuple[pd.DataFra
 
 
 def make_frames(outcomes: Outcomes) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Verdicts and samples of all methods."""
+    """Settled verdicts and samples of all methods."""
     pairs = [_frames(method, rows) for method, rows in outcomes.items()]
     verdicts, samples = zip(*pairs, strict=True)
-    return pd.concat(verdicts, ignore_index=True), pd.concat(samples, ignore_index=True)
+    return settle(pd.concat(verdicts, ignore_index=True), KEY), pd.concat(samples, ignore_index=True)
 
 
 def make_files(tmp_path: Path, outcomes: Outcomes, **manifest: Any) -> dict[str, list[str]]:

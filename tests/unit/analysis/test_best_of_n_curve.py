@@ -10,7 +10,7 @@ from prefopt.analysis.best_of_n_curve import CurveRecipe, best_of_n_flops, best_
 from prefopt.errors import UserError
 from prefopt.flops import Shape
 
-RECIPE = CurveRecipe(task="tldr", n=(1, 2, 3), confidence=0.95, seed=0)
+RECIPE = CurveRecipe(task="tldr", n=(1, 2, 3), subsets=None, confidence=0.95, seed=0)
 POLICY, REWARD_MODEL = Shape(10, 2, 4, 6), Shape(10, 2, 4, 1)
 
 
@@ -37,7 +37,9 @@ def tables(outcomes: dict[str, str], rewards: dict[str, list[float]]) -> tuple[p
     names = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
     keys = [(prompt, 1.0, i) for prompt, letters in outcomes.items() for i in range(len(letters))]
     frame = pd.DataFrame(keys, columns=["prompt_id", "temperature", "sample_index"])
-    candidates = frame.assign(tokens=4, reward=[reward for prompt in outcomes for reward in rewards[prompt]])
+    candidates = frame.assign(
+        split="test", tokens=4, reward=[reward for prompt in outcomes for reward in rewards[prompt]]
+    )
     verdicts = frame.assign(
         outcome=[names[letter] for letters in outcomes.values() for letter in letters], judge="oracle", split="test"
     )

@@ -18,7 +18,15 @@ RECIPE = ByStepTableRecipe(task="hh", confidence=0.95)
 
 
 def verdicts(wins: dict[tuple[int, float], int], prompts: int = 10, prefix: str = "dpo_step_") -> pd.DataFrame:
-    rest = {"sample_index": 0, "split": "test", "order": "policy_first", "winner": "first", "reply": "", "judge": "j"}
+    rest = {
+        "sample_index": 0,
+        "split": "test",
+        "order": "policy_first",
+        "winner": "first",
+        "reply": "",
+        "judge": "j",
+        "cost_usd": 0.0,
+    }
     return pd.DataFrame(
         {
             "prompt_id": f"p{i}",

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from prefopt.analysis.verdicts import settle
 from prefopt.errors import UserError
 from prefopt.judging import stage
 from prefopt.judging.judge import Comparison, Verdict, order_of
@@ -74,7 +75,7 @@ def samples(text: str = " sample") -> pd.DataFrame:
 
 @pytest.mark.parametrize(("text", "outcome"), [(" longer", "win"), (" no", "loss"), (" same", "tie"), ("", "invalid")])
 def test_every_sample_is_judged_whatever_its_place(text: str, outcome: str) -> None:
-    verdicts = judge_samples(LongerWins(), samples(text), PROMPTS, LENGTHS, seed=0)
+    verdicts = judge_samples(LongerWins(), samples(text), PROMPTS, LENGTHS, "random", seed=0)
     assert len(verdicts) == 80
     assert set(verdicts["outcome"]) == {outcome}
     assert set(verdicts["order"]) == {"policy_first", "reference_first"}
@@ -85,19 +86,47 @@ def test_every_sample_is_judged_whatever_its_place(text: str, outcome: str) -> N
     assert verdicts["order"].tolist() == expected
 
 
+def test_both_orders_are_shown_and_settled() -> None:
+    class FirstWins(LongerWins):
+        """Prefers the place, except for one prompt."""
+
+        def _verdict(self, comparison: Comparison) -> Verdict:
+            if comparison.prompt_id == "p0":
+                return Verdict("first" if comparison.first == " sample" else "second", "the sample", 0.5)
+            return Verdict("first", "the first", 0.5)
+
+    verdicts = judge_samples(FirstWins(), samples(), PROMPTS, LENGTHS, "both", seed=0)
+    assert len(verdicts) == 160
+    settled = settle(verdicts, ["prompt_id", "method", "temperature", "sample_index"])
+    assert len(settled) == 80
+    one = settled["prompt_id"] == "p0"
+    assert settled[one]["outcome"].tolist() == ["win", "win"]
+    assert set(settled[~one]["outcome"]) == {"tie"}
+    assert settled["flipped"].astype(float).mean() == pytest.approx(78 / 80)
+    assert settled["first_wins"].sum() / settled["decided"].sum() == pytest.approx((78 * 2 + 2) / 160)
+    assert set(settled["cost_usd"]) == {1.0}
+
+
+def test_another_judge_sees_the_selected_temperature_on_test_prompts() -> None:
+    win_rates = pd.DataFrame({"method": ["dpo", "dpo"], "temperature": [0.0, 1.0], "selected": [False, True]})
+    chosen = stage.selected_samples(samples(), win_rates)
+    assert len(chosen) == 30
+    assert set(chosen["temperature"]) == {1.0} and set(chosen["split"]) == {"test"}
+
+
 def test_winners_are_recorded_as_the_judge_saw_them() -> None:
-    verdicts = judge_samples(LongerWins(), samples(" longer"), PROMPTS, LENGTHS, seed=0)
+    verdicts = judge_samples(LongerWins(), samples(" longer"), PROMPTS, LENGTHS, "random", seed=0)
     place = verdicts["order"].map({"policy_first": "first", "reference_first": "second"})
     assert (verdicts["winner"] == place).all()
 
 
 def test_samples_of_other_prompts_are_refused() -> None:
     with pytest.raises(UserError, match=r"'p3' .* is not among the prompts"):
-        judge_samples(LongerWins(), samples(), PROMPTS[PROMPTS["prompt_id"] != "p3"], LENGTHS, seed=0)
+        judge_samples(LongerWins(), samples(), PROMPTS[PROMPTS["prompt_id"] != "p3"], LENGTHS, "random", seed=0)
     with pytest.raises(UserError, match="is of split 'train' there"):
-        judge_samples(LongerWins(), samples(), PROMPTS.assign(split="train"), LENGTHS, seed=0)
+        judge_samples(LongerWins(), samples(), PROMPTS.assign(split="train"), LENGTHS, "random", seed=0)
     with pytest.raises(UserError, match="demonstrations lack prompt 'p0'"):
-        judge_samples(LongerWins(), samples(), PROMPTS, {}, seed=0)
+        judge_samples(LongerWins(), samples(), PROMPTS, {}, "random", seed=0)
 
 
 def arguments(tmp_path: Path, kind: str) -> argparse.Namespace:
@@ -118,18 +147,27 @@ def arguments(tmp_path: Path, kind: str) -> argparse.Namespace:
     write_table(tmp_path / "samples.parquet", "samples", samples(), prompts=prompts["content_hash"])
     parser = argparse.ArgumentParser()
     stage.add_arguments(parser)
+    recipe = {
+        "kind": kind,
+        "order": "random",
+        "seed": 5,
+        "repeat": 0.0,
+        "suffix": "",
+        "token_budget": 100,
+        "chat": None,
+    }
     return parser.parse_args(
         [
             *("--samples", str(tmp_path / "samples.parquet"), "--prompts", str(tmp_path / "prompts.parquet")),
             *("--demonstrations", str(tmp_path / "demonstrations.parquet")),
-            *("--recipe", json.dumps({"kind": kind, "seed": 5, "token_budget": 100})),
+            *("--recipe", json.dumps(recipe)),
             *("--out", str(tmp_path / "verdicts.parquet")),
         ]
     )
 
 
 def test_the_stage_writes_verdicts_with_their_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "_build_judge", lambda *_: LongerWins())
+    monkeypatch.setattr(stage, "build_judge", lambda *_: LongerWins())
     args = arguments(tmp_path, "oracle")
     stage.run(args)
     verdicts = read_table(args.out, "verdicts")

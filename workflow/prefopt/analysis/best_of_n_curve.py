@@ -1,7 +1,8 @@
 """The stage `best_of_n_curve`: what the best of N candidates is worth, for every N, and what it costs (Fig. 4).
 
 The candidates of a prompt are exchangeable, so the best of the first N is one of many equally good estimates. The table
-holds their mean over all subsets of size N, which is free of the luck of the draw and has the smallest variance.
+holds their mean over all subsets of size N, which is free of the luck of the draw and has the smallest variance; where
+a judge is paid, over seeded subsets (`prefopt.generation.subsets`), whose best candidates alone are judged.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import numpy as np
 import pandas as pd
 
 from prefopt.analysis.statistics import score_interval
+from prefopt.analysis.verdicts import SCORE, read_verdicts
 from prefopt.analysis.win_rates import select_temperatures, write_csv
 from prefopt.errors import UserError
 from prefopt.flops import Shape, attended_pairs, forward_flops
+from prefopt.generation.subsets import subset_weights
 from prefopt.recipes import from_json
 from prefopt.tables import read_table
 
 _KEY = ["prompt_id", "temperature", "sample_index"]
-_SCORE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class CurveRecipe:
 
     task: str
     n: tuple[int, ...]
+    subsets: int | None  # seeded subsets of each size; None: all subsets
     confidence: float
     seed: int
 
@@ -75,8 +78,8 @@ def curve_table(
     """A row per temperature and N over the test prompts.
 
     Args:
-        candidates: columns prompt_id, temperature, sample_index, tokens, reward (only N = 1 can do without).
-        verdicts: the candidates' verdicts.
+        candidates: columns prompt_id, temperature, sample_index, split, tokens, reward (only N = 1 can do without).
+        verdicts: the candidates' verdicts; with seeded subsets only their best candidates need one.
         prompt_tokens: length of each prompt.
         policy: shape of the model that sampled.
         reward_model: shape of the model that scored.
@@ -88,14 +91,17 @@ def curve_table(
         generated_tokens and flops (both per prompt, over all N candidates, their scores included), judge, seed.
 
     Raises:
-        UserError: a prompt has fewer candidates than the largest N.
+        UserError: a prompt has fewer candidates than the largest N, or a candidate that counts has no verdict.
     """
-    columns = [*_KEY, "outcome", "judge"]
-    judged = candidates.merge(verdicts[verdicts["split"] == "test"][columns], on=_KEY, validate="one_to_one")
+    test = candidates[candidates["split"] == "test"].sort_values(_KEY)
+    judged = test.merge(verdicts[[*_KEY, "outcome"]], on=_KEY, how="left", validate="one_to_one")
     rows = []
     for temperature, at in judged.groupby("temperature"):
         for n in n_values:
-            of_prompts = [_one_prompt(str(name), group, n) for name, group in at.groupby("prompt_id")]
+            of_prompts = [
+                _one_prompt(str(name), group, _weights(str(name), group, n, recipe))
+                for name, group in at.groupby("prompt_id")
+            ]
             found = pd.DataFrame(of_prompts)
             valid = found["score"].dropna()
             interval = score_interval(valid.tolist(), confidence=recipe.confidence)
@@ -116,22 +122,32 @@ def curve_table(
                     "mean_tokens": found["tokens"].mean(),
                     "generated_tokens": n * found["lengths"].map(np.mean).mean(),
                     "flops": np.mean(costs),
-                    "judge": at["judge"].iloc[0],
+                    "judge": verdicts["judge"].iloc[0],
                     "seed": recipe.seed,
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _one_prompt(prompt_id: str, candidates: pd.DataFrame, n: int) -> dict[str, Any]:
-    """Expected figures of the best of n of a prompt's candidates; an invalid verdict has no score."""
+def _weights(prompt_id: str, candidates: pd.DataFrame, n: int, recipe: CurveRecipe) -> np.ndarray:
+    """Chance of each of a prompt's candidates to be the best of n."""
     if len(candidates) < n:
         raise UserError(
             f"prompt {prompt_id!r} has {len(candidates)} candidates, the best of {n} needs {n}: raise "
             f"tasks.NAME.best_of_n.n."
         )
-    weights = best_of_n_weights(candidates["reward"].tolist(), n)
-    scores = candidates["outcome"].map(_SCORE).to_numpy(dtype=np.float64)
+    rewards = candidates["reward"].tolist()
+    if recipe.subsets is None or len(candidates) == 1:
+        return best_of_n_weights(rewards, n)
+    name = (prompt_id, float(candidates["temperature"].iloc[0]))
+    return subset_weights(rewards, n, recipe.subsets, recipe.seed, name)
+
+
+def _one_prompt(prompt_id: str, candidates: pd.DataFrame, weights: np.ndarray) -> dict[str, Any]:
+    """Expected figures of the candidate that is chosen with these chances; an invalid verdict has no score."""
+    if (candidates["outcome"].isna() & (weights > 0)).any():
+        raise UserError(f"A candidate of prompt {prompt_id!r} has no verdict: run the stage `judge_candidates` again.")
+    scores = candidates["outcome"].map(SCORE).to_numpy(dtype=np.float64)
     known = ~np.isnan(scores)
     share = weights[known].sum()
     return {
@@ -167,6 +183,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `best_of_n_curve`."""
     parser.add_argument("--candidates", required=True, type=Path, help="samples table of candidates")
     parser.add_argument("--scores", required=True, type=Path, help="their scores table")
+    parser.add_argument("--judged", type=Path, help="the candidates that were judged (default: all)")
     parser.add_argument("--verdicts", required=True, type=Path, help="their verdicts table")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
     parser.add_argument(
@@ -182,10 +199,10 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(CurveRecipe, args.recipe)
     prompts = read_table(args.prompts, "prompts")
     lengths = dict(zip(prompts["prompt_id"], prompts["prompt_ids"].map(len), strict=True))
-    samples, verdicts = _samples_and_verdicts(args.candidates, args.verdicts, prompts)
+    samples, verdicts = _samples_and_verdicts(args.candidates, args.verdicts, prompts, args.judged)
     scores = read_table(args.scores, "scores", samples=samples.attrs["manifest"]["content_hash"])
     reward_model = Shape(**scores.attrs["manifest"]["shape"])
-    candidates = samples[[*_KEY, "tokens"]].merge(scores, on=_KEY, validate="one_to_one")
+    candidates = samples[[*_KEY, "split", "tokens"]].merge(scores, on=_KEY, validate="one_to_one")
     policy = Shape(**samples.attrs["manifest"]["shape"])
     tables = [curve_table(candidates, verdicts, lengths, policy, reward_model, recipe.n, recipe)]
     tables[0]["method"] = samples["method"].iloc[0]
@@ -200,9 +217,16 @@ def run(args: argparse.Namespace) -> None:
     write_csv(args.out, table[["task", "method", *table.columns.drop(["task", "method"])]])
 
 
-def _samples_and_verdicts(samples: Path, verdicts: Path, prompts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _samples_and_verdicts(
+    samples: Path, verdicts: Path, prompts: pd.DataFrame, judged: Path | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = read_table(samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
-    judged = read_table(verdicts, "verdicts")
-    if judged.attrs["manifest"]["inputs"]["samples"] != table.attrs["manifest"]["content_hash"]:
-        raise UserError(f"{verdicts} was made from other samples than {samples}: run the stage `judge` again.")
-    return table, judged
+    source = table.attrs["manifest"]
+    if judged is not None:
+        source = read_table(judged, "samples", candidates=source["content_hash"]).attrs["manifest"]
+    found = read_verdicts(verdicts)
+    if found.attrs["manifest"]["inputs"]["samples"] != source["content_hash"]:
+        raise UserError(
+            f"{verdicts} was made from other samples than {judged or samples}: run the stage `judge` again."
+        )
+    return table, found

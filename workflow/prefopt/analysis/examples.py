@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from prefopt.analysis.figures import read_win_rates
 from prefopt.analysis.style import display_name
+from prefopt.analysis.verdicts import read_verdicts
 from prefopt.errors import UserError
 from prefopt.files import stable_hash, write_text
 from prefopt.recipes import from_json
@@ -148,13 +148,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    samples = _concatenated(args.samples, "samples")[[*_KEY, "text", "finish_reason"]]
-    verdicts = _concatenated(args.verdicts, "verdicts")
+    samples = pd.concat([read_table(path, "samples") for path in args.samples])[[*_KEY, "text", "finish_reason"]]
+    verdicts = pd.concat([read_verdicts(path) for path in args.verdicts], ignore_index=True)
     return read_table(args.prompts, "prompts"), verdicts.merge(samples, on=_KEY, validate="one_to_one")
-
-
-def _concatenated(paths: Sequence[Path], name: str) -> pd.DataFrame:
-    return pd.concat([read_table(path, name) for path in paths], ignore_index=True)
 
 
 def _row(writer: str, text: str, tokens: int, verdict: str, limit: int) -> str:

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.style import figure_style, position_style, save, task_name
+from prefopt.analysis.verdicts import read_verdicts
 from prefopt.analysis.win_rates import tally, write_csv
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
-from prefopt.tables import read_table
 
 _METHOD = "dpo_step_"
 
@@ -91,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the table and draws it."""
-    table = step_table(read_table(args.verdicts, "verdicts"), from_json(ByStepTableRecipe, args.recipe))
+    table = step_table(read_verdicts(args.verdicts), from_json(ByStepTableRecipe, args.recipe))
     write_csv(args.table, table)
     figure = by_step_figure(table)
     with figure_style():

@@ -15,7 +15,14 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from prefopt.analysis.statistics import paired_difference, score_interval
+from prefopt.analysis.statistics import (
+    Interval,
+    length_controlled_rate,
+    paired_difference,
+    score_interval,
+    simultaneous_half_widths,
+)
+from prefopt.analysis.verdicts import SCORE, read_verdicts
 from prefopt.errors import UserError
 from prefopt.files import atomic_path, sha256_of_file, write_text
 from prefopt.recipes import from_json, to_dict
@@ -25,15 +32,18 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = [
     *("task", "method", "temperature", "selected", "n", "wins", "losses", "ties", "invalid", "win_rate"),
-    *("ci_low", "ci_high", "mean_tokens", "reference_mean_tokens", "well_formed", "kl_to_reference"),
-    *("judge", "seed"),
+    *("ci_low", "ci_high", "band_low", "band_high", "if_invalid_lose", "if_invalid_win"),
+    *("first_position_rate", "flip_rate", "mean_tokens", "reference_mean_tokens", "n_longer", "longer_win_rate"),
+    *("n_shorter", "shorter_win_rate", "length_controlled_win_rate", "well_formed", "kl_to_reference"),
+    *("cost_usd", "judge", "seed"),
 ]
 JUDGE_COLUMNS = [
     *("judge_accuracy", "judge_accuracy_low", "judge_accuracy_high", "longer_wins_accuracy", "interpretable"),
+    "self_agreement",
 ]
 OPPONENTS = ("sft", "preferred_ft", "dpo")  # of the paired comparisons
 
-_SCORE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+_CHAT = ("template", "served_models", "cost_usd", "repeated")  # what is known of a chat judge
 _KEY = ["method", "prompt_id", "temperature", "sample_index"]
 
 _SYNTHETIC = (
@@ -46,7 +56,18 @@ _SELECTION = (
 )
 _WIN_RATE = (
     "(wins + ties / 2) / (n - invalid). The interval is Wilson's over prompts, with the effective number of prompts "
-    "where there are ties or several samples a prompt; it holds the trained models fixed."
+    "where there are ties or several samples a prompt; it holds the trained models fixed. band_low and band_high hold "
+    "all of a method's temperatures at once (max-T bootstrap over prompts). if_invalid_lose and if_invalid_win count "
+    "every invalid verdict as a loss and as a win."
+)
+_ORDER = (
+    "first_position_rate: of the verdicts that name a winner, the share won by the text that was shown first. "
+    "flip_rate: of the pairs shown in both orders, the share whose two verdicts disagree; such a pair is a tie. "
+    "self_agreement: of the pairs judged once more, over all methods, the share with the same verdict."
+)
+_LENGTH = (
+    "longer_win_rate and shorter_win_rate: among completions with more and with fewer tokens than the reference. "
+    "length_controlled_win_rate: at equal length, by a logistic regression on tanh of the standardised difference."
 )
 _KL = (
     "Nats per completion, EOS included: log-probability under the policy at the row's temperature less that under "
@@ -95,6 +116,7 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
     rows = []
     for method in recipe.methods:
         of_method = test[test["method"] == method]
+        bands = temperature_bands(of_method, recipe.confidence, recipe.seed)
         for temperature in sorted(of_method["temperature"].unique().tolist()):
             group = of_method[of_method["temperature"] == temperature]
             rows.append(
@@ -104,15 +126,41 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
                     "temperature": temperature,
                     "selected": temperature == selected[method],
                     **tally(group, recipe.confidence),
+                    "band_low": bands[temperature].low,
+                    "band_high": bands[temperature].high,
+                    **_bounds(group),
+                    **_order_figures(group),
                     "mean_tokens": group["tokens"].mean(),
                     "reference_mean_tokens": group["reference_tokens"].mean(),
+                    **_length_figures(group),
                     "well_formed": group["well_formed"].astype(float).mean(),
                     "kl_to_reference": group["log_ratio"].mean(skipna=False) + best_of_n_bound(method, temperature),
+                    "cost_usd": group["cost_usd"].sum(),
                     "judge": group["judge"].iloc[0],
                     "seed": recipe.seed,
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def temperature_bands(group: pd.DataFrame, confidence: float, seed: int) -> dict[float, Interval]:
+    """Bands of a method's win rates that hold at all its temperatures at once; NaN where no prompt is valid at all.
+
+    Args:
+        group: a method's settled verdicts on the test prompts.
+        confidence: e.g. 0.95.
+        seed: of the bootstrap.
+    """
+    scores = group.assign(score=group["outcome"].map(SCORE))
+    table = scores.pivot_table(index="prompt_id", columns="temperature", values="score", dropna=False)
+    whole = table.dropna()
+    if whole.empty:
+        return {float(t): Interval(math.nan, math.nan) for t in sorted(set(group["temperature"]))}
+    widths = simultaneous_half_widths(whole.to_numpy(dtype=float), confidence, seed)
+    return {
+        float(temperature): Interval(max(0.0, mean - width), min(1.0, mean + width))
+        for temperature, mean, width in zip(whole.columns, whole.mean(), widths, strict=True)
+    }
 
 
 def select_temperatures(verdicts: pd.DataFrame) -> dict[str, float]:
@@ -123,13 +171,16 @@ def select_temperatures(verdicts: pd.DataFrame) -> dict[str, float]:
     """
     selected = {}
     for method, rows in verdicts.groupby("method"):
+        if rows["temperature"].nunique() == 1:
+            selected[str(method)] = float(rows["temperature"].iloc[0])
+            continue
         validation = rows[rows["split"] == "validation"]
         if set(validation["temperature"]) != set(rows["temperature"]):
             raise UserError(
                 f"The method {method!r} lacks verdicts on validation prompts at some temperature, so that its "
                 f"temperature cannot be chosen: raise the task's evaluation.validation_prompts."
             )
-        rates = validation["outcome"].map(_SCORE).groupby(validation["temperature"]).mean().fillna(-1.0)
+        rates = validation["outcome"].map(SCORE).groupby(validation["temperature"]).mean().fillna(-1.0)
         # The first of equal rates, and they are sorted by temperature.
         selected[str(method)] = float(rates.index.to_numpy()[rates.to_numpy().argmax()])
     return selected
@@ -217,7 +268,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Computes and writes the win rates, the paired comparisons and their manifest."""
     recipe = from_json(WinRatesRecipe, args.recipe)
-    frames = [read_table(path, "verdicts") for path in args.verdicts]
+    frames = [read_verdicts(path) for path in args.verdicts]
     sample_frames = [read_table(path, "samples") for path in args.samples]
     judge = _common_judge(args.verdicts, frames, recipe)
     _check_inputs(args.verdicts, frames, sample_frames)
@@ -227,17 +278,20 @@ def run(args: argparse.Namespace) -> None:
 
     table = win_rate_table(verdicts, samples, recipe)
     comparisons = comparison_table(verdicts, table, recipe)
+    judge |= _chat_figures(frames)
     columns = {column: judge.get(column) for column in JUDGE_COLUMNS}
     manifest = {
         "task": recipe.task,
         "judge": judge["judge"],
-        **{key: judge[key] for key in (*JUDGE_COLUMNS, "n_held_out") if key in judge},
+        **{key: judge[key] for key in (*JUDGE_COLUMNS, "n_held_out", *_CHAT) if key in judge},
         **_synthetic(summary),
         "seed": recipe.seed,
         "judge_seeds": sorted({frame.attrs["manifest"]["recipe"]["seed"] for frame in frames}),
         **_prompt_facts(verdicts),
         "selection": {"rule": _SELECTION, "temperatures": select_temperatures(verdicts)},
         "win_rate": _WIN_RATE,
+        "order": _ORDER,
+        "length": _LENGTH,
         "comparisons": _COMPARISON,
         "kl_to_reference": {
             "definition": _KL,
@@ -267,7 +321,7 @@ def tally(group: pd.DataFrame, confidence: float) -> dict[str, Any]:
     counts = group["outcome"].value_counts()
     wins, losses, ties, invalid = (int(counts.get(outcome, 0)) for outcome in ("win", "loss", "tie", "invalid"))
     valid = group[group["outcome"] != "invalid"]
-    interval = score_interval(valid["outcome"].map(_SCORE).tolist(), valid["prompt_id"].tolist(), confidence)
+    interval = score_interval(valid["outcome"].map(SCORE).tolist(), valid["prompt_id"].tolist(), confidence)
     return {
         "n": len(group),
         "wins": wins,
@@ -280,17 +334,45 @@ def tally(group: pd.DataFrame, confidence: float) -> dict[str, Any]:
     }
 
 
+def _bounds(group: pd.DataFrame) -> dict[str, float]:
+    """The win rate with every invalid verdict a loss, and with every one a win."""
+    won = float(group["outcome"].map(SCORE).fillna(0.0).mean())
+    return {"if_invalid_lose": won, "if_invalid_win": won + float((group["outcome"] == "invalid").mean())}
+
+
+def _order_figures(group: pd.DataFrame) -> dict[str, float]:
+    decided, flipped = group["decided"].sum(), group["flipped"].dropna()
+    return {
+        "first_position_rate": group["first_wins"].sum() / decided if decided else math.nan,
+        "flip_rate": float(flipped.astype(float).mean()) if len(flipped) else math.nan,
+    }
+
+
+def _length_figures(group: pd.DataFrame) -> dict[str, float]:
+    valid = group[group["outcome"] != "invalid"]
+    scores = valid["outcome"].map(SCORE).astype(float)
+    difference = (valid["tokens"] - valid["reference_tokens"]).astype(float)
+    longer, shorter = scores[difference > 0], scores[difference < 0]
+    return {
+        "n_longer": len(longer),
+        "longer_win_rate": longer.mean(),
+        "n_shorter": len(shorter),
+        "shorter_win_rate": shorter.mean(),
+        "length_controlled_win_rate": length_controlled_rate(scores.tolist(), difference.tolist()),
+    }
+
+
 def _prompt_scores(verdicts: pd.DataFrame, method: str, temperature: float) -> pd.Series:
     """Mean score of each test prompt's valid verdicts; NaN where none is valid."""
     rows = verdicts[
         (verdicts["method"] == method) & (verdicts["temperature"] == temperature) & (verdicts["split"] == "test")
     ]
-    return rows["outcome"].map(_SCORE).groupby(rows["prompt_id"]).mean()
+    return rows["outcome"].map(SCORE).groupby(rows["prompt_id"]).mean()
 
 
 def _check(verdicts: pd.DataFrame, methods: Sequence[str]) -> None:
     """Every method is there, and every row of the table will be on the same test prompts."""
-    if odd := sorted(set(verdicts["outcome"]) - {*_SCORE, "invalid"}):
+    if odd := sorted(set(verdicts["outcome"]) - {*SCORE, "invalid"}):
         raise UserError(f"The verdicts hold the outcome {odd[0]!r}: run the stage `judge` again.")
     if odd := sorted(set(methods) ^ set(verdicts["method"])):
         where = "the verdicts" if odd[0] in methods else "the methods of the recipe"
@@ -323,6 +405,20 @@ def _common_judge(paths: Sequence[Path], frames: Sequence[pd.DataFrame], recipe:
     return manifests[0]
 
 
+def _chat_figures(frames: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """What chat judges report, over all methods."""
+    manifests = [frame.attrs["manifest"] for frame in frames]
+    if "template" not in manifests[0]:
+        return {}
+    repeated, agree = (sum(manifest[key] for manifest in manifests) for key in ("repeated", "repeated_agree"))
+    return {
+        "repeated": repeated,
+        "self_agreement": agree / repeated if repeated else None,
+        "cost_usd": sum(manifest["cost_usd"] for manifest in manifests),
+        "served_models": sorted({model for manifest in manifests for model in manifest["served_models"]}),
+    }
+
+
 def _check_inputs(paths: Sequence[Path], frames: Sequence[pd.DataFrame], sample_frames: Sequence[pd.DataFrame]) -> None:
     known = {frame.attrs["manifest"]["content_hash"] for frame in sample_frames}
     for path, frame in zip(paths, frames, strict=True):
@@ -336,12 +432,12 @@ def _content_hashes(paths: Sequence[Path], frames: Sequence[pd.DataFrame]) -> di
 
 def _prompt_facts(verdicts: pd.DataFrame) -> dict[str, Any]:
     prompts = verdicts.groupby("split")["prompt_id"].nunique()
-    decided = verdicts[verdicts["winner"].isin(["first", "second"])]
+    decided = int(verdicts["decided"].sum())
     return {
         "test_prompts": int(prompts.get("test", 0)),
         "validation_prompts": int(prompts.get("validation", 0)),
         # Far from one half, the judge prefers a place to a text.
-        "first_shown_wins": float((decided["winner"] == "first").mean()) if len(decided) else None,
+        "first_shown_wins": float(verdicts["first_wins"].sum() / decided) if decided else None,
     }
 
 

@@ -11,6 +11,7 @@ from prefopt.files import stable_hash
 
 Winner = Literal["first", "second", "tie", "invalid"]
 Order = Literal["policy_first", "reference_first"]
+OrderRule = Literal["random", "both"]
 Outcome = Literal["win", "loss", "tie", "invalid"]
 
 _POLICY_PLACE: dict[Order, Winner] = {"policy_first": "first", "reference_first": "second"}
@@ -29,10 +30,11 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Which text won, and the judge's raw reply. `invalid`: the reply names no winner."""
+    """Which text won, the judge's raw reply, and what it cost. `invalid`: the reply names no winner."""
 
     winner: Winner
     reply: str
+    cost_usd: float = 0.0
 
 
 class Judge(Protocol):
@@ -47,6 +49,15 @@ class Judge(Protocol):
 
     def report(self) -> Mapping[str, Any]:
         """What is known of the judge itself (its accuracy, say), for the verdict table's manifest."""
+
+
+def orders_of(
+    rule: OrderRule, seed: int, prompt_id: str, method: str, temperature: float, sample_index: int
+) -> tuple[Order, ...]:
+    """The orders in which a pair is shown: one, by a coin (the paper), or both."""
+    if rule == "both":
+        return ("policy_first", "reference_first")
+    return (order_of(seed, prompt_id, method, temperature, sample_index),)
 
 
 def order_of(seed: int, prompt_id: str, method: str, temperature: float, sample_index: int) -> Order:

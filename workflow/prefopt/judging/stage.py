@@ -1,19 +1,19 @@
-"""The stage `judge`: every sample against its prompt's reference text."""
+"""The stage `judge`: samples against their prompts' reference texts."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.judging.judge import Comparison, Judge, order_of, outcome_of, require_verdicts
-from prefopt.judging.oracle import OracleJudge, well_formed
+from prefopt.judging.judge import Comparison, Judge, OrderRule, orders_of, outcome_of, require_verdicts
+from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
+from prefopt.judging.oracle import well_formed
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
 
@@ -22,17 +22,13 @@ _KEPT = ["prompt_id", "method", "temperature", "sample_index", "split", "tokens"
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class JudgeRecipe:
-    """Who judges, and the seed of the order in which the two texts are shown."""
-
-    kind: Literal["oracle", "reward_model"]
-    seed: int
-    token_budget: int  # per micro-batch of a judge that is a model
-
-
 def judge_samples(
-    judge: Judge, samples: pd.DataFrame, prompts: pd.DataFrame, reference_tokens: dict[str, int], seed: int
+    judge: Judge,
+    samples: pd.DataFrame,
+    prompts: pd.DataFrame,
+    reference_tokens: dict[str, int],
+    rule: OrderRule,
+    seed: int,
 ) -> pd.DataFrame:
     """Judges each sample against the reference text of its prompt.
 
@@ -41,10 +37,11 @@ def judge_samples(
         samples: rows of a samples table.
         prompts: rows of the prompts table, each sample's prompt among them.
         reference_tokens: tokens of each prompt's reference, EOS included, counted as `samples.tokens` is.
-        seed: of the order in which the texts are shown.
+        rule: whether a pair is shown in one random order, or in both.
+        seed: of the random order.
 
     Returns:
-        Rows of a verdicts table, in the order of `samples`.
+        Rows of a verdicts table, in the order of `samples`: one a sample, or two that follow each other.
 
     Raises:
         UserError: a sample's prompt is unknown, lies in another split, or its reference was never tokenized.
@@ -66,23 +63,31 @@ def judge_samples(
                 f"The demonstrations lack prompt {prompt_id!r}, so that its reference has no length: run the "
                 f"stage `prepare` again."
             )
-        order = order_of(seed, prompt_id, sample["method"], sample["temperature"], sample["sample_index"])
+        key = (prompt_id, sample["method"], sample["temperature"], sample["sample_index"])
         texts = (text, prompt["reference"])
-        first, second = texts if order == "policy_first" else texts[::-1]
-        comparisons.append(Comparison(prompt_id, prompt["prompt"], prompt["facts"], first, second))
-        rows.append(
-            {
-                **{str(key): value for key, value in sample.items() if key != "text"},
-                "order": order,
-                "judge": judge.name,
-                "reference_tokens": reference_tokens[prompt_id],
-                "well_formed": well_formed(prompt["facts"], text),
-            }
-        )
+        for order in orders_of(rule, seed, *key):
+            first, second = texts if order == "policy_first" else texts[::-1]
+            comparisons.append(Comparison(prompt_id, prompt["prompt"], prompt["facts"], first, second))
+            rows.append(
+                {
+                    **{str(name): value for name, value in sample.items() if name != "text"},
+                    "order": order,
+                    "judge": judge.name,
+                    "reference_tokens": reference_tokens[prompt_id],
+                    "well_formed": well_formed(prompt["facts"], text),
+                }
+            )
     for row, verdict in zip(rows, require_verdicts(judge, comparisons), strict=True):
-        row["winner"], row["reply"] = verdict.winner, verdict.reply
+        row["winner"], row["reply"], row["cost_usd"] = verdict.winner, verdict.reply, verdict.cost_usd
         row["outcome"] = outcome_of(verdict.winner, row["order"])
     return pd.DataFrame(rows)
+
+
+def selected_samples(samples: pd.DataFrame, win_rates: pd.DataFrame) -> pd.DataFrame:
+    """A method's samples on test prompts at the temperature that a win-rate table selects for it."""
+    selected = win_rates[win_rates["selected"]].set_index("method")["temperature"]
+    temperatures = samples["method"].map(selected)
+    return samples[(samples["temperature"] == temperatures) & (samples["split"] == "test")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,8 +95,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", required=True, type=Path, help="samples table of one method")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table, with the references")
     parser.add_argument("--demonstrations", required=True, type=Path, help="demonstrations table")
-    parser.add_argument("--gold-model", type=Path, help="the judge's model, for the kind reward_model")
-    parser.add_argument("--gold-data", type=Path, help="gold preferences table, for the kind reward_model")
+    parser.add_argument(
+        "--win-rates", type=Path, help="CSV of win rates: only its selected temperatures are judged, on test prompts"
+    )
+    add_judge_arguments(parser)
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="verdicts table that is made")
 
@@ -103,10 +110,11 @@ def run(args: argparse.Namespace) -> None:
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
     demonstrations = read_table(args.demonstrations, "demonstrations")
     lengths = dict(zip(demonstrations["prompt_id"], demonstrations["response_ids"].map(len), strict=True))
-    judge = _build_judge(args, recipe, prompts)
-    verdicts = judge_samples(judge, samples, prompts, lengths, recipe.seed)
+    judged = samples if args.win_rates is None else selected_samples(samples, pd.read_csv(args.win_rates))
+    judge = build_judge(args, recipe, prompts)
+    verdicts = judge_samples(judge, judged, prompts, lengths, recipe.order, recipe.seed)
     outcomes = Counter(verdicts["outcome"])
-    logger.info("%s judged %d samples: %s", judge.name, len(verdicts), dict(sorted(outcomes.items())))
+    logger.info("%s judged %d samples: %s", judge.name, len(judged), dict(sorted(outcomes.items())))
     write_table(
         args.out,
         "verdicts",
@@ -123,14 +131,3 @@ def run(args: argparse.Namespace) -> None:
         },
         **judge.report(),
     )
-
-
-def _build_judge(args: argparse.Namespace, recipe: JudgeRecipe, prompts: pd.DataFrame) -> Judge:
-    if recipe.kind == "oracle":
-        return OracleJudge()
-    if args.gold_model is None or args.gold_data is None:
-        raise UserError("The judge reward_model needs --gold-model and --gold-data.")
-    # Only this judge loads a model, and torch with it.
-    from prefopt.judging.reward_model import load_judge
-
-    return load_judge(args.gold_model, args.gold_data, prompts, recipe.token_budget)

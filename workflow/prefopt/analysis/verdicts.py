@@ -1,0 +1,51 @@
+"""Verdicts as the tables count them: one outcome a sample, whether it was shown in one order or in both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from prefopt.tables import read_table
+
+SCORE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+
+
+def read_verdicts(path: str | Path) -> pd.DataFrame:
+    """A verdicts table, settled; its manifest is `.attrs["manifest"]`."""
+    table = read_table(path, "verdicts")
+    settled = settle(table, ["prompt_id", "method", "temperature", "sample_index"])
+    settled.attrs = table.attrs
+    return settled
+
+
+def settle(verdicts: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """One row for each pair of texts.
+
+    A pair that was shown in both orders has the outcome on which both agree; where they disagree it is a tie, and
+    where one is invalid it is invalid.
+
+    Args:
+        verdicts: rows with the columns of `key`, order, winner, outcome, reply and cost_usd, one or two a pair.
+        key: columns that name a pair.
+
+    Returns:
+        The pairs in the order of their first rows, with these columns instead of order and winner: `flipped`
+        (whether the two orders disagree; NA for one order or an invalid verdict), `decided` (verdicts that name a
+        winner) and `first_wins` (those that name the text shown first).
+    """
+    rows = verdicts.assign(
+        decided=verdicts["winner"].isin(["first", "second"]).astype(int),
+        first_wins=(verdicts["winner"] == "first").astype(int),
+    ).drop(columns=["order", "winner"])
+    groups = rows.groupby(key, sort=False)
+    single = rows.drop_duplicates(key).set_index(key)
+    outcomes = groups["outcome"]
+    first, last, count = outcomes.first(), outcomes.last(), outcomes.size()
+    valid = outcomes.agg(lambda values: "invalid" not in set(values))
+    single["outcome"] = first.where(first == last, "tie").where(valid, "invalid")
+    single["flipped"] = (first != last).astype("boolean").mask((count == 1) | ~valid)
+    single["reply"] = groups["reply"].agg("\n".join) if (count > 1).any() else single["reply"]
+    for column in ("cost_usd", "decided", "first_wins"):
+        single[column] = groups[column].sum()
+    return single.reset_index()

@@ -1,0 +1,286 @@
+"""A chat model as the judge: asked over the OpenAI protocol, or replayed from what it said before."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any, Literal
+
+from prefopt.errors import UserError
+from prefopt.files import stable_hash
+from prefopt.judging.endpoint import Endpoint
+from prefopt.judging.judge import Comparison, Verdict
+from prefopt.judging.replies import parse_reply, reply_schema
+from prefopt.judging.templates import Template, fill, question
+from prefopt.judging.verdict_store import Reply, VerdictStore
+from prefopt.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_CHARACTERS_PER_TOKEN = 4  # of English text, about
+_SPENT_EVERY = 25  # calls between two looks at what all jobs together have spent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatRecipe:
+    """Which model is asked how, and what it may cost."""
+
+    base_url: str
+    model: str
+    api_key_env: str | None
+    prompt: str
+    temperature: float | None  # None: not sent, for models that take none
+    seed: int | None  # None: not sent
+    max_tokens: int
+    max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"]
+    structured_output: bool
+    parse_retries: int
+    concurrency: int
+    requests_per_minute: float | None
+    timeout: float
+    max_retries: int
+    store: str
+    budget_usd: float
+    prices: dict[str, Any]  # model -> USD per million tokens: input, output
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+    """USD per million tokens."""
+
+    input: float
+    output: float
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """USD for so many tokens."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
+
+
+class ChatJudge:
+    """Asks what its store does not hold, and reads every verdict from the store.
+
+    Args:
+        recipe: model, parameters, limits.
+        template: the prompt.
+        suffix: last line of the task's prompts, which the judge does not see.
+        store: what was replied before.
+        endpoint: who is asked; None: nobody, every reply must be stored (`recorded`).
+        repeat: share of the comparisons that is judged once more, to see how far the judge agrees with itself.
+    """
+
+    def __init__(
+        self,
+        recipe: ChatRecipe,
+        template: Template,
+        suffix: str,
+        store: VerdictStore,
+        endpoint: Endpoint | None,
+        repeat: float,
+    ) -> None:
+        kind = "chat" if endpoint else "recorded"
+        self.name = f"{kind}:{recipe.model}/{template.name}@{template.hash[:8]}"
+        self._recipe, self._template, self._suffix = recipe, template, suffix
+        self._store, self._endpoint, self._repeat = store, endpoint, repeat
+        self._price = Price(**recipe.prices[recipe.model])
+        self._report: dict[str, Any] = {}
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
+        """One verdict for each comparison.
+
+        Raises:
+            UserError: a call cannot succeed, the budget does not suffice, or (`recorded`) replies are missing.
+        """
+        again = [comparison for comparison in comparisons if _drawn(comparison, self._repeat)]
+        wanted = [*((c, 0) for c in comparisons), *((c, 1) for c in again)]
+        open_ones = _unique(wanted, lambda item: stable_hash(self._request(item[0], item[1], 0)))
+        open_ones = [item for item in open_ones if self._verdict(*item) is None]
+        if open_ones and self._endpoint is None:
+            raise UserError(_missing(self._recipe, [comparison for comparison, _ in open_ones]))
+        calls = self._ask_all(open_ones) if open_ones else 0
+        paid: set[str] = set()
+        verdicts = [self._stored(comparison, 0, paid) for comparison in comparisons]
+        repeated = [self._stored(comparison, 1, paid) for comparison in again]
+        first = dict(zip(comparisons, verdicts, strict=True))
+        pairs = [(first[c].winner, verdict.winner) for c, verdict in zip(again, repeated, strict=True)]
+        pairs = [pair for pair in pairs if "invalid" not in pair]
+        self._report = {
+            "template": {"name": self._template.name, "sha256": self._template.hash},
+            "calls_made": calls,
+            "cost_usd": sum(verdict.cost_usd for verdict in [*verdicts, *repeated]),
+            "repeated": len(pairs),
+            "repeated_agree": sum(a == b for a, b in pairs),
+            "served_models": sorted({reply.served_model for c, r in wanted for reply in self._replies(c, r)}),
+        }
+        return verdicts
+
+    def report(self) -> Mapping[str, Any]:
+        """The prompt, the calls that this run made, what all its verdicts cost, self-agreement, models served."""
+        return self._report
+
+    def _request(self, comparison: Comparison, repeat: int, attempt: int) -> dict[str, Any]:
+        """All that a reply depends on: its address in the store."""
+        asked = question(comparison.prompt, self._suffix)
+        content = fill(self._template, asked, comparison.first, comparison.second)
+        return {
+            "endpoint": self._recipe.base_url,
+            "model": self._recipe.model,
+            "template": self._template.hash,
+            "messages": [{"role": "user", "content": content}],
+            "parameters": self._parameters(),
+            "repeat": repeat,
+            "attempt": attempt,
+        }
+
+    def _parameters(self) -> dict[str, Any]:
+        recipe = self._recipe
+        values = {
+            "temperature": recipe.temperature,
+            "seed": recipe.seed,
+            recipe.max_tokens_parameter: recipe.max_tokens,
+            "response_format": reply_schema(self._template) if recipe.structured_output else None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _replies(self, comparison: Comparison, repeat: int) -> list[Reply]:
+        """The stored replies to a comparison's attempts, up to the first that names a winner."""
+        replies: list[Reply] = []
+        for attempt in range(self._recipe.parse_retries + 1):
+            reply = self._store.get(self._request(comparison, repeat, attempt))
+            if reply is None:
+                break
+            replies.append(reply)
+            if self._winner(reply) != "invalid":
+                break
+        return replies
+
+    def _winner(self, reply: Reply) -> Any:
+        return parse_reply(self._template, reply.text, reply.finish_reason, self._recipe.structured_output)
+
+    def _verdict(self, comparison: Comparison, repeat: int) -> Verdict | None:
+        """The verdict that the store holds; None where there is still something to ask."""
+        replies = self._replies(comparison, repeat)
+        asked_out = len(replies) > self._recipe.parse_retries or (self._endpoint is None and replies)
+        if replies and (asked_out or self._winner(replies[-1]) != "invalid"):
+            return self._judged(replies)
+        return None
+
+    def _stored(self, comparison: Comparison, repeat: int, paid: set[str]) -> Verdict:
+        """The verdict after all was asked; one on a pair that was there before costs nothing more.
+
+        Empty replies, which are not stored, leave it invalid.
+        """
+        verdict = self._verdict(comparison, repeat) or self._judged(self._replies(comparison, repeat))
+        key = stable_hash(self._request(comparison, repeat, 0))
+        if key in paid:
+            return dataclasses.replace(verdict, cost_usd=0.0)
+        paid.add(key)
+        return verdict
+
+    def _judged(self, replies: Sequence[Reply]) -> Verdict:
+        if not replies:
+            return Verdict("invalid", "")
+        cost = sum(self._price.of(reply.prompt_tokens, reply.completion_tokens) for reply in replies)
+        return Verdict(self._winner(replies[-1]), replies[-1].text, cost)
+
+    def _ask_all(self, items: Sequence[tuple[Comparison, int]]) -> int:
+        """Asks for every item, the first alone: it shows whether key, model and parameters are right.
+
+        Returns:
+            How many calls were answered.
+        """
+        assert self._endpoint is not None
+        self._announce(items)
+        self._endpoint.check()
+        with Progress("judge", len(items), "verdicts") as progress:
+            calls = self._ask(*items[0])
+            spent = self._check_spent()
+            progress.update(1, usd=spent)
+            with ThreadPoolExecutor(self._recipe.concurrency) as pool:
+                try:
+                    asked = as_completed([pool.submit(self._ask, *item) for item in items[1:]])
+                    for done, future in enumerate(asked, start=1):
+                        calls += future.result()
+                        if done % _SPENT_EVERY == 0:
+                            spent = self._check_spent()
+                        progress.update(1, usd=spent)
+                finally:
+                    # Calls in flight are waited for, and kept; none is begun.
+                    pool.shutdown(cancel_futures=True)
+        read, written = self._store.tokens(self._recipe.base_url, self._recipe.model)
+        logger.info("the store now holds %d tokens read, %d written, %.4f USD", read, written, self._spent())
+        return calls
+
+    def _ask(self, comparison: Comparison, repeat: int) -> int:
+        """Asks, and asks again where the reply names no winner; keeps every reply that is not empty."""
+        assert self._endpoint is not None
+        calls = attempt = 0
+        for _ in range(self._recipe.parse_retries + 1):
+            request = self._request(comparison, repeat, attempt)
+            reply = self._store.get(request)
+            if reply is None:
+                reply = self._endpoint.ask(request["messages"], request["parameters"])
+                calls += 1
+                if not reply.text.strip():
+                    continue
+                self._store.put(request, reply)
+            if self._winner(reply) != "invalid":
+                break
+            attempt += 1
+        return calls
+
+    def _announce(self, items: Sequence[tuple[Comparison, int]]) -> None:
+        """Says what the calls will cost before the first is made.
+
+        Raises:
+            UserError: with what was spent before, it is more than the budget.
+        """
+        lengths = [len(self._request(*item, 0)["messages"][0]["content"]) for item in items]
+        read = math.ceil(sum(lengths) / _CHARACTERS_PER_TOKEN)
+        written = len(items) * self._recipe.max_tokens
+        estimate, spent = self._price.of(read, written), self._spent()
+        logger.info(
+            "%s: %d calls, about %d tokens to read and at most %d to write, about %.4f USD; %.4f USD spent before, "
+            "budget %.4f USD",
+            *(self.name, len(items), read, written, estimate, spent, self._recipe.budget_usd),
+        )
+        if spent + estimate > self._recipe.budget_usd:
+            raise UserError(
+                f"{self.name}: {len(items)} calls would cost about {estimate:.4f} USD on top of {spent:.4f} USD spent "
+                f"before, which is over judge.chat.budget_usd, {self._recipe.budget_usd:g}: raise it or judge less."
+            )
+
+    def _spent(self) -> float:
+        """USD for all replies of this model in the store, whichever job asked."""
+        return self._price.of(*self._store.tokens(self._recipe.base_url, self._recipe.model))
+
+    def _check_spent(self) -> float:
+        if (spent := self._spent()) > self._recipe.budget_usd:
+            raise UserError(
+                f"{self.name}: {spent:.4f} USD are spent, which is over judge.chat.budget_usd, "
+                f"{self._recipe.budget_usd:g}; verdicts so far are kept, raise it to go on."
+            )
+        return spent
+
+
+def _drawn(comparison: Comparison, share: float) -> bool:
+    """Whether a comparison is among those judged again: by a hash of it, whatever the rows beside it."""
+    key = [comparison.prompt_id, comparison.first, comparison.second]
+    return random.Random(stable_hash(key)).random() < share
+
+
+def _unique(items: Iterable[Any], key: Any) -> list[Any]:
+    """Items whose key did not occur before, in their order."""
+    return list({key(item): item for item in reversed(list(items))}.values())[::-1]
+
+
+def _missing(recipe: ChatRecipe, comparisons: Sequence[Comparison]) -> str:
+    named = ", ".join(repr(c.prompt_id) for c in comparisons[:5])
+    more = f" and {len(comparisons) - 5} more" if len(comparisons) > 5 else ""
+    return (
+        f"{recipe.store} lacks the verdicts of {recipe.model!r} on {len(comparisons)} pairs, those of the prompts "
+        f"{named}{more}: judge.kind 'recorded' asks nobody, import a fuller store or use 'chat'."
+    )
