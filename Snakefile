@@ -13,7 +13,14 @@ from prefopt.config import resolve
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
 from prefopt.files import canonical_json
-from prefopt.stage_recipes import agreement_recipe, compute_recipe, judge_recipe, paper_recipe, recipe_json
+from prefopt.stage_recipes import (
+    agreement_recipe,
+    compute_recipe,
+    human_agreement_recipe,
+    judge_recipe,
+    paper_recipe,
+    recipe_json,
+)
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"
@@ -47,6 +54,7 @@ include: "workflow/rules/ppo.smk"
 include: "workflow/rules/sampling.smk"
 include: "workflow/rules/judging.smk"
 include: "workflow/rules/best_of_n.smk"
+include: "workflow/rules/human.smk"
 include: "workflow/rules/sentiment.smk"
 include: "workflow/rules/frontier.smk"
 include: "workflow/rules/analysis.smk"

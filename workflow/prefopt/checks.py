@@ -97,6 +97,44 @@ def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
             )
 
 
+def _check_human(section: Config, task: str) -> Iterator[str]:
+    if "human" not in section:
+        kinds = {"judge": section["judge"]["kind"]} | {
+            f"other_judges.{name}": judge["kind"] for name, judge in section["other_judges"].items()
+        }
+        for key, kind in kinds.items():
+            if kind == "human":
+                yield f"human is missing; {key}.kind is 'human', which needs this section."
+        return
+    human = section["human"]
+    for key in ("question", "matchups"):
+        if key not in human:
+            yield f"human.{key} is missing; a study needs it."
+            return
+    if human["simulated_raters"] is not None and section["data"]["source"] != "embedded":
+        yield (
+            f"human.simulated_raters is a section, but data.source is {section['data']['source']!r}: only embedded "
+            f"records have the hidden facts that raters are simulated from; give null."
+        )
+    for index, matchup in enumerate(human["matchups"]):
+        for side in ("first", "second"):
+            key, method = f"human.matchups[{index}].{side}", matchup[side]["method"]
+            temperature = matchup[side].get("temperature")
+            if method == "reference":
+                if temperature is not None:
+                    yield f"{key}.temperature is {temperature:g}; the reference has none, leave it out."
+            elif method not in section["methods"]:
+                yield f"{key}.method is {method!r}; allowed: reference, {', '.join(section['methods'])}."
+            elif temperature not in section["sampling"]["temperatures"]:
+                allowed = ", ".join(f"{value:g}" for value in section["sampling"]["temperatures"])
+                yield f"{key}.temperature is {'missing' if temperature is None else f'{temperature:g}'}; allowed: {allowed}."
+        if matchup["items"] > section["evaluation"]["test_prompts"]:
+            yield (
+                f"human.matchups[{index}].items is {matchup['items']}; allowed: at most evaluation.test_prompts, "
+                f"which is {section['evaluation']['test_prompts']}."
+            )
+
+
 def _check_sections(section: Config, task: str) -> Iterator[str]:
     needed = {"sft": "reference is 'sft'"} if section["reference"] == "sft" else {}
     needed |= {"preferred_ft": "reference is 'preferred_ft'"} if section["reference"] == "preferred_ft" else {}
@@ -246,13 +284,14 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
     "comparison": (
         _check_data,
         _check_judge,
+        _check_human,
         _check_sections,
         _check_methods,
         _check_lengths,
         _check_models,
         _check_evaluation,
     ),
-    "transfer": (_check_data, _check_judge, _check_lengths, _check_evaluation),
+    "transfer": (_check_data, _check_judge, _check_human, _check_lengths, _check_evaluation),
     "frontier": (
         _check_data,
         _check_prefix_lengths,

@@ -73,14 +73,17 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
     """Fills in defaults, and reads numbers as their type: 1 as 1.0 where a fraction is meant, "5e-5" as a number."""
     if isinstance(value, dict) and "properties" in schema:
         for key, below in schema["properties"].items():
-            if key in value:
+            if below.get("x-optional") and key in value and value[key] is None:
+                del value[key]  # an overlay leaves the section out
+            elif key in value:
                 value[key] = _complete(value[key], below)
             elif "default" in below:
                 value[key] = copy.deepcopy(below["default"])
             elif "properties" in below and not below.get("x-optional"):
                 value[key] = _complete({}, below)
     elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
-        value = {key: _complete(below, schema["additionalProperties"]) for key, below in value.items()}
+        kept = {key: below for key, below in value.items() if below is not None or not schema.get("x-null-leaves-out")}
+        value = {key: _complete(below, schema["additionalProperties"]) for key, below in kept.items()}
     elif isinstance(value, list) and "items" in schema:
         value = [_complete(item, schema["items"]) for item in value]
     elif "number" in _types(schema) and _is_number(value):
@@ -130,7 +133,7 @@ def _check_complete(config: Config, schema: Mapping[str, Any], path: str) -> Non
             continue
         if key not in config:
             raise UserError(f"{here} is missing; allowed: {_allowed(below)}.")
-        if "properties" in below:
+        if "properties" in below and config[key] is not None:
             _check_complete(config[key], below, here)
 
 

@@ -129,6 +129,43 @@ def verdict_tables(config: Config) -> list[tuple[str, str, str]]:
     ]
 
 
+def studies(config: Config) -> list[str]:
+    """Tasks that have a study with people."""
+    return [task for task in tasks_of(config, "comparison", "transfer") if "human" in config["tasks"][task]]
+
+
+def exported_votes(task: str) -> list[str]:
+    """What raters of a task have sent back, in the working directory."""
+    return sorted(str(path) for path in Path("human", "votes", task).glob("*.json"))
+
+
+def counted_studies(config: Config) -> list[str]:
+    """Tasks whose votes are there, or are simulated."""
+    return [
+        task for task in studies(config) if config["tasks"][task]["human"]["simulated_raters"] or exported_votes(task)
+    ]
+
+
+def study_tables(config: Config) -> list[tuple[str, str, str]]:
+    """Task, judge and path of the verdicts of every judge, but people, on what people compare."""
+    return [
+        (task, judge, f"results/human/{task}/verdicts_{judge}.parquet")
+        for task in counted_studies(config)
+        for judge in ("main", *config["tasks"][task]["other_judges"])
+        if judge_section(config, task, judge)["kind"] != "human"
+    ]
+
+
+def study_files(config: Config) -> list[str]:
+    """The raters' pages, and what became of their votes where there are any."""
+    files = [
+        f"results/human/{task}/{name}" for task in studies(config) for name in ("pages", "items.parquet", "key.json")
+    ]
+    counted = counted_studies(config)
+    files += [f"results/human/{task}/{name}" for task in counted for name in ("votes.parquet", "raters.csv")]
+    return [*files, "results/human_agreement.csv"] if counted and study_tables(config) else files
+
+
 def training_metrics(config: Config, task: str) -> list[str]:
     """The metrics file of each of a task's trainers."""
     names = ["pretrain" if name == "base" else name for name in trainers(config, task)]
@@ -190,6 +227,7 @@ def result_files(config: Config) -> list[str]:
     if not any(has_candidates(config, task) for task in config["tasks"]):
         files = []
     files += ["results/compute.csv", "results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
+    files += study_files(config)
     files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
     for task, section in config["tasks"].items():
         if kind(section) == "frontier":

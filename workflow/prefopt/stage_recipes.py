@@ -114,6 +114,14 @@ def agreement_recipe(config: Config) -> Config:
     return {"tables": tables, "confidence": confidence, "seed": config["seed"]}
 
 
+def human_agreement_recipe(config: Config) -> Config:
+    """The values of the stage `human_agreement`: whose its tables are, in their order."""
+    tasks = plan.counted_studies(config)
+    confidence = config["tasks"][tasks[0]]["evaluation"]["confidence"] if tasks else 0.95
+    tables = [[task, judge] for task, judge, _ in plan.study_tables(config)]
+    return {"tasks": tasks, "tables": tables, "confidence": confidence, "seed": config["seed"]}
+
+
 def judge_recipe(config: Config, task: str, judge: Config) -> Config:
     """The values that a judge of a task is made with.
 
@@ -133,6 +141,17 @@ def _records(section: Config) -> Config:
         share = data.pop("validation_share")
         data["splits"] = {"train": 0.0, "validation": share, "test": 1 - share}
     return data
+
+
+_STUDY = (
+    *("title", "question", "shown", "prompt_heading", "judgments_per_rater", "swapped_repeats", "attention_checks"),
+    "seed",
+)
+
+
+def _sides(matchup: Config) -> Config:
+    sides = {side: {"temperature": None, **matchup[side]} for side in ("first", "second")}
+    return {**matchup, **sides}
 
 
 def _curve(section: Config) -> list[int]:
@@ -236,6 +255,20 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "bootstrap": task["evaluation"]["bootstrap"],
         "seed": config["seed"],
         "at_kl": task["evaluation"]["at_kl"],
+    },
+    "human_study": lambda config, task, name: {
+        "task": name,
+        "suffix": PROMPT_SUFFIX[name],
+        **{key: task["human"][key] for key in _STUDY},
+        "matchups": [{"raters_per_item": 1, **_sides(matchup)} for matchup in task["human"]["matchups"]],
+    },
+    "simulated_votes": lambda config, task, name: {
+        **task["human"]["simulated_raters"],
+        "seed": task["human"]["seed"],
+    },
+    "human_votes": lambda config, task, name: {
+        **{key: task["human"][key] for key in ("min_seconds", "failed_checks_allowed")},
+        "simulated": task["human"]["simulated_raters"] is not None,
     },
     "examples": lambda config, task, name: {
         "task": name,

@@ -123,6 +123,29 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("well_formed", pa.bool_()),
         ]
     ),
+    "study_items": pa.schema(
+        [
+            *((name, pa.string()) for name in ("item_id", "matchup", "prompt_id", "prompt", "facts")),
+            *((name, pa.string()) for name in ("first", "second")),
+            ("raters", pa.int32()),
+        ]
+    ),
+    "votes": pa.schema(
+        [
+            *((name, pa.string()) for name in ("rater", "item_id", "matchup", "prompt_id", "prompt")),
+            *((name, pa.string()) for name in ("first", "second", "order", "outcome")),
+            ("place", pa.int32()),
+            ("seconds", pa.float64()),
+            ("simulated", pa.bool_()),
+        ]
+    ),
+    "item_verdicts": pa.schema(
+        [
+            *((name, pa.string()) for name in ("item_id", "matchup", "prompt_id", "order", "winner", "outcome")),
+            *((name, pa.string()) for name in ("reply", "judge")),
+            ("cost_usd", pa.float64()),
+        ]
+    ),
     "chat_replies": pa.schema(
         [
             *((name, pa.string()) for name in ("key", "endpoint", "model", "request", "reply", "finish_reason")),
@@ -146,6 +169,9 @@ _KEYS: dict[str, list[str]] = {
     "scores": ["prompt_id", "temperature", "sample_index"],
     "evaluations": ["run", "step", "prompt_id", "sample_index"],
     "chat_replies": ["key"],
+    "study_items": ["item_id"],
+    "votes": ["rater", "item_id"],
+    "item_verdicts": ["item_id", "order"],
     "verdicts": ["prompt_id", "method", "temperature", "sample_index", "order"],
 }
 

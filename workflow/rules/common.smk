@@ -103,6 +103,20 @@ def judge_values(wildcards):
     return canonical_json(judge_recipe(config, wildcards.task, judge))
 
 
+def compared_samples(wildcards):
+    """Samples of the methods that people compare."""
+    matchups = config["tasks"][wildcards.task]["human"]["matchups"]
+    methods = dict.fromkeys(matchup[side]["method"] for matchup in matchups for side in ("first", "second"))
+    return [f"results/samples/{wildcards.task}/{method}.parquet" for method in methods if method != "reference"]
+
+
+def exported_votes(wildcards):
+    """What raters have sent back, or what simulated ones would."""
+    if config["tasks"][wildcards.task]["human"]["simulated_raters"]:
+        return f"results/human/{wildcards.task}/simulated_votes"
+    return plan.exported_votes(wildcards.task)
+
+
 def judged_candidates(wildcards):
     """The candidates that are judged: all where it is free, else the best of seeded subsets."""
     subsets = "_subsets" if plan.judges_subsets(config, wildcards.task) else ""

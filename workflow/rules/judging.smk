@@ -73,5 +73,4 @@ rule judge_agreement:
         recipe=canonical_json(agreement_recipe(config)),
         code=fingerprint("prefopt.analysis.judge_agreement"),
     shell:
-        "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}"
-        " > {log} 2>&1"
+        "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}" " > {log} 2>&1"

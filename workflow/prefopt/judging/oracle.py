@@ -32,6 +32,17 @@ class OracleJudge:
         return {}
 
 
+def quality_score(facts: str, prompt_id: str, text: str) -> float:
+    """The hidden quality of a text.
+
+    Raises:
+        UserError: the prompt has no hidden facts, because its records are not the embedded ones.
+    """
+    if not facts:
+        raise UserError(f"Prompt {prompt_id!r} has no hidden facts, so that nobody can simulate a rater of its texts.")
+    return float(_world(facts).quality(facts, text).score)
+
+
 def well_formed(facts: str, text: str) -> bool | None:
     """Whether the generator's grammar parses the text whole; None where the prompt has no facts or grammar."""
     return bool(_world(facts).quality(facts, text).well_formed) if facts else None

@@ -109,7 +109,9 @@ def verdict_of_line(template: Template, line: str) -> str | None:
 
 def plain_line(line: str) -> str:
     """A line without invisible characters, compatibility forms, quotation marks, brackets and emphasis around it."""
-    visible = "".join(c for c in unicodedata.normalize("NFKC", line) if unicodedata.category(c) not in ("Cf", "Cc", "Zl", "Zp"))
+    visible = "".join(
+        c for c in unicodedata.normalize("NFKC", line) if unicodedata.category(c) not in ("Cf", "Cc", "Zl", "Zp")
+    )
     return visible.strip(_WRAPPING)
 
 
