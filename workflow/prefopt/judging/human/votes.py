@@ -69,7 +69,7 @@ def check_export(export: Any, key: Mapping[str, Any], recipe: VotesRecipe, name:
                 f"saw other texts, so that these votes cannot be counted; move the file away."
             )
     rater = export.get("rater")
-    if rater not in key["raters"]:
+    if not isinstance(rater, str) or rater not in key["raters"]:
         raise UserError(f"{name}: the rater {rater!r} is not one of this study's; move the file away.")
     assigned = {row["id"]: row for row in key["raters"][rater]}
     answers: dict[str, dict[str, Any]] = {}
@@ -89,14 +89,14 @@ def check_export(export: Any, key: Mapping[str, Any], recipe: VotesRecipe, name:
             drops["duplicate"] += 1
             continue
         answers[vote["id"]] = vote
-    return _count(str(rater), answers, assigned, drops, recipe)
+    return _count(rater, answers, assigned, drops, recipe)
 
 
 def _problem(vote: Any, assigned: Mapping[str, Any]) -> str:
     """Why a vote cannot be read; "" where it can."""
     if not isinstance(vote, dict) or not {"id", "vote", "seconds"} <= vote.keys():
         return "malformed"
-    if vote["id"] not in assigned:
+    if not isinstance(vote["id"], str) or vote["id"] not in assigned:
         return "not assigned"
     if vote["vote"] not in _VOTES:
         return "unknown vote"
