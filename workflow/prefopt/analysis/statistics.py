@@ -74,7 +74,7 @@ def score_interval(
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], confidence: float, seed: int
+    first: Sequence[float], second: Sequence[float], confidence: float, seed: int, resamples: int = _RESAMPLES
 ) -> PairedDifference:
     """Difference of the mean scores of two methods, prompt by prompt.
 
@@ -87,6 +87,7 @@ def paired_difference(
         second: the other method's, in the same order.
         confidence: e.g. 0.95.
         seed: of the bootstrap and the permutations.
+        resamples: of each.
 
     Returns:
         mean(first - second); NaN where there are no prompts.
@@ -99,14 +100,15 @@ def paired_difference(
         lambda x, axis: np.mean(x, axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=_RESAMPLES,
+        n_resamples=resamples,
         batch=_BATCH,
         rng=np.random.default_rng(seed),
     )
-    return PairedDifference(float(d.mean()), _difference_interval(d, confidence, seed), float(permuted.pvalue), len(d))
+    interval = _difference_interval(d, confidence, seed, resamples)
+    return PairedDifference(float(d.mean()), interval, float(permuted.pvalue), len(d))
 
 
-def _difference_interval(d: np.ndarray, confidence: float, seed: int) -> Interval:
+def _difference_interval(d: np.ndarray, confidence: float, seed: int, resamples: int) -> Interval:
     if np.ptp(d) == 0:
         scaled = score_interval(((d + 1) / 2).tolist(), confidence=confidence)
         return Interval(2 * scaled.low - 1, 2 * scaled.high - 1)
@@ -114,7 +116,7 @@ def _difference_interval(d: np.ndarray, confidence: float, seed: int) -> Interva
         (d,),
         np.mean,
         confidence_level=confidence,
-        n_resamples=_RESAMPLES,
+        n_resamples=resamples,
         method="BCa",
         batch=_BATCH,
         rng=np.random.default_rng(seed),
@@ -196,7 +198,12 @@ class Agreement:
 
 
 def agreement(
-    first: Sequence[str], second: Sequence[str], clusters: Sequence[Hashable], confidence: float, seed: int
+    first: Sequence[str],
+    second: Sequence[str],
+    clusters: Sequence[Hashable],
+    confidence: float,
+    seed: int,
+    resamples: int = 2000,
 ) -> Agreement:
     """Raw agreement and Cohen's kappa of two judges' outcomes on the same pairs.
 
@@ -210,6 +217,7 @@ def agreement(
         clusters: the prompt (or item) of each pair.
         confidence: e.g. 0.95.
         seed: of the bootstrap.
+        resamples: how many.
     """
     labels = sorted({*first, *second})
     codes = [np.array([labels.index(value) for value in column]) for column in (first, second)]
@@ -223,7 +231,7 @@ def agreement(
     tables = np.zeros((groups.max() + 1, len(labels), len(labels)))
     np.add.at(tables, (groups, codes[0], codes[1]), 1)
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(tables), np.full(len(tables), 1 / len(tables)), size=2000)
+    drawn = rng.multinomial(len(tables), np.full(len(tables), 1 / len(tables)), size=resamples)
     kappas = np.array([kappa_of(table) for table in np.einsum("rc,cij->rij", drawn, tables)])
     kappas = kappas[~np.isnan(kappas)]
     tail = (1 - confidence) / 2
