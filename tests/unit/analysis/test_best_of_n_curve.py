@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from prefopt.analysis.best_of_n_curve import CurveRecipe, best_of_n_flops, best_of_n_weights, curve_table
 from prefopt.errors import UserError
 from prefopt.flops import Shape
+from prefopt.generation.subsets import SubsetsRecipe, chosen_candidates, subset_weights
 
 RECIPE = CurveRecipe(task="tldr", n=(1, 2, 3), subsets=None, confidence=0.95, seed=0)
 POLICY, REWARD_MODEL = Shape(10, 2, 4, 6), Shape(10, 2, 4, 1)
@@ -77,3 +79,34 @@ def test_flops_by_hand() -> None:
     scoring = 2 * 10 * 2 + 4 * 2 * 4 * 7 + 2 * 1
     assert best_of_n_flops(2, [2, 2, 2], 1, POLICY, REWARD_MODEL) == prompt + 2 * 6 + sampling
     assert best_of_n_flops(2, [2, 2, 2], 2, POLICY, REWARD_MODEL) == 2 * prompt + 2 * 6 + 2 * (sampling + scoring)
+
+
+def test_seeded_subsets_tend_to_all_subsets_and_judge_few() -> None:
+    rewards = {"a": [3.0, 2.0, 1.0, 5.0, 4.0, 0.0], "b": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+    candidates, verdicts = tables({"a": "wlwlwl", "b": "llwlww"}, rewards)
+    arguments = ({"a": 5, "b": 5}, POLICY, REWARD_MODEL, (1, 3))
+    exact = curve_table(candidates, verdicts, *arguments, RECIPE)
+    many = dataclasses.replace(RECIPE, subsets=4000)
+    close = curve_table(candidates, verdicts, *arguments, many)
+    assert close["win_rate"].tolist() == pytest.approx(exact["win_rate"].tolist(), abs=0.03)
+    assert close["reward"].tolist() == pytest.approx(exact["reward"].tolist(), abs=0.08)
+    # One subset of each size: at most two candidates a prompt need a verdict, and these are enough.
+    recipe = SubsetsRecipe(n=(1, 3), subsets=1, seed=RECIPE.seed)
+    chosen = chosen_candidates(candidates, recipe)
+    assert len(chosen) <= 4
+    few = verdicts.merge(chosen[["prompt_id", "temperature", "sample_index"]])
+    one = dataclasses.replace(RECIPE, subsets=1)
+    assert (
+        curve_table(candidates, few, *arguments, one)["win_rate"].tolist()
+        == curve_table(candidates, verdicts, *arguments, one)["win_rate"].tolist()
+    )
+    with pytest.raises(UserError, match="has no verdict"):
+        curve_table(candidates, few.iloc[:1], *arguments, one)
+
+
+def test_a_subsets_weights_are_shares_of_draws() -> None:
+    weights = subset_weights([1.0, 3.0, 2.0], 3, 5, 0, ("p", 1.0))
+    assert weights.tolist() == pytest.approx([0, 1, 0])
+    assert subset_weights([1.0, 3.0, 2.0], 1, 9, 0, ("p", 1.0)).sum() == pytest.approx(1)
+    with pytest.raises(UserError, match="needs 4"):
+        subset_weights([1.0, 3.0, 2.0], 4, 1, 0, ("p", 1.0))

@@ -71,6 +71,42 @@ def test_a_row_by_hand() -> None:
     assert (sft["ci_low"], sft["ci_high"]) == pytest.approx(proportion_confint(2, 8, method="wilson"))
 
 
+def test_what_else_stands_beside_a_win_rate() -> None:
+    dpo = row(win_rate_table(*make_frames(OUTCOMES), recipe()), "dpo", 0.25)
+    # wwwttlii: the two invalid ones are losses, or wins.
+    assert (dpo["if_invalid_lose"], dpo["if_invalid_win"]) == (4 / 8, 6 / 8)
+    assert dpo["first_position_rate"] == 3 / 4  # of three wins and a loss, the policy is always shown first
+    assert math.isnan(dpo["flip_rate"])
+    assert dpo["cost_usd"] == 8 * 0.25
+    # 10 to 17 tokens against 20: every completion is the shorter one.
+    assert (dpo["n_longer"], dpo["n_shorter"]) == (0, 6)
+    assert dpo["shorter_win_rate"] == dpo["win_rate"] and math.isnan(dpo["longer_win_rate"])
+    assert 0 < dpo["length_controlled_win_rate"] < 1
+    assert dpo["band_low"] < dpo["ci_low"] + 0.05 and dpo["band_high"] >= dpo["win_rate"]
+
+
+def test_one_temperature_needs_no_validation() -> None:
+    verdicts, samples = make_frames({"dpo": {0.5: ("", "wwll")}})
+    assert select_temperatures(verdicts) == {"dpo": 0.5}
+    assert win_rate_table(verdicts, samples, recipe(methods=("dpo",)))["selected"].tolist() == [True]
+
+
+def test_a_chat_judges_figures_are_those_of_all_methods(tmp_path: Path) -> None:
+    facts = {
+        **{
+            "judge": "chat:m/tldr_simple@0",
+            "template": {"name": "tldr_simple", "sha256": "0"},
+            "served_models": ["m-1"],
+        },
+        **{"cost_usd": 0.5, "repeated": 4, "repeated_agree": 3},
+    }
+    win_rates.run(arguments(make_files(tmp_path, OUTCOMES, **facts), tmp_path, as_json(judge={"kind": "chat"})))
+    assert set(pd.read_csv(tmp_path / "out.csv")["self_agreement"]) == {0.75}
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["cost_usd"], manifest["repeated"], manifest["served_models"]) == (1.5, 12, ["m-1"])
+    assert manifest["template"]["name"] == "tldr_simple"
+
+
 def test_all_win_rows_have_an_interval() -> None:
     always = row(win_rate_table(*make_frames(OUTCOMES), recipe()), "dpo", 1.0)
     assert always["win_rate"] == 1.0

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from made_up import make_files
+from prefopt.analysis import human_agreement, judge_agreement
+from prefopt.analysis.human_agreement import HumanAgreementRecipe, human_agreement_table
+from prefopt.analysis.statistics import (
+    agreement,
+    kappa_of,
+    length_controlled_rate,
+    simultaneous_half_widths,
+)
+from prefopt.analysis.verdicts import settle
+from prefopt.errors import UserError
+
+
+def test_kappa_by_hand() -> None:
+    # 20 of 50 yes-yes, 15 no-no: agreement 0.7, chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5.
+    assert kappa_of(np.array([[20, 5], [10, 15]])) == pytest.approx(0.4)
+    assert kappa_of(np.array([[5, 0], [0, 5]])) == 1.0
+    assert math.isnan(kappa_of(np.array([[9, 0], [0, 0]])))
+
+
+def test_agreement_of_two_judges() -> None:
+    first = ["win"] * 25 + ["loss"] * 25
+    second = ["win"] * 20 + ["loss"] * 5 + ["win"] * 10 + ["loss"] * 15
+    found = agreement(first, second, list(range(50)), 0.95, seed=0)
+    assert (found.n, found.rate, found.kappa) == (50, 0.7, pytest.approx(0.4))
+    assert found.rate_interval.low < 0.7 < found.rate_interval.high
+    assert found.kappa_interval.low < 0.4 < found.kappa_interval.high
+    # Each pair four times over is no more evidence.
+    four = agreement(first * 4, second * 4, list(range(50)) * 4, 0.95, seed=0)
+    assert four.rate_interval.low == pytest.approx(found.rate_interval.low, abs=0.01)
+    assert math.isnan(agreement([], [], [], 0.95, seed=0).rate)
+    assert math.isnan(agreement(["win"] * 4, ["win"] * 4, [1, 2, 3, 4], 0.95, seed=0).kappa)
+
+
+def test_the_length_controlled_rate() -> None:
+    rng = np.random.default_rng(0)
+    difference = rng.normal(5, 10, 4000)
+    chance = 1 / (1 + np.exp(-(-0.5 + 1.5 * np.tanh(difference / difference.std()))))
+    scores = (rng.random(4000) < chance).astype(float)
+    # The true rate at equal length is sigma(-0.5) = 0.378; the longer texts lift the plain one.
+    assert length_controlled_rate(scores.tolist(), difference.tolist()) == pytest.approx(0.378, abs=0.02)
+    assert scores.mean() > 0.44
+    # Length decides every verdict: nothing is left at equal length.
+    assert length_controlled_rate([1, 1, 0, 0], [3, 2, -2, -3]) == pytest.approx(0.5, abs=1e-6)
+    # No difference in length: the plain rate, with half a win and half a loss more.
+    assert length_controlled_rate([1, 1, 1, 0], [2, 2, 2, 2]) == pytest.approx(3.5 / 5, abs=1e-4)
+    assert math.isnan(length_controlled_rate([], []))
+
+
+def test_one_column_has_the_band_of_an_interval() -> None:
+    scores = np.repeat([1.0, 0.0], [120, 80])[:, None]
+    width = simultaneous_half_widths(scores, 0.95, seed=0).item()
+    assert width == pytest.approx(1.96 * math.sqrt(0.6 * 0.4 / 200), rel=0.06)
+    # Copies of a column add nothing, and a column of equal scores has a width too.
+    copies = simultaneous_half_widths(np.hstack([scores] * 5), 0.95, seed=0)
+    assert copies == pytest.approx(np.full(5, width))
+    assert (simultaneous_half_widths(np.ones((50, 3)), 0.95, seed=0) > 0).all()
+
+
+def test_settling_two_orders() -> None:
+    words = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
+    cases = {
+        "ww": "win",
+        "ll": "loss",
+        "wl": "tie",
+        "lw": "tie",
+        "wt": "tie",
+        "tt": "tie",
+        "wi": "invalid",
+        "ii": "invalid",
+    }
+    rows = [
+        {"item_id": pair, "order": order, "winner": "first", "outcome": words[letter], "reply": letter, "cost_usd": 0.5}
+        for pair in cases
+        for order, letter in zip(("policy_first", "reference_first"), pair, strict=True)
+    ]
+    settled = settle(pd.DataFrame(rows), ["item_id"]).set_index("item_id")
+    assert settled["outcome"].to_dict() == cases
+    flipped = settled["flipped"].to_dict()
+    assert [flipped[pair] for pair in ("ww", "wl", "lw", "wt", "tt")] == [False, True, True, True, False]
+    assert pd.isna(flipped["wi"]) and pd.isna(flipped["ii"])
+    assert set(settled["cost_usd"]) == {1.0} and set(settled["decided"]) == {2}
+    one = settle(pd.DataFrame(rows[:1]), ["item_id"])
+    assert pd.isna(one["flipped"].item()) and one["reply"].item() == "w"
+
+
+def test_the_table_of_two_judges(tmp_path: Path) -> None:
+    main = make_files(tmp_path / "a", {"dpo": {0.0: ("w", "wwll"), 1.0: ("w", "llll")}, "sft": {0.0: ("w", "wlwi")}})
+    gold = make_files(tmp_path / "b", {"dpo": {0.0: ("", "wlll")}, "sft": {0.0: ("", "wwww")}}, judge="reward_model:x")
+    tables = [["tldr", "main"], ["tldr", "main"], ["tldr", "gold"], ["tldr", "gold"]]
+    parser = argparse.ArgumentParser()
+    judge_agreement.add_arguments(parser)
+    recipe = {"tables": tables, "confidence": 0.95, "seed": 0}
+    out = tmp_path / "out.csv"
+    arguments = ["--verdicts", *main["verdicts"], *gold["verdicts"], "--out", str(out)]
+    judge_agreement.run(parser.parse_args([*arguments, "--recipe", json.dumps(recipe)]))
+    table = pd.read_csv(out).set_index("method")
+    # Only what both have judged: dpo at 0 on the test prompts w/w w/l l/l l/l, and sft without the invalid one.
+    assert table["n"].to_dict() == {"all": 7, "dpo": 4, "sft": 3}
+    assert table.at["dpo", "agreement"] == 0.75
+    assert table.at["dpo", "kappa"] == pytest.approx((0.75 - 0.5) / 0.5)
+    assert table.at["all", "agreement"] == pytest.approx(5 / 7)
+    assert (table.at["dpo", "win_rate_a"], table.at["dpo", "win_rate_b"]) == (0.5, 0.25)
+    assert table.at["all", "identity_b"] == "reward_model:x"
+    bad = {**recipe, "tables": tables[:3]}
+    with pytest.raises(UserError, match="4 verdict tables are given, the recipe names 3"):
+        judge_agreement.run(parser.parse_args([*arguments, "--recipe", json.dumps(bad)]))
+
+
+def test_people_and_judges_on_the_same_items() -> None:
+    votes = pd.DataFrame(
+        [
+            ("r1", "i1", "win"),
+            ("r2", "i1", "win"),
+            ("r1", "i2", "win"),
+            ("r2", "i2", "loss"),
+            ("r1", "i3", "tie"),
+            ("r2", "i3", "loss"),
+            ("r1", "i4", "loss"),
+        ],
+        columns=["rater", "item_id", "outcome"],
+    ).assign(matchup="a vs b", simulated=True)
+    rows = [("i1", "win"), ("i2", "loss"), ("i3", "loss"), ("i4", "invalid")]
+    verdicts = pd.DataFrame(rows, columns=["item_id", "outcome"]).assign(matchup="a vs b", judge="oracle:1")
+    recipe = HumanAgreementRecipe(tasks=("tldr",), tables=(("tldr", "main"),), confidence=0.95, seed=0)
+    table = human_agreement_table("tldr", votes, {"main": verdicts}, {"a vs b": 0.25}, recipe)
+    people, main = (row for _, row in table.iterrows())
+    assert (people["judge"], people["raters"], people["items"], people["n"]) == ("simulated raters", 2, 4, 7)
+    assert people["win_rate"] == pytest.approx((3 + 0.5) / 7)
+    # Pairs of votes: i1 agrees, i2 does not; i3 has a tie, which is left out.
+    assert (people["agreement_n"], people["agreement"]) == (2, 0.5)
+    assert (main["judge"], main["n"], main["invalid"]) == ("main", 4, 1)
+    assert main["win_rate"] == pytest.approx(1 / 3)
+    # Votes with a decided verdict: win-win, win-win, win-loss, loss-loss, loss-loss.
+    assert (main["agreement_n"], main["agreement"]) == (5, 0.8)
+    assert table["equal_share"].tolist() == [0.25, 0.25]
+    assert human_agreement.run.__doc__
