@@ -8,19 +8,11 @@ min_version("9.20")
 
 sys.path.insert(0, f"{workflow.basedir}/workflow")
 
-from prefopt import plan
+from prefopt import plan, stage_recipes
 from prefopt.config import resolve
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
 from prefopt.files import canonical_json
-from prefopt.stage_recipes import (
-    agreement_recipe,
-    compute_recipe,
-    human_agreement_recipe,
-    judge_recipe,
-    paper_recipe,
-    recipe_json,
-)
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"

@@ -60,7 +60,7 @@ def test_no_value_stands_both_in_the_config_and_as_the_same_default_in_the_schem
     schema = load_schema()
     twice = []
     for path, value in leaves(read("config.yaml")):
-        if ".runs." in path:  # names of the user's own, each a section without defaults
+        if ".runs." in path or ".other_judges." in path:  # names of the user's own, each a section without defaults
             continue
         below = schema
         for key in path.split("."):
@@ -80,7 +80,8 @@ def test_a_base_that_is_not_named_is_shipped_for_embedded_data_and_made_otherwis
     file.write_text("")
     overlay = {"source": data, "posts": [str(file)], "comparisons": [str(file)], "gold_fraction": 0.3}
     judge = {"kind": "oracle" if data == "embedded" else "reward_model"}
-    resolved = resolve(merged(read("config.yaml"), {"tasks": {"tldr": {"data": overlay, "judge": judge}}}))
+    tldr = {"data": overlay, "judge": judge, "human": None}
+    resolved = resolve(merged(read("config.yaml"), {"tasks": {"tldr": tldr}}))
     assert resolved["tasks"]["tldr"]["base"]["source"] == expected
 
 
@@ -103,7 +104,7 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         ("tasks.tldr.dpo.beta", True, "tasks.tldr.dpo.beta is true; allowed: a number above 0."),
         ("tasks.tldr.dpo.beta", float("inf"), "tasks.tldr.dpo.beta is inf; allowed: a finite number."),
         ("tasks.tldr.dpo.betta", 0.1, "tasks.tldr.dpo.betta (0.1) is not a key; did you mean 'beta'? Allowed: *"),
-        ("tasks.tldr.dpo", None, "tasks.tldr.dpo is null; allowed: a section with the keys batch_size, beta, *"),
+        ("tasks.tldr.dpo", None, "tasks.tldr.dpo is missing; methods names 'dpo', which needs this section."),
         ("tasks.sst", {}, "tasks.sst (a section) is not a key; allowed: cnndm, hh, imdb, tldr."),
         ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seed, tasks."),
         ("seed", 1.5, "seed is 1.5; allowed: a whole number at least 0."),
@@ -271,9 +272,11 @@ INHERITED: typing.Final = (
     "tasks.*.evaluation.confidence",
     "tasks.*.evaluation.examples",
     "tasks.*.evaluation.example_characters",
-    "tasks.*.judge.order",
     "tasks.*.judge.seed",
-    "tasks.*.judge.repeat",
+    "tasks.*.judge.chat.*",  # how the endpoint is asked
+    "tasks.tldr.other_judges.*",
+    "tasks.*.other_judges.gold.*",
+    "tasks.tldr.human.*",  # the paper's matchups stand in config.yaml
     "tasks.*.best_of_n.subsets",
     "tasks.*.seed",  # null: the top-level seed; the judge's model has its own
 )
@@ -306,6 +309,7 @@ def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:
     for task in ("tldr", "hh", "cnndm"):
         paths = [path for path, _ in leaves(read("files.yaml")) if path.startswith(f"tasks.{task}.")]
         keys = {path.removeprefix(f"tasks.{task}.") for path in paths if ".data." not in path}
+        judged = {"judge.kind", "other_judges.gold", "human.matchups", "human.simulated_raters"}
         for_a_base_from_scratch = {key for key in keys if key.startswith("pretrain.")}
-        changed = {key.rpartition(".")[2] for key in keys - for_a_base_from_scratch - {"judge.kind"}}
+        changed = {key.rpartition(".")[2] for key in keys - for_a_base_from_scratch - judged}
         assert changed <= (sizes if task == "tldr" else sizes | fewer)

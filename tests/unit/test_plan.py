@@ -26,15 +26,16 @@ def test_a_model_of_the_users_own_is_used_where_it_lies_and_not_trained(tmp_path
     (tmp_path / "config.json").write_text("{}")
     config = resolve(with_value("tasks.tldr.sft", {"source": "path", "path": str(tmp_path)}))
     assert plan.model_folder(config, "tldr", "reference", "shipped") == str(tmp_path)
-    assert plan.trainers(config, "tldr") == ["preferred_ft", "dpo", "reward_model", "ppo"]
+    assert plan.trainers(config, "tldr") == ["preferred_ft", "dpo", "reward_model", "ppo", "gold_reward_model"]
     fetched = resolve(with_value("tasks.tldr.sft", {"source": "hub", "name": "someone/sft"}))
     assert plan.model_folder(fetched, "tldr", "sft", "shipped") == "results/models/tldr/fetched_sft"
 
 
 def test_a_method_that_is_not_named_needs_no_model(config: dict[str, Any]) -> None:
-    assert plan.trainers(config, "tldr") == ["sft", "preferred_ft", "dpo", "reward_model", "ppo"]
+    assert plan.trainers(config, "tldr") == ["sft", "preferred_ft", "dpo", "reward_model", "ppo", "gold_reward_model"]
     few = resolve(with_value("tasks.tldr.methods", ["sft", "dpo"]))
-    assert plan.trainers(few, "tldr") == ["sft", "dpo"]
+    assert plan.trainers(few, "tldr") == ["sft", "dpo", "gold_reward_model"]
+    assert plan.matchups(few, "tldr") == [] and plan.studies(few) == []
     assert not plan.has_candidates(few, "tldr")
 
 

@@ -5,7 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from running import copy_workflow
+from running import TINY, copy_workflow, snakemake
+
+from prefopt.files import sha256_of_file
+
+MADE = {"results", "logs", "work", ".snakemake"}
+
+
+def sources(folder: Path) -> dict[str, str]:
+    """Hash of every file outside the folders that a run makes."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    kept = [path for path in files if path.relative_to(folder).parts[0] not in MADE]
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in kept}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the workflow after one run of everything."""
+    folder = copy_workflow(tmp_path_factory.mktemp("tiny") / "copy")
+    before = sources(folder)
+    result = snakemake("--cores", "2", "--configfile", TINY, folder=folder)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-8000:]
+    assert sources(folder) == before, "a run changed a file that belongs to the repository"
+    return folder
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from running import REPOSITORY, TINY, copy_workflow, overlay, planned, snakemake
+from running import REPOSITORY, TINY, overlay, planned, snakemake
 
 from prefopt.config import resolve
-from prefopt.files import sha256_of_file
 from prefopt.lm.models import weights_hash
 from prefopt.plan import result_files
 from prefopt.tables import read_manifest
@@ -27,26 +26,9 @@ RUNS = ["dpo_0.1", "ppo_6", "ppo_gt_6", "ppo_gt_trl_6", "unlikelihood_1", "prefe
 TABLES = {"win_rates": 1, "win_rate_figure": 1, "examples": 1}
 # What hangs on DPO's and the candidates' verdicts.
 CURVE = {"best_of_n_curve": 1}
-DPO_AND_BELOW = {"dpo": 1, "sample": 1, "judge": 1, "training_figure": 1, **TABLES, **CURVE}
-MADE = {"results", "logs", "work", ".snakemake"}
-
-
-def sources(folder: Path) -> dict[str, str]:
-    """Hash of every file outside the folders that a run makes."""
-    files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    kept = [path for path in files if path.relative_to(folder).parts[0] not in MADE]
-    return {str(path.relative_to(folder)): sha256_of_file(path) for path in kept}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the workflow after one run of everything."""
-    folder = copy_workflow(tmp_path_factory.mktemp("tiny") / "copy")
-    before = sources(folder)
-    result = snakemake("--cores", "2", "--configfile", TINY, folder=folder)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-8000:]
-    assert sources(folder) == before, "a run changed a file that belongs to the repository"
-    return folder
+# What hangs on the samples that people compare.
+STUDY = {"human_study": 1, "simulated_votes": 1, "human_votes": 1}
+DPO_AND_BELOW = {"dpo": 1, "sample": 1, "judge": 1, "training_figure": 1, **TABLES, **CURVE, **STUDY}
 
 
 def plan(
@@ -113,6 +95,18 @@ def test_the_other_results_are_there(finished: Path) -> None:
     names = ["winrates.svg", "winrates.png", "winrates.manifest.json", "comparisons.csv", "training.svg", "examples.md"]
     assert all((finished / "results" / f"tldr_{name}").stat().st_size > 0 for name in names)
     assert json.loads((finished / "results" / "tldr_winrates.manifest.json").read_text())["synthetic"] is True
+
+
+def test_people_and_judges_are_compared(finished: Path) -> None:
+    pages = sorted(path.name for path in (finished / "results/human/tldr/pages").iterdir())
+    raters = pd.read_csv(finished / "results/human/tldr/raters.csv")
+    assert pages == [f"{rater}.html" for rater in raters["rater"]] and raters["simulated"].all()
+    people = pd.read_csv(finished / "results/human_agreement.csv")
+    assert people["judge"].unique().tolist() == ["simulated raters", "main", "gold"]
+    assert people["matchup"].nunique() == 2 and (people["n"] > 0).all()
+    judges = pd.read_csv(finished / "results/judge_agreement.csv")
+    assert judges["method"].tolist() == ["all", *METHODS] and set(judges["judge_b"]) == {"gold"}
+    assert judges.loc[0, "n"] == 8 * len(METHODS)
 
 
 def test_dialogue_is_judged_by_method_and_by_step(finished: Path) -> None:
@@ -215,7 +209,7 @@ def test_forcing_a_stage_reruns_it_and_what_hangs_on_it(finished: Path) -> None:
 def test_another_judge_trains_nothing_but_the_judge(finished: Path) -> None:
     jobs = plan(finished, changed={"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
     judged = {"judge": len(METHODS), "judge_candidates": 1}
-    assert jobs == {"gold_reward_model": 1, **judged, "training_figure": 1, **TABLES, **CURVE}
+    assert jobs == {**judged, **TABLES, **CURVE}
 
 
 def test_threads_and_memory_rerun_nothing(finished: Path) -> None:

@@ -114,25 +114,16 @@ def _check_human(section: Config, task: str) -> Iterator[str]:
     if human["simulated_raters"] is not None and section["data"]["source"] != "embedded":
         yield (
             f"human.simulated_raters is a section, but data.source is {section['data']['source']!r}: only embedded "
-            f"records have the hidden facts that raters are simulated from; give null."
+            f"records have the hidden facts that raters are simulated from; give null, or leave the study out by human: null."
         )
     for index, matchup in enumerate(human["matchups"]):
         for side in ("first", "second"):
-            key, method = f"human.matchups[{index}].{side}", matchup[side]["method"]
-            temperature = matchup[side].get("temperature")
-            if method == "reference":
-                if temperature is not None:
-                    yield f"{key}.temperature is {temperature:g}; the reference has none, leave it out."
-            elif method not in section["methods"]:
-                yield f"{key}.method is {method!r}; allowed: reference, {', '.join(section['methods'])}."
-            elif temperature not in section["sampling"]["temperatures"]:
-                allowed = ", ".join(f"{value:g}" for value in section["sampling"]["temperatures"])
-                yield f"{key}.temperature is {'missing' if temperature is None else f'{temperature:g}'}; allowed: {allowed}."
-        if matchup["items"] > section["evaluation"]["test_prompts"]:
-            yield (
-                f"human.matchups[{index}].items is {matchup['items']}; allowed: at most evaluation.test_prompts, "
-                f"which is {section['evaluation']['test_prompts']}."
-            )
+            reference, given = matchup[side]["method"] == plan.REFERENCE, "temperature" in matchup[side]
+            if reference == given:
+                yield (
+                    f"human.matchups[{index}].{side}.temperature is {'given' if given else 'missing'}; a method needs "
+                    f"one, the reference has none."
+                )
 
 
 def _check_sections(section: Config, task: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Config = dict[str, Any]
 
+REFERENCE = "reference"  # a side of a matchup: the reference text of the prompt
 PROMPTS = Path(__file__).parents[1] / "prompts"
 
 # Keys of a task's `data` that hold paths of records.
@@ -129,9 +130,22 @@ def verdict_tables(config: Config) -> list[tuple[str, str, str]]:
     ]
 
 
+def matchups(config: Config, task: str) -> list[Config]:
+    """Whom people compare; a matchup of a method or temperature that is not sampled is left out."""
+    section = config["tasks"][task]
+
+    def sampled(side: Config) -> bool:
+        if side["method"] == REFERENCE:
+            return True
+        return side["method"] in section["methods"] and side["temperature"] in section["sampling"]["temperatures"]
+
+    every = section["human"]["matchups"] if "human" in section else []
+    return [matchup for matchup in every if sampled(matchup["first"]) and sampled(matchup["second"])]
+
+
 def studies(config: Config) -> list[str]:
     """Tasks that have a study with people."""
-    return [task for task in tasks_of(config, "comparison", "transfer") if "human" in config["tasks"][task]]
+    return [task for task in tasks_of(config, "comparison", "transfer") if matchups(config, task)]
 
 
 def exported_votes(task: str) -> list[str]:

@@ -260,7 +260,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "task": name,
         "suffix": PROMPT_SUFFIX[name],
         **{key: task["human"][key] for key in _STUDY},
-        "matchups": [{"raters_per_item": 1, **_sides(matchup)} for matchup in task["human"]["matchups"]],
+        "matchups": [{"raters_per_item": 1, **_sides(matchup)} for matchup in plan.matchups(config, name)],
     },
     "simulated_votes": lambda config, task, name: {
         **task["human"]["simulated_raters"],

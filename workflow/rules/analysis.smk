@@ -124,7 +124,7 @@ rule compute:
         **TABLE_RESOURCES,
     params:
         files=arguments_of(lambda wildcards: plan.compute_files(config)),
-        recipe=canonical_json(compute_recipe(config)),
+        recipe=canonical_json(stage_recipes.compute_recipe(config)),
         code=fingerprint("prefopt.analysis.compute"),
     shell:
         "python -m prefopt compute {params.files} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
@@ -176,7 +176,7 @@ rule paper:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=canonical_json(paper_recipe(config)),
+        recipe=canonical_json(stage_recipes.paper_recipe(config)),
         code=fingerprint("prefopt.analysis.paper"),
     shell:
         "python -m prefopt paper --win-rates {input} --recipe {params.recipe:q} --out {output} > {log} 2>&1"

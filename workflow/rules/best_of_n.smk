@@ -110,7 +110,7 @@ rule subsets:
 use rule judge as judge_candidates with:
     input:
         unpack(judge_files),
-        unpack(lambda wildcards: {"samples": judged_candidates(wildcards)["judged"]}),
+        samples=judged_candidates,
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
     output:
@@ -124,7 +124,7 @@ use rule judge as judge_candidates with:
 rule best_of_n_curve:
     input:
         unpack(one_sample_files),
-        unpack(judged_candidates),
+        unpack(subset_files),
         candidates="results/candidates/{task}.parquet",
         scores="results/candidates/{task}_scores.parquet",
         verdicts="results/candidates/{task}_verdicts.parquet",
@@ -142,7 +142,7 @@ rule best_of_n_curve:
         **TABLE_RESOURCES,
     params:
         one_sample=arguments_of(one_sample_files),
-        judged=arguments_of(judged_candidates),
+        judged=arguments_of(subset_files),
         recipe=recipe("best_of_n_curve"),
         code=fingerprint("prefopt.analysis.best_of_n_curve"),
     shell:

@@ -32,7 +32,7 @@ SHIPPED_BASE = os.path.relpath(f"{workflow.basedir}/workflow/models/tldr_base")
 
 def recipe(stage):
     """Params function: the stage's values from the config as JSON, so that another stage's change reruns nothing."""
-    return lambda wildcards: recipe_json(config, wildcards.task, stage)
+    return lambda wildcards: stage_recipes.recipe_json(config, wildcards.task, stage)
 
 
 def record_files(wildcards):
@@ -100,14 +100,14 @@ def judge_files(wildcards):
 def judge_values(wildcards):
     """Params function: the values of the same judge, as JSON."""
     judge = plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
-    return canonical_json(judge_recipe(config, wildcards.task, judge))
+    return canonical_json(stage_recipes.judge_recipe(config, wildcards.task, judge))
 
 
 def compared_samples(wildcards):
     """Samples of the methods that people compare."""
-    matchups = config["tasks"][wildcards.task]["human"]["matchups"]
-    methods = dict.fromkeys(matchup[side]["method"] for matchup in matchups for side in ("first", "second"))
-    return [f"results/samples/{wildcards.task}/{method}.parquet" for method in methods if method != "reference"]
+    sides = [matchup[side] for matchup in plan.matchups(config, wildcards.task) for side in ("first", "second")]
+    methods = dict.fromkeys(side["method"] for side in sides if side["method"] != plan.REFERENCE)
+    return [f"results/samples/{wildcards.task}/{method}.parquet" for method in methods]
 
 
 def exported_votes(wildcards):
@@ -117,10 +117,16 @@ def exported_votes(wildcards):
     return plan.exported_votes(wildcards.task)
 
 
+def subset_files(wildcards):
+    """The candidates that are judged, the best of seeded subsets; nothing where it is free and all are judged."""
+    if not plan.judges_subsets(config, wildcards.task):
+        return {}
+    return {"judged": f"results/candidates/{wildcards.task}_subsets.parquet"}
+
+
 def judged_candidates(wildcards):
-    """The candidates that are judged: all where it is free, else the best of seeded subsets."""
-    subsets = "_subsets" if plan.judges_subsets(config, wildcards.task) else ""
-    return {"judged": f"results/candidates/{wildcards.task}{subsets}.parquet"}
+    """The candidates that are judged."""
+    return subset_files(wildcards).get("judged", f"results/candidates/{wildcards.task}.parquet")
 
 
 def one_sample_files(wildcards):
@@ -159,7 +165,7 @@ def runs_of_sweep(wildcards):
 
 def by_step_arguments(wildcards, input, output):
     """Params function: what DPO's stage needs to sample while it trains."""
-    values = shlex.quote(recipe_json(config, wildcards.task, "by_step"))
+    values = shlex.quote(stage_recipes.recipe_json(config, wildcards.task, "by_step"))
     return f"--by-step {values} --prompts {input.prompts} --samples {output.samples}"
 
 

@@ -25,7 +25,7 @@ rule frontier_run:
     params:
         model=model_folder("sft"),
         rewards=arguments_of(reward_files),
-        recipe=lambda wildcards: recipe_json(config, wildcards.task, "frontier_run", wildcards.run),
+        recipe=lambda wildcards: stage_recipes.recipe_json(config, wildcards.task, "frontier_run", wildcards.run),
         code=fingerprint("prefopt.training.frontier_run"),
     shell:
         "python -m prefopt --threads {threads} frontier_run --model {params.model:q} --data {input.data}"

@@ -120,7 +120,7 @@ rule human_agreement:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=canonical_json(human_agreement_recipe(config)),
+        recipe=canonical_json(stage_recipes.human_agreement_recipe(config)),
         code=fingerprint("prefopt.analysis.human_agreement"),
     shell:
         "python -m prefopt human_agreement --votes {input.votes} --verdicts {input.verdicts}"

@@ -70,7 +70,7 @@ rule judge_agreement:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=canonical_json(agreement_recipe(config)),
+        recipe=canonical_json(stage_recipes.agreement_recipe(config)),
         code=fingerprint("prefopt.analysis.judge_agreement"),
     shell:
         "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}" " > {log} 2>&1"

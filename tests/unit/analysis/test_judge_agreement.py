@@ -12,12 +12,8 @@ import pytest
 from made_up import make_files
 from prefopt.analysis import human_agreement, judge_agreement
 from prefopt.analysis.human_agreement import HumanAgreementRecipe, human_agreement_table
-from prefopt.analysis.statistics import (
-    agreement,
-    kappa_of,
-    length_controlled_rate,
-    simultaneous_half_widths,
-)
+from prefopt.analysis.judge_statistics import agreement, kappa_of, length_controlled_rate
+from prefopt.analysis.statistics import simultaneous_half_widths
 from prefopt.analysis.verdicts import settle
 from prefopt.errors import UserError
 

@@ -9,12 +9,8 @@ import pytest
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
-from prefopt.analysis.statistics import (
-    agreement,
-    paired_difference,
-    score_interval,
-    simultaneous_half_widths,
-)
+from prefopt.analysis.judge_statistics import agreement
+from prefopt.analysis.statistics import paired_difference, score_interval, simultaneous_half_widths
 
 STUDIES = 2000
 

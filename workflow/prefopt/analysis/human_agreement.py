@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.analysis.statistics import agreement, score_interval
+from prefopt.analysis.judge_statistics import agreement
+from prefopt.analysis.statistics import score_interval
 from prefopt.analysis.verdicts import SCORE, settle
 from prefopt.analysis.win_rates import write_csv
 from prefopt.errors import UserError

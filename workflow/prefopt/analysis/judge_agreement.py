@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.analysis.statistics import agreement
+from prefopt.analysis.judge_statistics import agreement
 from prefopt.analysis.verdicts import SCORE, read_verdicts
 from prefopt.analysis.win_rates import write_csv
 from prefopt.errors import UserError

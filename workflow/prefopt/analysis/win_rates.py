@@ -15,9 +15,9 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from prefopt.analysis.judge_statistics import length_controlled_rate
 from prefopt.analysis.statistics import (
     Interval,
-    length_controlled_rate,
     paired_difference,
     score_interval,
     simultaneous_half_widths,

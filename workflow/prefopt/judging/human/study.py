@@ -19,13 +19,13 @@ from prefopt.errors import UserError
 from prefopt.files import atomic_directory, stable_hash, write_text
 from prefopt.judging.human.page import rater_page
 from prefopt.judging.templates import question
+from prefopt.plan import REFERENCE
 from prefopt.recipes import from_dict, from_json, to_dict
 from prefopt.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-REFERENCE = "reference"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

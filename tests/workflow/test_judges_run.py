@@ -1,0 +1,179 @@
+"""The win-rate table of the embedded task through servers that speak the OpenAI protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from llmock.pytest_plugin import LLMock
+from llmock.scenarios import Delay, Fail, Match, Reply
+from running import REPOSITORY, TINY, overlay, snakemake
+
+from prefopt.judging.verdict_store import VerdictStore
+
+pytestmark = pytest.mark.workflow
+
+CHAT = Match(path="*/chat/completions")
+WIN_RATES = "results/tldr_winrates.csv"
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, in which only the judge changes."""
+    return shutil.copytree(finished, tmp_path / "copy", symlinks=True)
+
+
+def chat_judge(folder: Path, base_url: str, kind: str = "chat", **changes: Any) -> Path:
+    chat = {
+        **{"base_url": base_url, "model": "gpt-4o", "api_key_env": None, "prompt": "tldr_concise", "max_tokens": 20},
+        **{"max_retries": 10, "parse_retries": 1, "prices": {"gpt-4o": {"input": 2.0, "output": 8.0}}, **changes},
+    }
+    judge = {"kind": kind, "order": "both", "repeat": 0.2, "chat": chat}
+    return overlay(folder.parent, {"tasks": {"tldr": {"judge": judge, "other_judges": {"gold": None}, "human": None}}})
+
+
+def test_the_table_through_an_endpoint_with_faults(folder: Path, llmock: LLMock) -> None:
+    llmock.add(
+        *(Fail(429, retry_after=0.1, times=8, match=CHAT), Fail(503, times=4, match=CHAT)),
+        Reply(text="Comparison: it is the first.\nPreferred: A", times=None, match=CHAT),
+    )
+    config = chat_judge(folder, llmock.base_url())
+    targets = [WIN_RATES, "results/candidates/tldr_curve.csv"]
+    result = snakemake("--cores", "2", *targets, "--configfile", TINY, config, folder=folder)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    llmock.assert_resilient()
+    table = pd.read_csv(folder / WIN_RATES)
+    assert table["judge"].str.startswith("chat:gpt-4o/tldr_concise@").all()
+    # A judge that always names the first text: every pair flips, and is a tie.
+    assert (table["flip_rate"] == 1).all() and (table["first_position_rate"] == 1).all()
+    assert (table["win_rate"] == 0.5).all() and (table["self_agreement"] == 1).all()
+    assert (table["cost_usd"] > 0).all()
+    manifest = json.loads((folder / "results/tldr_winrates.manifest.json").read_text())
+    assert manifest["template"]["name"] == "tldr_concise" and manifest["cost_usd"] > 0
+    # The curve rests on seeded subsets.
+    curve = pd.read_csv(folder / targets[1])
+    judged = pd.read_parquet(folder / "results/candidates/tldr_verdicts.parquet")
+    every = pd.read_parquet(folder / "results/candidates/tldr.parquet")
+    assert len(judged) // 2 < len(every) / 2 and sorted(curve["n"].unique()) == [1, 4]
+    # Recorded, it needs no endpoint.
+    again = chat_judge(folder, llmock.base_url(), kind="recorded")
+    before = len(llmock.requests)
+    result = snakemake("--cores", "2", WIN_RATES, "--configfile", TINY, again, folder=folder)
+    assert result.returncode == 0, result.stderr[-6000:]
+    assert len(llmock.requests) == before
+    recorded = pd.read_csv(folder / WIN_RATES)
+    assert recorded["judge"].str.startswith("recorded:").all()
+    pd.testing.assert_frame_equal(recorded.drop(columns="judge"), table.drop(columns="judge"))
+
+
+def test_a_killed_judge_pays_only_for_what_is_missing(folder: Path, llmock: LLMock) -> None:
+    llmock.add(Delay(0.05, times=None, match=CHAT), Reply(text="Preferred: B", times=None, match=CHAT))
+    config = chat_judge(folder, llmock.base_url(), concurrency=4)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(folder / "Snakefile"), "--cores", "2", WIN_RATES]
+    arguments = [*command, "--configfile", str(TINY), str(config)]
+    with subprocess.Popen(
+        arguments, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        store = folder / "verdicts.sqlite"
+        deadline = time.monotonic() + 120
+        while not (store.exists() and len(VerdictStore(store).export()) >= 30):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        # A job is a session of its own shell's children; whoever still asks is killed as well.
+        process.wait()
+    subprocess.run(["pkill", "-9", "-f", str(config.parent)], check=False)
+    time.sleep(1)
+    kept = len(VerdictStore(store).export())
+    made = sum("chat" in record.path for record in llmock.requests)
+    assert kept <= made <= kept + 2 * 4  # two jobs with four calls in flight
+    llmock.add(Delay(0.0, times=None, match=CHAT))
+    result = snakemake("--cores", "2", "--rerun-incomplete", WIN_RATES, "--configfile", TINY, config, folder=folder)
+    if "Directory cannot be locked" in result.stderr + result.stdout:
+        snakemake("--unlock", "--configfile", TINY, config, folder=folder)
+        result = snakemake("--cores", "2", "--rerun-incomplete", WIN_RATES, "--configfile", TINY, config, folder=folder)
+    assert result.returncode == 0, result.stderr[-6000:]
+    whole = len(VerdictStore(store).export())
+    final = sum("chat" in record.path for record in llmock.requests)
+    assert whole > kept and final - made == whole - kept
+    assert pd.read_csv(folder / WIN_RATES)["judge"].str.startswith("chat:").all()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """`transformers serve` with a tiny random model: real generation, which never says anything sensible."""
+    pytest.importorskip("fastapi")
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["a b c"], vocab_size=260, special_tokens=["<eos>"])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token="<eos>", pad_token="<eos>")
+    fast.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(fast), max_position_embeddings=4096, eos_token_id=fast.eos_token_id, **shape)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "judge")
+    fast.save_pretrained(tmp_path / "judge")
+    (tmp_path / "hub").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    with subprocess.Popen(
+        [
+            *(str(Path(sys.executable).parent / "transformers"), "serve", str(tmp_path / "judge"), "--device", "cpu"),
+            *("--port", str(port), "--host", "127.0.0.1", "--default-seed", "0"),
+        ],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            deadline = time.monotonic() + 120
+            while not _answers(f"{address}/health"):
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.5)
+            yield f"{address}/v1"
+        finally:
+            process.kill()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+def test_the_table_through_a_local_server(folder: Path, served: str, tmp_path: Path) -> None:
+    model = str(tmp_path / "judge")
+    changes = {"model": model, "prices": {model: {"input": 0, "output": 0}}, "max_tokens": 6, "parse_retries": 0}
+    config = chat_judge(folder, served, **changes, budget_usd=0.0, concurrency=2)
+    result = snakemake("--cores", "2", WIN_RATES, "--configfile", TINY, config, folder=folder)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    table = pd.read_csv(folder / WIN_RATES)
+    # Nothing that it says names a winner, and nothing is guessed.
+    assert (table["invalid"] == table["n"]).all() and table["win_rate"].isna().all()
+    assert (table["if_invalid_lose"] == 0).all() and (table["if_invalid_win"] == 1).all()
+    replies = VerdictStore(folder / "verdicts.sqlite").export()
+    assert (replies["completion_tokens"] > 0).all() and (replies["prompt_tokens"] > 50).all()
+    assert REPOSITORY.exists() and table["cost_usd"].eq(0).all()
