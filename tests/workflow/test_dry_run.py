@@ -77,9 +77,41 @@ def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
 
 
 def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
-    path = overlay(tmp_path, {"tasks": {"tldr": {"methods": ["sft", "dpo"]}}})
+    path = overlay(tmp_path, {"tasks": {"tldr": {"methods": ["sft", "dpo"], "other_judges": {"gold": None}}}})
     jobs = planned("results/tldr_winrates.svg", "results/tldr_training.svg", "--configfile", path, folder=tmp_path)
     assert not jobs.keys() & {"preferred_ft", "reward_model", "ppo", "candidates", "gold_reward_model"}
+
+
+def test_a_chat_model_judges_by_config_alone(tmp_path: Path) -> None:
+    targets = [f"results/{task}_winrates.csv" for task in ("tldr", "hh", "cnndm")]
+    plain = planned(*targets, "results/best_of_n.csv", folder=tmp_path)
+    overlay_of_chat = REPOSITORY / "config/chat_judge.yaml"
+    chat = planned(*targets, "results/best_of_n.csv", "--configfile", overlay_of_chat, folder=tmp_path)
+    # A paid judge sees the best of seeded subsets; nothing else differs.
+    assert chat == {**plain, "subsets": 2}
+
+
+def test_a_study_needs_votes_before_it_has_results(tmp_path: Path) -> None:
+    path = overlay(tmp_path, {"tasks": {"tldr": {"human": {"simulated_raters": None}}}})
+    jobs = planned("all", "--configfile", path, folder=tmp_path)
+    assert jobs["human_study"] == 1 and not jobs.keys() & {"human_votes", "human_agreement", "simulated_votes"}
+    (tmp_path / "human/votes/tldr").mkdir(parents=True)
+    (tmp_path / "human/votes/tldr/tldr-r01.json").write_text("{}")
+    jobs = planned("all", "--configfile", path, folder=tmp_path)
+    assert jobs["human_votes"] == jobs["human_agreement"] == 1 and "simulated_votes" not in jobs
+    # People as the judge of a table: one method, one temperature, every test prompt.
+    judged = {
+        **{"judge": {"kind": "human"}, "methods": ["sft"], "sampling": {"temperatures": [0.25]}},
+        "human": {
+            **{"simulated_raters": None},
+            "matchups": [
+                {"first": {"method": "sft", "temperature": 0.25}, "second": {"method": "reference"}, "items": 192}
+            ],
+        },
+    }
+    path = overlay(tmp_path, {"tasks": {"tldr": judged}})
+    jobs = planned("results/tldr_winrates.csv", "--configfile", path, folder=tmp_path)
+    assert jobs["human_study"] == jobs["human_votes"] == jobs["judge"] == 1 and "ppo" not in jobs
 
 
 def test_best_of_any_n_is_read_from_the_same_candidates(tmp_path: Path) -> None:
@@ -101,7 +133,7 @@ def test_the_shipped_base_is_made_by_the_rule_behind_scratch(tmp_path: Path) -> 
         ),
         (
             {"tasks": {"tldr": {"judge": {"kind": "gpt-4"}}}},
-            "config: tasks.tldr.judge.kind is 'gpt-4'; allowed: oracle or reward_model.",
+            "config: tasks.tldr.judge.kind is 'gpt-4'; allowed: oracle, reward_model, chat, recorded or human.",
         ),
         (
             {"sead": 1},

@@ -98,7 +98,7 @@ def test_the_other_results_are_there(finished: Path) -> None:
 
 
 def test_people_and_judges_are_compared(finished: Path) -> None:
-    pages = sorted(path.name for path in (finished / "results/human/tldr/pages").iterdir())
+    pages = sorted(path.name for path in (finished / "results/human/tldr/pages").glob("*.html"))
     raters = pd.read_csv(finished / "results/human/tldr/raters.csv")
     assert pages == [f"{rater}.html" for rater in raters["rater"]] and raters["simulated"].all()
     people = pd.read_csv(finished / "results/human_agreement.csv")

@@ -211,7 +211,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "subsets": lambda config, task, name: {
         "n": _curve(task),
         "subsets": task["best_of_n"]["subsets"],
-        "seed": task["judge"]["seed"],
+        "seed": config["seed"],
     },
     "best_of_n_curve": lambda config, task, name: {
         "task": name,
