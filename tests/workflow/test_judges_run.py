@@ -112,6 +112,28 @@ def test_a_killed_judge_pays_only_for_what_is_missing(folder: Path, llmock: LLMo
     assert pd.read_csv(folder / WIN_RATES)["judge"].str.startswith("chat:").all()
 
 
+def test_people_can_judge_the_table(folder: Path) -> None:
+    """Here simulated ones: SFT's completions against the references of all test prompts, by the majority of three."""
+    side = {"method": "sft", "temperature": 1.0}
+    matchup = {"first": side, "second": {"method": "reference"}, "items": 8, "raters_per_item": 3}
+    raters = {"noise": 0.1, "length_bias": 0.0, "indifference": 0.0, "careless": 0.0}
+    tldr = {
+        **{"judge": {"kind": "human"}, "other_judges": {"gold": {"kind": "oracle"}}, "methods": ["sft"]},
+        **{"sampling": {"temperatures": [1.0]}, "human": {"matchups": [matchup], "simulated_raters": raters}},
+    }
+    config = overlay(folder.parent, {"tasks": {"tldr": tldr}})
+    targets = [WIN_RATES, "results/human_agreement.csv"]
+    # The samples at other temperatures were made already, with equal ones at this one.
+    result = snakemake("--cores", "2", *targets, "--configfile", TINY, config, folder=folder)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    table = pd.read_csv(folder / WIN_RATES)
+    assert table["judge"].str.startswith("human:simulated-").all() and table["n"].tolist() == [8]
+    assert table["selected"].tolist() == [True] and table["losses"].item() >= 6  # a toy model writes no summary
+    people = pd.read_csv(folder / "results/human_agreement.csv")
+    assert people["judge"].tolist() == ["simulated raters", "gold"]
+    assert people["agreement"].min() > 0.8
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
     """`transformers serve` with a tiny random model: real generation, which never says anything sensible."""

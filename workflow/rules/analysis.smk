@@ -158,7 +158,8 @@ rule compute_figure:
 
 rule paper:
     input:
-        [f"results/{task}_winrates.csv" for task in plan.tasks_of(config, "comparison", "transfer")],
+        unpack(human_table),
+        win_rates=[f"results/{task}_winrates.csv" for task in plan.tasks_of(config, "comparison", "transfer")],
     output:
         report(
             "results/paper_vs_here.md",
@@ -176,10 +177,11 @@ rule paper:
     resources:
         **TABLE_RESOURCES,
     params:
+        human=arguments_of(human_table),
         recipe=canonical_json(stage_recipes.paper_recipe(config)),
         code=fingerprint("prefopt.analysis.paper"),
     shell:
-        "python -m prefopt paper --win-rates {input} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        "python -m prefopt paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
 rule training_figure:

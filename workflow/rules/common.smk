@@ -117,6 +117,11 @@ def exported_votes(wildcards):
     return plan.exported_votes(wildcards.task)
 
 
+def human_table(wildcards):
+    """What people and judges say of the same pairs, where people or simulated raters have voted."""
+    return {"human": "results/human_agreement.csv"} if plan.study_tables(config) else {}
+
+
 def subset_files(wildcards):
     """The candidates that are judged, the best of seeded subsets; nothing where it is free and all are judged."""
     if not plan.judges_subsets(config, wildcards.task):

@@ -184,6 +184,13 @@ def test_a_reply_without_a_verdict_is_asked_again_and_then_invalid(llmock: LLMoc
     assert sum(verdict.cost_usd for verdict in verdicts) == pytest.approx((read * 2 + written * 8) / 1e6)
 
 
+def test_a_reply_that_was_cut_is_asked_again(llmock: LLMock, recipe: ChatRecipe) -> None:
+    llmock.add(Reply(text="It says\nPreferred: A\nbut", finish_reason="length", times=1, match=CHAT))
+    say(llmock, "Preferred: B")
+    assert judge(recipe).compare(COMPARISONS[:1])[0].winner == "second"
+    assert calls(llmock) == 2
+
+
 def test_an_empty_reply_is_asked_again_and_never_stored(llmock: LLMock, recipe: ChatRecipe) -> None:
     say(llmock, "", 1)
     say(llmock, "Preferred: B", 1)

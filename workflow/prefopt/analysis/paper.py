@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +34,47 @@ class PaperRecipe:
     scale: dict[str, str]
 
 
-def counterpart(entry: dict[str, Any], win_rates: dict[str, pd.DataFrame]) -> str:
-    """The counterpart of a printed win rate as text, or nothing."""
+def counterpart(entry: dict[str, Any], win_rates: dict[str, pd.DataFrame], human: pd.DataFrame | None) -> str:
+    """The counterpart of a printed win rate or agreement as text, or nothing."""
+    if "matchup" in entry:
+        return _of_table_2(entry, human) if human is not None else ""
     table = win_rates.get(entry.get("task", ""))
     if table is None or "method" not in entry:
         return ""
     rows = table[(table["method"] == entry["method"]) & (table["temperature"] == entry["temperature"])]
     if rows.empty:
         return ""
-    row = rows.iloc[0]
-    return f"{100 * row['win_rate']:.0f} [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}]"
+    return _shown(*rows.iloc[0][["win_rate", "ci_low", "ci_high"]])
 
 
-def page(win_rates: dict[str, pd.DataFrame], scale: dict[str, str]) -> str:
+def _of_table_2(entry: dict[str, Any], human: pd.DataFrame) -> str:
+    """What people, or a judge, say of a matchup; the judge of the tables stands for the paper's main one, "C"."""
+    people = human["raters"] > 0
+    judge = people if entry["judge"] == "people" else (human["judge"] == entry["judge"]) & ~people
+    rows = human[judge & (human["task"] == entry["task"]) & (human["matchup"] == entry["matchup"])]
+    if rows.empty:
+        return ""
+    columns = {"win_rate": ["win_rate", "ci_low", "ci_high"]}.get(entry["figure"])
+    shown = _shown(*rows.iloc[0][columns or ["agreement", "agreement_low", "agreement_high"]])
+    simulated = (human["judge"] == "simulated raters").any() and (entry["judge"] == "people" or columns is None)
+    return f"{shown} (simulated raters)" if shown and simulated else shown
+
+
+def _shown(value: float, low: float, high: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def page(win_rates: dict[str, pd.DataFrame], human: pd.DataFrame | None, scale: dict[str, str]) -> str:
     """The page in Markdown.
 
     Args:
         win_rates: the table of each task.
+        human: the table of people and judges; None where nobody was asked.
         scale: data, base and judge of each task.
     """
     lines = []
     for entry in yaml.safe_load(NUMBERS.read_text(encoding="utf-8")):
-        here = counterpart(entry, win_rates)
+        here = counterpart(entry, win_rates, human)
         cells = [entry["where"], entry["what"], str(entry["paper"]), here, scale[entry["task"]] if here else ""]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n")
     return _HEAD + "".join(lines)
@@ -63,6 +83,7 @@ def page(win_rates: dict[str, pd.DataFrame], scale: dict[str, str]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `paper`."""
     parser.add_argument("--win-rates", required=True, type=Path, nargs="+", help="CSVs of win rates")
+    parser.add_argument("--human", type=Path, help="CSV of people and judges")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="Markdown page that is made")
 
@@ -75,4 +96,5 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"{path} does not exist: run the stage `win_rates`.")
         table = pd.read_csv(path)
         tables[str(table["task"].iloc[0])] = table
-    write_text(args.out, page(tables, from_json(PaperRecipe, args.recipe).scale))
+    human = None if args.human is None else pd.read_csv(args.human)
+    write_text(args.out, page(tables, human, from_json(PaperRecipe, args.recipe).scale))
