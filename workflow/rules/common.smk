@@ -97,6 +97,19 @@ def judge_files(wildcards):
     return {}
 
 
+def judge_needs(name):
+    """Resource function: only a judge that is a model needs what a model needs; another reads tables or waits."""
+
+    def needs(wildcards):
+        judge = plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
+        return (MODEL_RESOURCES if judge["kind"] == "reward_model" else TABLE_RESOURCES)[name]
+
+    return needs
+
+
+JUDGE_RESOURCES = {"gpu": judge_needs("gpu"), "mem_mb": judge_needs("mem_mb"), "runtime": MODEL_RESOURCES["runtime"]}
+
+
 def judge_values(wildcards):
     """Params function: the values of the same judge, as JSON."""
     judge = plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))

@@ -89,7 +89,7 @@ rule judge_items:
         "../../envs/judge.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **JUDGE_RESOURCES,
     params:
         judge=arguments_of(judge_files),
         recipe=judge_values,

@@ -17,7 +17,7 @@ rule judge:
         "../../envs/judge.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **JUDGE_RESOURCES,
     params:
         judge=arguments_of(judge_files),
         selected="",
