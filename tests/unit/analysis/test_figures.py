@@ -36,6 +36,9 @@ def table() -> pd.DataFrame:
             "win_rate": rate,
             "ci_low": max(0.0, rate - 0.06),
             "ci_high": min(1.0, rate + 0.06),
+            "band_low": max(0.0, rate - 0.08),
+            "band_high": min(1.0, rate + 0.08),
+            "flip_rate": float("nan"),
             "judge": "oracle:embedded-v1",
         }
         for i, method in enumerate(METHODS)
@@ -194,3 +197,10 @@ def test_bad_metrics_are_refused(tmp_path: Path, text: str, message: str) -> Non
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_metrics(path)
+
+
+def test_the_flip_rate_of_both_orders_is_told_and_only_an_oracle_is_a_program(table: pd.DataFrame) -> None:
+    chat = {**MANIFEST, "judge": "chat:m/tldr_simple@0", "synthetic": True}
+    said = texts(win_rate_figure(table.assign(flip_rate=0.125), chat)).replace("\n", " ")
+    assert "the judge changed its verdict in 12%" in said
+    assert "posts, references, preferences are by a program" in said

@@ -70,10 +70,13 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
     confidence = manifest.get("recipe", {}).get("confidence", 0.95)
     parts = [
         f"Judge: {manifest['judge']}. {manifest['test_prompts']} test prompts.",
-        f"Bars: {confidence:.0%} intervals over prompts. Filled marker: the temperature chosen on validation prompts.",
+        f"Bars: {confidence:.0%} intervals over prompts; thin lines: for all temperatures of a method at once. Filled "
+        f"marker: the temperature chosen on validation prompts.",
     ]
     if (invalid := int(table["invalid"].sum())) > 0:
         parts.append(f"{invalid} invalid verdicts are left out.")
+    if table["flip_rate"].notna().any():
+        parts.append(f"Shown in both orders, the judge changed its verdict in {table['flip_rate'].mean():.0%}.")
     if manifest.get("judge_accuracy") is not None:
         parts.append(
             f"The judge agrees with {manifest['judge_accuracy']:.0%} of held-out comparisons "
@@ -81,7 +84,9 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
             f'"the longer one wins" with {manifest["longer_wins_accuracy"]:.0%}.'
         )
     if manifest.get("synthetic"):
-        parts.append("Synthetic: posts, references, preferences and the judge are a program; no person was asked.")
+        written = "posts, references, preferences"
+        judged = " and the judge are" if str(manifest["judge"]).startswith("oracle") else " are by"
+        parts.append(f"Synthetic: {written}{judged} a program; no person was asked.")
     return " ".join(parts)
 
 
@@ -111,7 +116,8 @@ def read_win_rates(path: str | Path) -> pd.DataFrame:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the stage `win_rates` again.") from error
-    needed = ["task", "method", "temperature", "selected", "win_rate", "ci_low", "ci_high", "invalid"]
+    needed = ["task", "method", "temperature", "selected", "win_rate", "ci_low", "ci_high", "band_low", "band_high"]
+    needed += ["flip_rate", "invalid"]
     if missing := [column for column in needed if column not in table.columns]:
         raise UserError(f"{path} lacks the column {missing[0]!r}: run the stage `win_rates` again.")
     if table.empty:
@@ -122,7 +128,8 @@ def read_win_rates(path: str | Path) -> pd.DataFrame:
 def _draw_method(axes: Axes, rows: pd.DataFrame, shift: float, position: int) -> None:
     style = line_style(str(rows["method"].iloc[0]), position)
     x, y = rows["temperature"] + shift, rows["win_rate"]
-    axes.vlines(x, rows["ci_low"], rows["ci_high"], color=style.color, linewidth=1.1, alpha=0.55, zorder=2)
+    axes.vlines(x, rows["band_low"], rows["band_high"], color=style.color, linewidth=0.5, alpha=0.55, zorder=2)
+    axes.vlines(x, rows["ci_low"], rows["ci_high"], color=style.color, linewidth=1.4, alpha=0.55, zorder=2)
     axes.plot(x, y, color=style.color, linestyle=style.dashes, linewidth=1.6, zorder=3)
     for chosen, face in ((False, "white"), (True, style.color)):
         here = rows["selected"] == chosen
