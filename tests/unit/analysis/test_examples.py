@@ -114,6 +114,9 @@ def test_the_stage(tmp_path: Path) -> None:
             "win_rate": 0.5,
             "ci_low": 0.4,
             "ci_high": 0.6,
+            "band_low": 0.3,
+            "band_high": 0.7,
+            "flip_rate": float("nan"),
             "invalid": 0,
             "judge": "oracle:embedded-v1",
         }
