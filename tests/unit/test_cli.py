@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import pytest
 
@@ -41,3 +42,12 @@ def test_a_recipe_with_an_unknown_key_is_one_sentence(capsys: pytest.CaptureFixt
     arguments = ["best_of_n", "--candidates", "c", "--scores", "s", "--greedy", "g", "--recipe", recipe]
     assert cli.main([*arguments, "--prompts", "p", "--reference-model", "m", "--n", "4", "--out", "o"]) == 2
     assert "BestOfNRecipe: unknown key 'm'; it takes dtype, token_budget." in capsys.readouterr().err
+
+
+def test_gpus_are_taken_before_the_stage_and_none_is_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert cli.main(["--gpus", "0", "store", "export", "--store", "no.sqlite", "--table", "t"]) == 2
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert "no.sqlite does not exist" in capsys.readouterr().err

@@ -68,7 +68,7 @@ def rules() -> dict[str, str]:
 @pytest.mark.parametrize("rule", rules())
 def test_a_rule_names_the_code_that_it_runs_and_an_environment_that_suffices(rule: str) -> None:
     text = rules()[rule]
-    stage = re.search(r"python -m prefopt (?:--threads \{threads\} )?(\w+)", text)[1]  # type: ignore[index]
+    stage = re.search(r"python -m prefopt (?:--threads \{threads\} --gpus \{resources\.gpu\} )?(\w+)", text)[1]  # type: ignore[index]
     module = STAGES[stage][0]
     assert f'code=fingerprint("{module}")' in text
     environment = re.search(r"\.\./\.\./envs/(\w+)\.yaml", text)[1]  # type: ignore[index]
@@ -82,8 +82,8 @@ def test_every_rule_says_where_it_logs_and_what_it_needs() -> None:
     for name, text in rules().items():
         for directive in ("log", "benchmark", "conda", "threads", "resources"):
             assert re.search(rf"^    {directive}:", text, re.MULTILINE), f"rule {name} lacks {directive}:"
-    needs = re.findall(r"_RESOURCES = \{(.*?)\}", read("workflow/rules/common.smk"), re.DOTALL)
-    assert len(needs) == 2
+    needs = re.findall(r"^\w+_RESOURCES = \{(.*?)\}$", read("workflow/rules/common.smk"), re.DOTALL | re.MULTILINE)
+    assert len(needs) == 3
     for need in needs:
         assert set(re.findall(r'"(\w+)":', need)) == {"gpu", "mem_mb", "runtime"}
 

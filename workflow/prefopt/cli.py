@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 
+from prefopt.devices import take
 from prefopt.errors import UserError
 
 STAGES = {
@@ -61,6 +62,7 @@ def build_parser(stage: str | None) -> argparse.ArgumentParser:
     """The parser; only the named stage's module is imported, since importing torch takes seconds."""
     parser = argparse.ArgumentParser(prog="prefopt", description=__doc__)
     parser.add_argument("--threads", type=int, help="CPU threads of matrix products (default: torch's own)")
+    parser.add_argument("--gpus", type=int, help="GPUs to lease; 0 is the CPU (default: all that are seen, unleased)")
     subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, (module, summary) in STAGES.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
@@ -81,11 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     stage = next((word for word in arguments if word in STAGES), None)
     args = build_parser(stage).parse_args(arguments)
-    if args.threads is not None:
-        # Before torch is imported, so that its thread pools are made with this size.
-        os.environ["OMP_NUM_THREADS"] = str(args.threads)
-        importlib.import_module("torch").set_num_threads(args.threads)
     try:
+        # Both before torch is imported: it makes its thread pools and looks for devices once.
+        if args.gpus is not None:
+            take(args.gpus)
+        if args.threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(args.threads)
+            importlib.import_module("torch").set_num_threads(args.threads)
         importlib.import_module(STAGES[args.stage][0]).run(args)
     except UserError as error:
         print(f"prefopt {args.stage}: {error}", file=sys.stderr)

@@ -181,7 +181,8 @@ rule paper:
         recipe=canonical_json(stage_recipes.paper_recipe(config)),
         code=fingerprint("prefopt.analysis.paper"),
     shell:
-        "python -m prefopt paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        "python -m prefopt paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe:q} --out"
+        " {output} > {log} 2>&1"
 
 
 rule training_figure:

@@ -20,7 +20,8 @@ rule pretrain:
         recipe=recipe("pretrain"),
         code=fingerprint("prefopt.training.pretrain"),
     shell:
-        "python -m prefopt --threads {threads} pretrain --text {input.text} --recipe {params.recipe:q}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} pretrain --text {input.text} --recipe"
+        " {params.recipe:q}"
         " --work work/{wildcards.task}/pretrain --out {output.model} --metrics {output.metrics} > {log} 2>&1"
 
 
@@ -44,7 +45,8 @@ rule fetch:
         revision=revision_argument,
         code=fingerprint("prefopt.lm.fetch"),
     shell:
-        "python -m prefopt fetch --name {params.name:q} --kind {params.kind} {params.revision:q} --out {output.model} > {log} 2>&1"
+        "python -m prefopt fetch --name {params.name:q} --kind {params.kind} {params.revision:q} --out {output.model}"
+        " > {log} 2>&1"
 
 
 # Not part of `all`: `snakemake --cores 2 shipped_base` makes the checkpoint in the repository again.

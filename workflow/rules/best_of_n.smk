@@ -24,7 +24,7 @@ rule candidates:
         recipe=recipe("candidates"),
         code=fingerprint("prefopt.generation.sample"),
     shell:
-        "python -m prefopt --threads {threads} sample --model {params.model:q}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
         " --prompts {input.prompts} --method {params.method} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
@@ -50,7 +50,8 @@ rule score:
         recipe=recipe("score"),
         code=fingerprint("prefopt.generation.score"),
     shell:
-        "python -m prefopt --threads {threads} score --model {input.model} --prompts {input.prompts}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} score --model {input.model} --prompts"
+        " {input.prompts}"
         " --samples {input.samples} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
@@ -77,7 +78,8 @@ rule best_of_n:
         recipe=recipe("best_of_n"),
         code=fingerprint("prefopt.generation.best_of_n"),
     shell:
-        "python -m prefopt --threads {threads} best_of_n --candidates {input.candidates} --scores {input.scores}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} best_of_n --candidates {input.candidates}"
+        " --scores {input.scores}"
         " --greedy {input.greedy} --prompts {input.prompts} --reference-model {params.reference:q} --n {wildcards.n}"
         " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
@@ -147,7 +149,8 @@ rule best_of_n_curve:
         code=fingerprint("prefopt.analysis.best_of_n_curve"),
     shell:
         "python -m prefopt best_of_n_curve --candidates {input.candidates} --scores {input.scores}"
-        " --verdicts {input.verdicts} --prompts {input.prompts} {params.judged} {params.one_sample} --recipe {params.recipe:q}"
+        " --verdicts {input.verdicts} --prompts {input.prompts} {params.judged} {params.one_sample} --recipe"
+        " {params.recipe:q}"
         " --out {output} > {log} 2>&1"
 
 

@@ -26,7 +26,7 @@ rule dpo:
         by_step="",
         code=fingerprint("prefopt.training.dpo"),
     shell:
-        "python -m prefopt --threads {threads} dpo --model {params.model:q} --data {input.data}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} dpo --model {params.model:q} --data {input.data}"
         " --reference {input.reference} --recipe {params.recipe:q} {params.by_step} --work work/{wildcards.task}/dpo"
         " --out {output.model} --metrics {output.metrics} > {log} 2>&1"
 

@@ -28,7 +28,8 @@ rule frontier_run:
         recipe=lambda wildcards: stage_recipes.recipe_json(config, wildcards.task, "frontier_run", wildcards.run),
         code=fingerprint("prefopt.training.frontier_run"),
     shell:
-        "python -m prefopt --threads {threads} frontier_run --model {params.model:q} --data {input.data}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} frontier_run --model {params.model:q} --data"
+        " {input.data}"
         " --reference {input.reference} --prompts {input.prompts} {params.rewards} --recipe {params.recipe:q}"
         " --work work/{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations} --metrics {output.metrics}"
         " > {log} 2>&1"

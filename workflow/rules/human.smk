@@ -95,7 +95,8 @@ rule judge_items:
         recipe=judge_values,
         code=fingerprint("prefopt.judging.items"),
     shell:
-        "python -m prefopt --threads {threads} judge_items --items {input.compared} --prompts {input.prompts}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} judge_items --items {input.compared} --prompts"
+        " {input.prompts}"
         " {params.judge} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 

@@ -24,7 +24,8 @@ rule judge:
         recipe=judge_values,
         code=fingerprint("prefopt.judging.stage"),
     shell:
-        "python -m prefopt --threads {threads} judge --samples {input.samples} --prompts {input.prompts}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} judge --samples {input.samples} --prompts"
+        " {input.prompts}"
         " --demonstrations {input.demonstrations} {params.judge} {params.selected} --recipe {params.recipe:q}"
         " --out {output} > {log} 2>&1"
 
@@ -73,4 +74,6 @@ rule judge_agreement:
         recipe=canonical_json(stage_recipes.agreement_recipe(config)),
         code=fingerprint("prefopt.analysis.judge_agreement"),
     shell:
-        "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}" " > {log} 2>&1"
+        "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}"
+        " > {log}"
+        " 2>&1"

@@ -25,6 +25,7 @@ rule ppo:
         recipe=recipe("ppo"),
         code=fingerprint("prefopt.training.ppo"),
     shell:
-        "python -m prefopt --threads {threads} ppo --model {params.model:q} --reward-model {input.reward_model}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} ppo --model {params.model:q} --reward-model"
+        " {input.reward_model}"
         " --prompts {input.prompts} --recipe {params.recipe:q} --work work/{wildcards.task}/ppo"
         " --out {output.model} --metrics {output.metrics} > {log} 2>&1"

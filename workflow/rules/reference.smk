@@ -21,5 +21,6 @@ rule reference:
         recipe=recipe("reference"),
         code=fingerprint("prefopt.training.reference"),
     shell:
-        "python -m prefopt --threads {threads} reference --model {params.model:q} --data {input.data}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} reference --model {params.model:q} --data"
+        " {input.data}"
         " --recipe {params.recipe:q} --out {output} > {log} 2>&1"

@@ -25,7 +25,8 @@ rule reward_model:
         recipe=recipe("reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
-        "python -m prefopt --threads {threads} reward --model {params.model:q} --data {input.data}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} reward --model {params.model:q} --data"
+        " {input.data}"
         " --demonstrations {input.demonstrations} --recipe {params.recipe:q}"
         " --work work/{wildcards.task}/reward_model --out {output.model} --metrics {output.metrics} > {log} 2>&1"
 
@@ -52,6 +53,7 @@ rule gold_reward_model:
         recipe=recipe("gold_reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
-        "python -m prefopt --threads {threads} reward --model {params.model:q} --data {input.data}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} reward --model {params.model:q} --data"
+        " {input.data}"
         " --demonstrations {input.demonstrations} --recipe {params.recipe:q}"
         " --work work/{wildcards.task}/gold_reward_model --out {output.model} --metrics {output.metrics} > {log} 2>&1"

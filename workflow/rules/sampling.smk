@@ -25,6 +25,6 @@ rule sample:
         recipe=recipe("sample"),
         code=fingerprint("prefopt.generation.sample"),
     shell:
-        "python -m prefopt --threads {threads} sample --model {params.model:q}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
         " --reference-model {params.reference:q} --prompts {input.prompts} --method {wildcards.method}"
         " --recipe {params.recipe:q} --out {output} > {log} 2>&1"

@@ -76,7 +76,8 @@ rule pair_samples:
         recipe=recipe("pair_samples"),
         code=fingerprint("prefopt.generation.sample"),
     shell:
-        "python -m prefopt --threads {threads} sample --model {params.model:q} --prompts {input.prompts} --method sft"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
+        " --prompts {input.prompts} --method sft"
         " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
@@ -118,7 +119,8 @@ rule true_rewards:
         recipe=recipe("true_rewards"),
         code=fingerprint("prefopt.rewards.stage"),
     shell:
-        "python -m prefopt --threads {threads} true_rewards --samples {input.samples} --prompts {input.prompts}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} true_rewards --samples {input.samples}"
+        " --prompts {input.prompts}"
         " {params.true_reward} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
@@ -181,6 +183,7 @@ rule classifier:
         recipe=recipe("classifier"),
         code=fingerprint("prefopt.training.classifier"),
     shell:
-        "python -m prefopt --threads {threads} classifier --model {params.model:q} --reviews {input.reviews}"
+        "python -m prefopt --threads {threads} --gpus {resources.gpu} classifier --model {params.model:q} --reviews"
+        " {input.reviews}"
         " --recipe {params.recipe:q} --work work/{wildcards.task}/classifier"
         " --out {output.model} --metrics {output.metrics} --table {output.table} > {log} 2>&1"
