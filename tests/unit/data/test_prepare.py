@@ -130,6 +130,18 @@ def test_special_tokens_in_a_text_are_text(tokenizer: PreTrainedTokenizerBase, n
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == text.strip()
 
 
+def test_every_prompt_that_is_evaluated_has_a_reference_with_a_length(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [
+        demonstration(i, response=" x" * (5 if i < 3 else 60), split=split)
+        for i, split in enumerate(["train", "validation", "test", "train", "validation", "test"])
+    ]
+    tables = prepare_demonstrations(tokenizer, rows, recipe())
+    assert [row["prompt_id"] for row in tables["demonstrations"].rows] == ["p0", "p1", "p2"]
+    assert [row["prompt_id"] for row in tables["prompts"].rows] == ["p0", "p1", "p2", "p3"]
+    assert tables["demonstrations"].dropped == {"completion_too_long": 3}
+    assert tables["prompts"].dropped == {"reference_too_long": 2}
+
+
 def test_a_response_ends_with_eos_or_is_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
     eos = tokenizer.eos_token_id
     room = 20
@@ -273,10 +285,11 @@ def test_real_records(tmp_path: Path) -> None:
         **{"demonstrations": 342, "prompts": 342, "preferences": 1154, "gold_preferences": 597},
     }
     assert {name: table["kept"] for name, table in summary["tables"].items()} == {
-        **{"demonstrations": 270, "prompts": 342, "preferences": 316, "gold_preferences": 329},
+        **{"demonstrations": 270, "prompts": 325, "preferences": 316, "gold_preferences": 329},
     }
     assert summary["tables"]["preferences"]["dropped"] == {"completion_too_long": 241, "reserved_for_gold": 597}
-
+    # Of 72 long summaries 17 lie outside the training split: their prompts are not used for evaluation.
+    assert summary["tables"]["prompts"]["dropped"] == {"reference_too_long": 17}
     tokenizer = load_tokenizer(model)
     eos = tokenizer.eos_token_id
     (suffix_ids,) = encode(tokenizer, [SUFFIX])

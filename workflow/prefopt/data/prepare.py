@@ -124,7 +124,8 @@ def prepare_demonstrations(
     """The tables `demonstrations` and `prompts`.
 
     A response is never cut, so that its EOS stays: where one is trained on, a longer one is dropped from the demonstrations
-    ("completion_too_long") and stays the reference of its prompt.
+    ("completion_too_long"), and no method is asked to write one either: outside the training split its prompt is dropped
+    ("reference_too_long").
     """
     prompts = encode_prompts(tokenizer, (row["prompt"] for row in rows), recipe)
     responses = encode_completions(tokenizer, (row["response"] for row in rows))
@@ -133,6 +134,9 @@ def prepare_demonstrations(
         prompt, response_ids = prompts[row["prompt"]], responses[row["response"]]
         if not recipe.evaluation_only and len(response_ids) > recipe.max_length - recipe.max_prompt_length:
             tables["demonstrations"].dropped["completion_too_long"] += 1
+            if row["split"] != "train":
+                tables["prompts"].dropped["reference_too_long"] += 1
+                continue
         else:
             tables["demonstrations"].keep({**row, "response_ids": response_ids}, prompt)
         shared = {name: row[name] for name in ("prompt_id", "prompt", "split", "facts")}
