@@ -83,16 +83,9 @@ def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> None:
     last = reliable.iloc[-1]
     axes.plot(reliable["kl"], reliable["reward"], color="black", linewidth=1.3, label="Optimal frontier (estimate)")
     beyond = rows[(rows["kl"] >= last["kl"]) & (rows["kl"] <= last["kl"] + _BEYOND)]
-    axes.plot(beyond["kl"], beyond["reward"], color="0.6", linewidth=1.0, linestyle=(0, (2, 1.5)))
-    axes.annotate(
-        f"{last['effective_samples']:.0f} of {last['samples']:.0f} samples effective;\nlower beyond, so too low",
-        (last["kl"], last["reward"]),
-        xytext=(0.36, 0.62),
-        textcoords="axes fraction",
-        fontsize=7,
-        color="0.25",
-        arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6},
-    )
+    # Where few samples carry the weights, the estimate is too low.
+    few = f"its estimate from under {last['effective_samples']:.0f} of {last['samples']:.0f} samples, too low"
+    axes.plot(beyond["kl"], beyond["reward"], color="0.6", linewidth=1.0, linestyle=(0, (2, 1.5)), label=few)
     for wanted in (1000, 100):
         enough = reliable[reliable["effective_samples"] >= wanted]
         if 0 < len(enough) < len(reliable):
