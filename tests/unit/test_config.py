@@ -184,6 +184,41 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             "tasks.imdb.runs.mine.beta (1) is not read by the method 'ppo'; leave it out.",
         ),
         ("tasks.imdb.runs", {"mine": {"beta": 1}}, "tasks.imdb.runs.mine.method is missing; allowed: dpo, *"),
+        (
+            "tasks.tldr.judge.kind",
+            "human",
+            "tasks.tldr.sampling.temperatures holds 5 temperatures; with judge.kind 'human' it must hold one, *",
+        ),
+        ("tasks.tldr.judge.kind", "chat", "tasks.tldr.judge.chat is missing; judge.kind is 'chat', which needs *"),
+        (
+            "tasks.tldr.judge",
+            {"kind": "chat", "chat": {"base_url": "http://x/v1", "model": "m", "prompt": "tldr_concise"}},
+            "tasks.tldr.judge.chat.prices has no price of 'm'; give USD *",
+        ),
+        (
+            "tasks.tldr.judge",
+            {
+                "kind": "chat",
+                "chat": {
+                    "base_url": "http://x/v1",
+                    "model": "m",
+                    "prompt": "p",
+                    "prices": {"m": {"input": 0, "output": 0}},
+                },
+            },
+            "tasks.tldr.judge.chat.prompt is 'p'; allowed: hh_helpful, news_concise, tldr_concise, tldr_simple, *",
+        ),
+        (
+            "tasks.tldr.judge",
+            {"kind": "chat", "chat": {"base_url": "http://x/v1", "model": "m", "prompt": "p", "api_key_env": "sk-1"}},
+            "tasks.tldr.judge.chat.api_key_env is no allowed value (which is not shown, *",
+        ),
+        (
+            "tasks.tldr.human",
+            {"matchups": [{"first": {"method": "dpo"}, "second": {"method": "reference"}, "items": 3}]},
+            "tasks.tldr.human.matchups[[]0].first.temperature is missing; a method needs one, *",
+        ),
+        ("tasks.tldr.other_judges", {"A": {"kind": "oracle"}}, "tasks.tldr.other_judges is 'A'; allowed: names of *"),
         ("tasks.imdb.runs", {"mine": 3}, "tasks.imdb.runs.mine is 3; allowed: a section with method and *"),
         ("tasks.imdb.runs", {"a b": {"method": "dpo", "beta": 1}}, "tasks.imdb.runs is 'a b'; allowed: a name of *"),
         (

@@ -65,6 +65,11 @@ def _check_judge(section: Config, task: str) -> Iterator[str]:
 
 def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
     kind, data = judge["kind"], section["data"]
+    if key == "judge" and kind == "human" and len(section["sampling"]["temperatures"]) > 1:
+        yield (
+            f"sampling.temperatures holds {len(section['sampling']['temperatures'])} temperatures; with judge.kind "
+            f"'human' it must hold one, since people vote on test prompts only and none can be selected on others."
+        )
     if kind == "oracle" and data["source"] != "embedded":
         yield (
             f"{key}.kind is 'oracle', which needs data.source 'embedded' and not {data['source']!r}; "

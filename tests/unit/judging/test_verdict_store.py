@@ -68,6 +68,30 @@ def test_several_writers_at_once_lose_nothing(tmp_path: Path) -> None:
         assert len(store.export()) == 300
 
 
+def test_two_jobs_never_ask_the_same_at_once(tmp_path: Path) -> None:
+    """Three processes want the same twenty replies, each of which takes a while: twenty are made."""
+    code = (
+        "import sys, time; sys.path[:0] = [sys.argv[1]]\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from prefopt.judging.verdict_store import Reply, VerdictStore\n"
+        "store = VerdictStore(sys.argv[2])\n"
+        "def ask(i):\n"
+        "    request = {'endpoint': 'e', 'model': 'm', 'i': i}\n"
+        "    with store.alone(request):\n"
+        "        if store.get(request) is None:\n"
+        "            time.sleep(0.05)\n"
+        "            store.put(request, Reply('A', 'stop', 'm', 1, 1))\n"
+        "            return 1\n"
+        "    return 0\n"
+        "with ThreadPoolExecutor(4) as pool:\n"
+        "    print(sum(pool.map(ask, range(20))))\n"
+    )
+    package, path = str(Path(__file__).parents[3] / "workflow"), str(tmp_path / "s.sqlite")
+    command = [sys.executable, "-c", code, package, path]
+    jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert sum(int(job.communicate()[0]) for job in jobs) == 20
+
+
 def test_export_and_import_keep_every_reply(tmp_path: Path) -> None:
     with VerdictStore(tmp_path / "a.sqlite") as store:
         for attempt in range(3):

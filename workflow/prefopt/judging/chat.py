@@ -220,13 +220,14 @@ class ChatJudge:
         calls = attempt = 0
         for _ in range(self._recipe.parse_retries + 1):
             request = self._request(comparison, repeat, attempt)
-            reply = self._store.get(request)
-            if reply is None:
-                reply = self._endpoint.ask(request["messages"], request["parameters"])
-                calls += 1
-                if not reply.text.strip():
-                    continue
-                self._store.put(request, reply)
+            with self._store.alone(request):
+                reply = self._store.get(request)
+                if reply is None:
+                    reply = self._endpoint.ask(request["messages"], request["parameters"])
+                    calls += 1
+                    if not reply.text.strip():
+                        continue
+                    self._store.put(request, reply)
             if self._winner(reply) != "invalid":
                 break
             attempt += 1

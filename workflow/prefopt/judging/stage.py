@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> None:
     demonstrations = read_table(args.demonstrations, "demonstrations")
     lengths = dict(zip(demonstrations["prompt_id"], demonstrations["response_ids"].map(len), strict=True))
     judged = samples if args.win_rates is None else selected_samples(samples, pd.read_csv(args.win_rates))
+    if recipe.kind == "human":
+        judged = judged[judged["split"] == "test"]  # what people are shown
     judge = build_judge(args, recipe, prompts)
     verdicts = judge_samples(judge, judged, prompts, lengths, recipe.order, recipe.seed)
     outcomes = Counter(verdicts["outcome"])

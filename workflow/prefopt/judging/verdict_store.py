@@ -6,12 +6,16 @@ several jobs may write at once. (WAL needs a local disk, not a network file syst
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
+import os
 import sqlite3
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +25,7 @@ from prefopt.errors import UserError
 from prefopt.files import canonical_json, stable_hash
 
 _WAIT = 60.0  # seconds for another job's transaction
+_POLL = 0.1  # seconds between two looks at whether another job has its reply
 _CREATE = """
 CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY,
@@ -81,6 +86,8 @@ class VerdictStore:
             self._connection = sqlite3.connect(path, timeout=_WAIT, check_same_thread=False, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute(_CREATE)
+            # Kept open: closing any descriptor of it would drop this process's locks.
+            self._locks = os.open(f"{path}.locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except (sqlite3.Error, OSError) as error:
             raise UserError(f"{path} cannot be used as a store of verdicts ({error}).") from error
 
@@ -89,6 +96,26 @@ class VerdictStore:
 
     def __exit__(self, *_: object) -> None:
         self._connection.close()
+        os.close(self._locks)
+
+    @contextlib.contextmanager
+    def alone(self, request: Mapping[str, Any]) -> Iterator[None]:
+        """While this is open no other process is in it for the same request, so that two never pay for one reply.
+
+        A lock on one byte of a file, which the kernel releases if the process dies. It is polled for: blocking calls
+        of several threads would look like a deadlock to the kernel.
+        """
+        place = int(stable_hash(request)[:12], 16)
+        while True:
+            try:
+                fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                break
+            except OSError:
+                time.sleep(_POLL)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, place)
 
     def get(self, request: Mapping[str, Any]) -> Reply | None:
         """The reply to a request, or None where it was never stored."""
