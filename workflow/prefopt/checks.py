@@ -57,10 +57,16 @@ def _check_data(section: Config, task: str) -> Iterator[str]:
 
 
 def _check_judge(section: Config, task: str) -> Iterator[str]:
-    judges = {"judge": section["judge"]}
-    judges |= {f"other_judges.{name}": judge for name, judge in section["other_judges"].items()}
-    for key, judge in judges.items():
+    for key, judge in _judges(section).items():
         yield from _check_one_judge(section, key, judge)
+
+
+def _judges(section: Config) -> Config:
+    """A task's judges by their keys."""
+    return {
+        "judge": section["judge"],
+        **{f"other_judges.{name}": judge for name, judge in section["other_judges"].items()},
+    }
 
 
 def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
@@ -104,11 +110,8 @@ def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
 
 def _check_human(section: Config, task: str) -> Iterator[str]:
     if "human" not in section:
-        kinds = {"judge": section["judge"]["kind"]} | {
-            f"other_judges.{name}": judge["kind"] for name, judge in section["other_judges"].items()
-        }
-        for key, kind in kinds.items():
-            if kind == "human":
+        for key, judge in _judges(section).items():
+            if judge["kind"] == "human":
                 yield f"human is missing; {key}.kind is 'human', which needs this section."
         return
     human = section["human"]

@@ -80,9 +80,14 @@ def arguments_of(files):
     return lambda wildcards, input: " ".join(f"--{key.replace('_', '-')} {input[key]}" for key in files(wildcards))
 
 
+def judge_of(wildcards):
+    """The judge that a rule's wildcard `judge` names, else the task's own."""
+    return plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
+
+
 def judge_files(wildcards):
-    """What the judge of a rule's wildcard `judge`, else the task's own, is made from."""
-    judge = plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
+    """What a job's judge is made from."""
+    judge = judge_of(wildcards)
     home = plan.home(config, wildcards.task)
     if judge["kind"] == "reward_model":
         return {
@@ -101,7 +106,7 @@ def judge_needs(name):
     """Resource function: only a judge that is a model needs what a model needs; another reads tables or waits."""
 
     def needs(wildcards):
-        judge = plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
+        judge = judge_of(wildcards)
         return (MODEL_RESOURCES if judge["kind"] == "reward_model" else TABLE_RESOURCES)[name]
 
     return needs
@@ -112,7 +117,7 @@ JUDGE_RESOURCES = {"gpu": judge_needs("gpu"), "mem_mb": judge_needs("mem_mb"), "
 
 def judge_values(wildcards):
     """Params function: the values of the same judge, as JSON."""
-    judge = plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
+    judge = judge_of(wildcards)
     return canonical_json(stage_recipes.judge_recipe(config, wildcards.task, judge))
 
 

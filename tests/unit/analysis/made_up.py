@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.analysis.verdicts import settle
+from prefopt.analysis.verdicts import KEY, settle
 from prefopt.tables import write_table
 
-KEY = ["prompt_id", "method", "temperature", "sample_index"]
 OUTCOMES = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
 # By method and temperature: outcomes on the validation prompts, then on the test prompts.
 Outcomes = dict[str, dict[float, tuple[str, str]]]

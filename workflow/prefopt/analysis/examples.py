@@ -12,13 +12,12 @@ import pandas as pd
 
 from prefopt.analysis.figures import read_win_rates
 from prefopt.analysis.style import display_name
-from prefopt.analysis.verdicts import read_verdicts
+from prefopt.analysis.verdicts import KEY, read_verdicts
 from prefopt.errors import UserError
 from prefopt.files import stable_hash, write_text
 from prefopt.recipes import from_json
 from prefopt.tables import read_table
 
-_KEY = ["method", "prompt_id", "temperature", "sample_index"]
 _VERDICTS = {
     "win": "better than the reference",
     "loss": "worse than the reference",
@@ -148,9 +147,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
-    samples = pd.concat([read_table(path, "samples") for path in args.samples])[[*_KEY, "text", "finish_reason"]]
+    samples = pd.concat([read_table(path, "samples") for path in args.samples])[[*KEY, "text", "finish_reason"]]
     verdicts = pd.concat([read_verdicts(path) for path in args.verdicts], ignore_index=True)
-    return read_table(args.prompts, "prompts"), verdicts.merge(samples, on=_KEY, validate="one_to_one")
+    return read_table(args.prompts, "prompts"), verdicts.merge(samples, on=KEY, validate="one_to_one")
 
 
 def _row(writer: str, text: str, tokens: int, verdict: str, limit: int) -> str:

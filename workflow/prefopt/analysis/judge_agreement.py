@@ -12,12 +12,10 @@ from typing import Any
 import pandas as pd
 
 from prefopt.analysis.judge_statistics import agreement
-from prefopt.analysis.verdicts import SCORE, read_verdicts
+from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts
 from prefopt.analysis.win_rates import write_csv
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
-
-_KEY = ["method", "prompt_id", "temperature", "sample_index"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,7 @@ def agreement_table(verdicts: pd.DataFrame, recipe: AgreementRecipe) -> pd.DataF
     for task, of_task in verdicts.groupby("task", sort=False):
         for a, b in itertools.combinations(of_task["judge_name"].drop_duplicates(), 2):
             sides = [of_task[of_task["judge_name"] == name] for name in (a, b)]
-            both = sides[0].merge(sides[1], on=_KEY, suffixes=("_a", "_b"), validate="one_to_one")
+            both = sides[0].merge(sides[1], on=KEY, suffixes=("_a", "_b"), validate="one_to_one")
             both = both[(both["outcome_a"] != "invalid") & (both["outcome_b"] != "invalid")]
             identities = {f"identity_{side}": rows_["judge"].iloc[0] for side, rows_ in zip("ab", sides, strict=True)}
             methods = both["method"].drop_duplicates().tolist()

@@ -8,13 +8,14 @@ import pandas as pd
 
 from prefopt.tables import read_table
 
+KEY = ["method", "prompt_id", "temperature", "sample_index"]  # of a judged sample
 SCORE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
 def read_verdicts(path: str | Path) -> pd.DataFrame:
     """A verdicts table, settled; its manifest is `.attrs["manifest"]`."""
     table = read_table(path, "verdicts")
-    settled = settle(table, ["prompt_id", "method", "temperature", "sample_index"])
+    settled = settle(table, KEY)
     settled.attrs = table.attrs
     return settled
 
@@ -37,12 +38,13 @@ def settle(verdicts: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     rows = verdicts.assign(
         decided=verdicts["winner"].isin(["first", "second"]).astype(int),
         first_wins=(verdicts["winner"] == "first").astype(int),
+        invalid=verdicts["outcome"] == "invalid",
     ).drop(columns=["order", "winner"])
     groups = rows.groupby(key, sort=False)
-    single = rows.drop_duplicates(key).set_index(key)
+    single = rows.drop(columns="invalid").drop_duplicates(key).set_index(key)
     outcomes = groups["outcome"]
     first, last, count = outcomes.first(), outcomes.last(), outcomes.size()
-    valid = outcomes.agg(lambda values: "invalid" not in set(values))
+    valid = ~groups["invalid"].any()
     single["outcome"] = first.where(first == last, "tie").where(valid, "invalid")
     single["flipped"] = (first != last).astype("boolean").mask((count == 1) | ~valid)
     single["reply"] = groups["reply"].agg("\n".join) if (count > 1).any() else single["reply"]

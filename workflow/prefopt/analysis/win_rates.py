@@ -22,7 +22,7 @@ from prefopt.analysis.statistics import (
     score_interval,
     simultaneous_half_widths,
 )
-from prefopt.analysis.verdicts import SCORE, read_verdicts
+from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts
 from prefopt.errors import UserError
 from prefopt.files import atomic_path, sha256_of_file, write_text
 from prefopt.recipes import from_json, to_dict
@@ -44,7 +44,6 @@ JUDGE_COLUMNS = [
 OPPONENTS = ("sft", "preferred_ft", "dpo")  # of the paired comparisons
 
 _CHAT = ("template", "served_models", "cost_usd", "repeated")  # what is known of a chat judge
-_KEY = ["method", "prompt_id", "temperature", "sample_index"]
 
 _SYNTHETIC = (
     "Synthetic: a program wrote the posts, the reference summaries and the preference labels, and no person was "
@@ -107,10 +106,10 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
             sample.
     """
     _check(verdicts, recipe.methods)
-    ratios = samples[_KEY].assign(log_ratio=samples["logp"].astype(float) - samples["reference_logp"].astype(float))
-    joined = verdicts.merge(ratios, on=_KEY, how="left", validate="one_to_one", indicator=True)
+    ratios = samples[KEY].assign(log_ratio=samples["logp"].astype(float) - samples["reference_logp"].astype(float))
+    joined = verdicts.merge(ratios, on=KEY, how="left", validate="one_to_one", indicator=True)
     if len(orphans := joined[joined["_merge"] != "both"]):
-        raise UserError(f"The verdict on {dict(orphans.iloc[0][_KEY])} has no sample: run the stage `judge` again.")
+        raise UserError(f"The verdict on {dict(orphans.iloc[0][KEY])} has no sample: run the stage `judge` again.")
     selected = select_temperatures(verdicts)
     test = joined[joined["split"] == "test"]
     rows = []

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Literal
 
@@ -87,6 +87,7 @@ class ChatJudge:
         self._store, self._endpoint, self._repeat = store, endpoint, repeat
         self._price = Price(**recipe.prices[recipe.model])
         self._report: dict[str, Any] = {}
+        self._contents: dict[Comparison, str] = {}
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """One verdict for each comparison.
@@ -96,26 +97,33 @@ class ChatJudge:
         """
         again = [comparison for comparison in comparisons if _drawn(comparison, self._repeat)]
         wanted = [*((c, 0) for c in comparisons), *((c, 1) for c in again)]
-        open_ones = _unique(wanted, lambda item: stable_hash(self._request(item[0], item[1], 0)))
-        open_ones = [item for item in open_ones if self._verdict(*item) is None]
+        addresses = [stable_hash(self._request(*item, 0)) for item in wanted]
+        # A pair that occurs twice is asked once.
+        open_ones = [item for item in dict(zip(addresses, wanted, strict=True)).values() if self._is_open(*item)]
         if open_ones and self._endpoint is None:
             raise UserError(_missing(self._recipe, [comparison for comparison, _ in open_ones]))
         calls = self._ask_all(open_ones) if open_ones else 0
-        paid: set[str] = set()
-        verdicts = [self._stored(comparison, 0, paid) for comparison in comparisons]
-        repeated = [self._stored(comparison, 1, paid) for comparison in again]
-        first = dict(zip(comparisons, verdicts, strict=True))
+        replies = {address: self._replies(*item) for address, item in zip(addresses, wanted, strict=True)}
+        verdicts = [self._judged(replies[address]) for address in addresses]
+        # ... and paid once, too.
+        seen: set[str] = set()
+        for place, address in enumerate(addresses):
+            if address in seen:
+                verdicts[place] = dataclasses.replace(verdicts[place], cost_usd=0.0)
+            seen.add(address)
+        repeated = verdicts[len(comparisons) :]
+        first = dict(zip(comparisons, verdicts, strict=False))
         pairs = [(first[c].winner, verdict.winner) for c, verdict in zip(again, repeated, strict=True)]
         pairs = [pair for pair in pairs if "invalid" not in pair]
         self._report = {
             "template": {"name": self._template.name, "sha256": self._template.hash},
             "calls_made": calls,
-            "cost_usd": sum(verdict.cost_usd for verdict in [*verdicts, *repeated]),
+            "cost_usd": sum(verdict.cost_usd for verdict in verdicts),
             "repeated": len(pairs),
             "repeated_agree": sum(a == b for a, b in pairs),
-            "served_models": sorted({reply.served_model for c, r in wanted for reply in self._replies(c, r)}),
+            "served_models": sorted({reply.served_model for found in replies.values() for reply in found}),
         }
-        return verdicts
+        return verdicts[: len(comparisons)]
 
     def report(self) -> Mapping[str, Any]:
         """The prompt, the calls that this run made, what all its verdicts cost, self-agreement, models served."""
@@ -123,17 +131,22 @@ class ChatJudge:
 
     def _request(self, comparison: Comparison, repeat: int, attempt: int) -> dict[str, Any]:
         """All that a reply depends on: its address in the store."""
-        asked = question(comparison.prompt, self._suffix)
-        content = fill(self._template, asked, comparison.first, comparison.second)
         return {
             "endpoint": self._recipe.base_url,
             "model": self._recipe.model,
             "template": self._template.hash,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [{"role": "user", "content": self._content(comparison)}],
             "parameters": self._parameters(),
             "repeat": repeat,
             "attempt": attempt,
         }
+
+    def _content(self, comparison: Comparison) -> str:
+        """The prompt as it is sent; it is looked up several times a comparison, and filled once."""
+        if comparison not in self._contents:
+            asked = question(comparison.prompt, self._suffix)
+            self._contents[comparison] = fill(self._template, asked, comparison.first, comparison.second)
+        return self._contents[comparison]
 
     def _parameters(self) -> dict[str, Any]:
         recipe = self._recipe
@@ -160,27 +173,16 @@ class ChatJudge:
     def _winner(self, reply: Reply) -> Any:
         return parse_reply(self._template, reply.text, reply.finish_reason, self._recipe.structured_output)
 
-    def _verdict(self, comparison: Comparison, repeat: int) -> Verdict | None:
-        """The verdict that the store holds; None where there is still something to ask."""
+    def _is_open(self, comparison: Comparison, repeat: int) -> bool:
+        """Whether there is still something to ask; a replay has done with what replies there are."""
         replies = self._replies(comparison, repeat)
-        asked_out = len(replies) > self._recipe.parse_retries or (self._endpoint is None and replies)
-        if replies and (asked_out or self._winner(replies[-1]) != "invalid"):
-            return self._judged(replies)
-        return None
-
-    def _stored(self, comparison: Comparison, repeat: int, paid: set[str]) -> Verdict:
-        """The verdict after all was asked; one on a pair that was there before costs nothing more.
-
-        Empty replies, which are not stored, leave it invalid.
-        """
-        verdict = self._verdict(comparison, repeat) or self._judged(self._replies(comparison, repeat))
-        key = stable_hash(self._request(comparison, repeat, 0))
-        if key in paid:
-            return dataclasses.replace(verdict, cost_usd=0.0)
-        paid.add(key)
-        return verdict
+        if not replies:
+            return True
+        asked_out = self._endpoint is None or len(replies) > self._recipe.parse_retries
+        return not asked_out and self._winner(replies[-1]) == "invalid"
 
     def _judged(self, replies: Sequence[Reply]) -> Verdict:
+        """The verdict of a comparison's replies; empty ones, which are not stored, leave it invalid."""
         if not replies:
             return Verdict("invalid", "")
         cost = sum(self._price.of(reply.prompt_tokens, reply.completion_tokens) for reply in replies)
@@ -271,11 +273,6 @@ def _drawn(comparison: Comparison, share: float) -> bool:
     """Whether a comparison is among those judged again: by a hash of it, whatever the rows beside it."""
     key = [comparison.prompt_id, comparison.first, comparison.second]
     return random.Random(stable_hash(key)).random() < share
-
-
-def _unique(items: Iterable[Any], key: Any) -> list[Any]:
-    """Items whose key did not occur before, in their order."""
-    return list({key(item): item for item in reversed(list(items))}.values())[::-1]
 
 
 def _missing(recipe: ChatRecipe, comparisons: Sequence[Comparison]) -> str:

@@ -6,11 +6,10 @@ import argparse
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from prefopt.judging.judge import Comparison, Judge, OrderRule, orders_of, outcome_of, require_verdicts
+from prefopt.judging.judge import Judge, OrderRule, Pair, judge_pairs
 from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
@@ -27,18 +26,15 @@ def judge_items(judge: Judge, items: pd.DataFrame, rule: OrderRule, seed: int) -
         rule: whether a pair is shown in one random order, or in both.
         seed: of the random order.
     """
-    rows: list[dict[str, Any]] = []
-    comparisons: list[Comparison] = []
-    for item in items.to_dict("records"):
-        for order in orders_of(rule, seed, item["prompt_id"], item["matchup"], 0.0, 0):
-            texts = (item["first"], item["second"])
-            first, second = texts if order == "policy_first" else texts[::-1]
-            comparisons.append(Comparison(item["prompt_id"], item["prompt"], item["facts"], first, second))
-            rows.append({**{name: item[name] for name in ("item_id", "matchup", "prompt_id")}, "order": order})
-    for row, verdict in zip(rows, require_verdicts(judge, comparisons), strict=True):
-        row |= {"winner": verdict.winner, "reply": verdict.reply, "cost_usd": verdict.cost_usd, "judge": judge.name}
-        row["outcome"] = outcome_of(verdict.winner, row["order"])
-    return pd.DataFrame(rows)
+    pairs = [
+        Pair(
+            {name: item[name] for name in ("item_id", "matchup", "prompt_id")},
+            (item["prompt_id"], item["matchup"], 0.0, 0),
+            *(item["prompt"], item["facts"], item["first"], item["second"]),
+        )
+        for item in items.to_dict("records")
+    ]
+    return pd.DataFrame(judge_pairs(judge, pairs, rule, seed))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -96,3 +96,44 @@ def require_verdicts(judge: Judge, comparisons: Sequence[Comparison]) -> list[Ve
             f"none of them can be trusted."
         )
     return verdicts
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two texts that are to be judged, before their order is drawn.
+
+    Attributes:
+        row: what stands in the table of verdicts beside the verdict.
+        key: prompt_id, method, temperature and sample_index, which draw the order (see `order_of`).
+        prompt: the prompt's text.
+        facts: its hidden facts, "" where there are none.
+        policy: the text whose outcome is told.
+        reference: the text that it is compared with.
+    """
+
+    row: Mapping[str, Any]
+    key: tuple[str, str, float, int]
+    prompt: str
+    facts: str
+    policy: str
+    reference: str
+
+
+def judge_pairs(judge: Judge, pairs: Sequence[Pair], rule: OrderRule, seed: int) -> list[dict[str, Any]]:
+    """The rows of all pairs with order, winner, outcome, reply, cost_usd and judge: one a pair, or two for `both`.
+
+    Raises:
+        UserError: the judge gave another number of verdicts.
+    """
+    rows: list[dict[str, Any]] = []
+    comparisons: list[Comparison] = []
+    for pair in pairs:
+        texts = (pair.policy, pair.reference)
+        for order in orders_of(rule, seed, *pair.key):
+            first, second = texts if order == "policy_first" else texts[::-1]
+            comparisons.append(Comparison(pair.key[0], pair.prompt, pair.facts, first, second))
+            rows.append({**pair.row, "order": order, "judge": judge.name})
+    for row, verdict in zip(rows, require_verdicts(judge, comparisons), strict=True):
+        row |= {"winner": verdict.winner, "reply": verdict.reply, "cost_usd": verdict.cost_usd}
+        row["outcome"] = outcome_of(verdict.winner, row["order"])
+    return rows

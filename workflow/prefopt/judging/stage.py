@@ -6,12 +6,11 @@ import argparse
 import logging
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.judging.judge import Comparison, Judge, OrderRule, orders_of, outcome_of, require_verdicts
+from prefopt.judging.judge import Judge, OrderRule, Pair, judge_pairs
 from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
 from prefopt.judging.oracle import well_formed
 from prefopt.recipes import from_json, to_dict
@@ -47,8 +46,7 @@ def judge_samples(
         UserError: a sample's prompt is unknown, lies in another split, or its reference was never tokenized.
     """
     by_id = {prompt["prompt_id"]: prompt for prompt in prompts.to_dict("records")}
-    rows: list[dict[str, Any]] = []
-    comparisons: list[Comparison] = []
+    pairs: list[Pair] = []
     for sample in samples[[*_KEPT, "text"]].to_dict("records"):
         prompt_id, text = sample["prompt_id"], sample["text"]
         prompt = by_id.get(prompt_id)
@@ -63,24 +61,14 @@ def judge_samples(
                 f"The demonstrations lack prompt {prompt_id!r}, so that its reference has no length: run the "
                 f"stage `prepare` again."
             )
+        row = {
+            **{str(name): value for name, value in sample.items() if name != "text"},
+            "reference_tokens": reference_tokens[prompt_id],
+            "well_formed": well_formed(prompt["facts"], text),
+        }
         key = (prompt_id, sample["method"], sample["temperature"], sample["sample_index"])
-        texts = (text, prompt["reference"])
-        for order in orders_of(rule, seed, *key):
-            first, second = texts if order == "policy_first" else texts[::-1]
-            comparisons.append(Comparison(prompt_id, prompt["prompt"], prompt["facts"], first, second))
-            rows.append(
-                {
-                    **{str(name): value for name, value in sample.items() if name != "text"},
-                    "order": order,
-                    "judge": judge.name,
-                    "reference_tokens": reference_tokens[prompt_id],
-                    "well_formed": well_formed(prompt["facts"], text),
-                }
-            )
-    for row, verdict in zip(rows, require_verdicts(judge, comparisons), strict=True):
-        row["winner"], row["reply"], row["cost_usd"] = verdict.winner, verdict.reply, verdict.cost_usd
-        row["outcome"] = outcome_of(verdict.winner, row["order"])
-    return pd.DataFrame(rows)
+        pairs.append(Pair(row, key, prompt["prompt"], prompt["facts"], text, prompt["reference"]))
+    return pd.DataFrame(judge_pairs(judge, pairs, rule, seed))
 
 
 def selected_samples(samples: pd.DataFrame, win_rates: pd.DataFrame) -> pd.DataFrame:
