@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from made_up import make_files
-from prefopt.analysis import human_agreement, judge_agreement
+from prefopt.analysis import judge_agreement
 from prefopt.analysis.human_agreement import HumanAgreementRecipe, human_agreement_table
 from prefopt.analysis.judge_statistics import agreement, kappa_of, length_controlled_rate
 from prefopt.analysis.statistics import simultaneous_half_widths
@@ -141,4 +141,3 @@ def test_people_and_judges_on_the_same_items() -> None:
     # Votes with a decided verdict: win-win, win-win, win-loss, loss-loss, loss-loss.
     assert (main["agreement_n"], main["agreement"]) == (5, 0.8)
     assert table["equal_share"].tolist() == [0.25, 0.25]
-    assert human_agreement.run.__doc__

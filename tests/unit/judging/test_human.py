@@ -355,6 +355,14 @@ def test_simulated_votes_are_exports_that_count(tmp_path: Path) -> None:
     assert outcomes["win"] / 50 > 0.8  # dpo is right, ppo tells one fact of five
     careless = simulate(key, items, SimulatedRecipe(**{**SIMULATED.__dict__, "careless": 1.0}))
     assert careless != exports
+    parser = argparse.ArgumentParser()
+    simulated.add_arguments(parser)
+    inputs = ["--key", str(tmp_path / "key.json"), "--items", str(tmp_path / "items.parquet")]
+    recipe_json = json.dumps(SIMULATED.__dict__)
+    simulated.run(parser.parse_args([*inputs, "--recipe", recipe_json, "--out", str(tmp_path / "votes")]))
+    written = sorted((tmp_path / "votes").glob("*.json"))
+    assert [path.name for path in written] == ["tldr-r01.json", "tldr-r02.json"]
+    assert [json.loads(path.read_text()) for path in written] == list(exports.values())
 
 
 def test_raters_cannot_be_simulated_without_hidden_facts(tmp_path: Path) -> None:
@@ -362,4 +370,3 @@ def test_raters_cannot_be_simulated_without_hidden_facts(tmp_path: Path) -> None
     items = read_table(tmp_path / "items.parquet", "study_items").assign(facts="")
     with pytest.raises(UserError, match="no hidden facts"):
         simulate(key, items, SIMULATED)
-    assert simulated.run.__doc__
