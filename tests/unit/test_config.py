@@ -313,6 +313,7 @@ INHERITED: typing.Final = (
     "tasks.*.other_judges.gold.*",
     "tasks.tldr.human.*",  # the paper's matchups stand in config.yaml
     "tasks.*.best_of_n.subsets",
+    "tasks.*.adapter",  # null: all weights are trained
     "tasks.*.seed",  # null: the top-level seed; the judge's model has its own
 )
 

@@ -129,6 +129,8 @@ def documented_keys() -> dict[str, list[str]]:
                     continue
                 if section.startswith("tasks.") and inner == _same_section(tasks, section, key):
                     continue
+                if inner == schema["$defs"]["adapter"]["adapter"]:
+                    name = "Every adapter"
                 add(f"{name}.RUN" if key == "runs" else name, inner)
                 continue
             headings = [

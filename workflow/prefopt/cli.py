@@ -7,9 +7,12 @@ import importlib
 import logging
 import os
 import sys
+from contextlib import nullcontext
 
-from prefopt.devices import take
+from prefopt import devices, processes
 from prefopt.errors import UserError
+from prefopt.interruption import RUN_AGAIN, Interrupted
+from prefopt.launch import launch
 
 STAGES = {
     "records": ("prefopt.data.records", "raw records to raw tables"),
@@ -57,12 +60,18 @@ STAGES = {
     "examples": ("prefopt.analysis.examples", "what the methods wrote, side by side"),
 }
 
+# Stages that several processes share, each with a device of its own.
+SHARED = ("pretrain", "classifier", "sft", "reference", "dpo", "reward", "ppo")
+
 
 def build_parser(stage: str | None) -> argparse.ArgumentParser:
     """The parser; only the named stage's module is imported, since importing torch takes seconds."""
     parser = argparse.ArgumentParser(prog="prefopt", description=__doc__)
-    parser.add_argument("--threads", type=int, help="CPU threads of matrix products (default: torch's own)")
+    parser.add_argument("--threads", type=int, help="CPU threads of the job's matrix products (default: torch's own)")
     parser.add_argument("--gpus", type=int, help="GPUs to lease; 0 is the CPU (default: all that are seen, unleased)")
+    parser.add_argument(
+        "--processes", type=int, help=f"processes of {', '.join(SHARED)} (default: one for each GPU leased)"
+    )
     subparsers = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for name, (module, summary) in STAGES.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
@@ -75,23 +84,35 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one stage.
 
     Returns:
-        0, or 2 after printing one sentence where something can be put right by the user.
+        0; 2 after printing one sentence where something can be put right by the user; 75 where a trainer was asked to
+        stop, has saved, and goes on when it is run again.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    level = logging.INFO if processes.is_main() else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("httpx", "httpx2", "openai", "matplotlib", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     stage = next((word for word in arguments if word in STAGES), None)
     args = build_parser(stage).parse_args(arguments)
     try:
-        # Both before torch is imported: it makes its thread pools and looks for devices once.
-        if args.gpus is not None:
-            take(args.gpus)
+        if processes.count() > 1 and args.stage not in SHARED:
+            raise UserError(f"{processes.count()} processes are started, but one alone runs this stage: start one.")
+        # Before torch looks for devices. A process of several finds what was leased for all of them.
+        leased = devices.take(args.gpus) if args.gpus is not None and processes.count() == 1 else []
+        wanted = args.processes or max(1, len(leased))
+        if processes.count() == 1 and wanted > 1 and args.stage in SHARED:
+            return launch(arguments, wanted, devices.held())
         if args.threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(args.threads)
-            importlib.import_module("torch").set_num_threads(args.threads)
-        importlib.import_module(STAGES[args.stage][0]).run(args)
+            # Before torch makes its thread pools.
+            threads = max(1, args.threads // processes.count())
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+            importlib.import_module("torch").set_num_threads(threads)
+        with importlib.import_module("prefopt.collectives").joined() if processes.count() > 1 else nullcontext():
+            importlib.import_module(STAGES[args.stage][0]).run(args)
     except UserError as error:
         print(f"prefopt {args.stage}: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        logging.getLogger(__name__).info("%s", stop)
+        return RUN_AGAIN
     return 0

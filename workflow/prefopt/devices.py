@@ -67,6 +67,11 @@ def take(wanted: int, folder: Path = LEASES, timeout: float | None = None) -> li
     return leased
 
 
+def held() -> list[int]:
+    """File descriptors of this process's leases, for processes of its own that shall hold them too."""
+    return list(_held)
+
+
 def present() -> list[str]:
     """The GPUs of this machine that the user lets us see, by their unique names; without initialising CUDA."""
     program = shutil.which("nvidia-smi")

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Counts finished units of work and shows them.
+    """Counts finished units of work (`done`) and shows them.
 
     Args:
         name: what is being done, e.g. "dpo".
@@ -25,12 +25,12 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int, unit: str, done: int = 0) -> None:
-        self._name, self._total, self._unit, self._done = name, total, unit, done
+        self._name, self._total, self._unit, self.done = name, total, unit, done
         self._first = done
         self._start = self._last_line = time.monotonic()
         self._bar = (
             tqdm(total=total, initial=done, desc=name, unit=f" {unit}", dynamic_ncols=True)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO)
             else None
         )
 
@@ -40,12 +40,12 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._done > self._first:
+        elif self.done > self._first:
             self._line({})
 
     def update(self, units: int, **figures: float) -> None:
         """Adds finished units; `figures` (a loss, a reward ...) are shown beside the count."""
-        self._done += units
+        self.done += units
         if self._bar is not None:
             self._bar.set_postfix({key: f"{value:.4g}" for key, value in figures.items()}, refresh=False)
             self._bar.update(units)
@@ -55,10 +55,10 @@ class Progress:
     def _line(self, figures: dict[str, Any]) -> None:
         self._last_line = time.monotonic()
         elapsed = max(self._last_line - self._start, 1e-9)
-        rate = (self._done - self._first) / elapsed
-        left = (self._total - self._done) / rate if rate else float("inf")
+        rate = (self.done - self._first) / elapsed
+        left = (self._total - self.done) / rate if rate else float("inf")
         extra = "".join(f", {key} {value:.4g}" for key, value in figures.items())
         logger.info(
             "%s: %d of %d %s, %.1f per second, %.0f s left%s",
-            *(self._name, self._done, self._total, self._unit, rate, left, extra),
+            *(self._name, self.done, self._total, self._unit, rate, left, extra),
         )

@@ -41,7 +41,8 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
     section = config["tasks"][task]
     values = section["runs"][run]
     method, evaluation = values["method"], section["evaluation"]
-    trainer = {**_training(config, section[method]), **{key: values[key] for key in values if key != "method"}}
+    of_kind = _ppo if method.startswith("ppo") else _training
+    trainer = {**of_kind(config, section[method]), **{key: values[key] for key in values if key != "method"}}
     interval = trainer.pop("interval")
     # The last weights are all that is evaluated at the end, as at every other checkpoint.
     trainer |= {"evaluate_every": interval, "keep": "last"}
@@ -72,9 +73,15 @@ def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -
 
 
 def _training(config: Config, section: Config, **others: Any) -> Config:
-    """The recipe of a trainer: its section less what only the rules read, and what all trainers share."""
+    """The recipe of a trainer on fixed examples: its section, and what all trainers share."""
+    return {"adapter": None, **_ppo(config, section), **others}
+
+
+def _ppo(config: Config, section: Config) -> Config:
+    """The recipe of PPO, which has no adapter."""
     values = {key: value for key, value in section.items() if key not in ("source", "path", "name", "revision")}
-    return {**_engine(config), **values, "seed": _seed(config, section), **others}
+    shared = {"activation_checkpointing": config["compute"]["activation_checkpointing"]}
+    return {**_engine(config), **shared, **values, "seed": _seed(config, section)}
 
 
 def _seed(config: Config, section: Config) -> int:
@@ -189,7 +196,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "win_rate_by_step": lambda config, task, name: {"task": name, "confidence": task["evaluation"]["confidence"]},
     "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
     "gold_reward_model": lambda config, task, name: _training(config, task["gold_reward_model"]),
-    "ppo": lambda config, task, name: _training(config, task["ppo"]),
+    "ppo": lambda config, task, name: _ppo(config, task["ppo"]),
     "sample": lambda config, task, name: _sampling(config, task),
     # At temperature 0 all candidates would be equal; Best-of-N takes the greedy completion there.
     "candidates": lambda config, task, name: _sampling(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import sys
 import time
 from typing import Any
 
 import torch
+
+from prefopt import processes
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Usage:
             "device": _device_name(self._device),
             "dtype": str(self._dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
-            "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+            "world_size": processes.count(),
             "examples": self.examples,
             "tokens": self.tokens,
             "generated_tokens": self.generated_tokens,
@@ -67,8 +68,12 @@ class Usage:
         return figures
 
     def _device_seconds(self, seconds: float) -> float:
-        """Seconds for which an accelerator was held; on a CPU, seconds of all its cores together."""
-        return seconds if self._device.type == "cuda" else time.process_time() - self._processor_start
+        """Seconds for which accelerators were held; on a CPU, seconds of all its cores together.
+
+        Processes that train together are taken to use as much as this one.
+        """
+        own = seconds if self._device.type == "cuda" else time.process_time() - self._processor_start
+        return own * processes.count()
 
 
 def _device_name(device: torch.device) -> str:

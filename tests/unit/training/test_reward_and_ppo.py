@@ -48,6 +48,7 @@ PPO: dict[str, Any] = {
     "keep": "last",
     "token_budget": 128,
     "dtype": "float32",
+    "activation_checkpointing": False,
     "seed": 0,
 }
 

@@ -31,6 +31,8 @@ TRAINING: dict[str, Any] = {
     "keep": "last",
     "token_budget": 64,
     "dtype": "float32",
+    "activation_checkpointing": False,
+    "adapter": None,
     "seed": 0,
 }
 SHAPE = {

@@ -16,6 +16,7 @@ from prefopt.errors import UserError
 from prefopt.lm.attention import packed_layout, uses_registry
 from prefopt.lm.batching import Row
 from prefopt.lm.models import backbone, output_head
+from prefopt.lm.sharding import within
 
 # Logits of at most this many bytes are kept for the backward pass; more are computed again there, chunk by chunk.
 _KEEP_BYTES = 256 * 2**20
@@ -47,18 +48,24 @@ def completion_logprobs(model: nn.Module, rows: Sequence[Row], *, temperature: f
     Raises:
         UserError: a prompt with a completion is longer than the model's positions.
     """
-    predicting, _ = completion_hidden_states(model, rows)
-    targets = torch.tensor(
-        [token for row in rows for completion in row.completions for token in completion], device=predicting.device
-    )
-    head = output_head(model)
-    tokens = _TokenLogprobs.apply(predicting, head.weight, getattr(head, "bias", None), targets, temperature)
+
+    def token_logprobs() -> Tensor:
+        predicting, _ = completion_hidden_states(model, rows)
+        targets = torch.tensor(
+            [token for row in rows for completion in row.completions for token in completion], device=predicting.device
+        )
+        head = output_head(model)
+        logps: Tensor = _TokenLogprobs.apply(predicting, head.weight, getattr(head, "bias", None), targets, temperature)
+        return logps
+
     lengths = torch.tensor([len(completion) for row in rows for completion in row.completions])
-    return CompletionLogprobs(tokens, lengths)
+    return CompletionLogprobs(within(model, token_logprobs), lengths)
 
 
 def completion_hidden_states(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """The backbone's last hidden states around completion tokens.
+
+    Of a model whose weights are sharded it is called inside `prefopt.lm.sharding.within`.
 
     Returns:
         predicting [total completion tokens, d], from which each completion token is predicted, and

@@ -113,11 +113,23 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 
 def save_model(
-    path: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any]
+    path: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: dict[str, Any],
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes a model folder, whole or not at all: config, safetensors, tokenizer and `manifest.json`."""
+    """Writes a model folder, whole or not at all: config, safetensors, tokenizer and `manifest.json`.
+
+    Args:
+        path: of the folder.
+        model: gives the config, and the weights unless they are given.
+        tokenizer: of the model.
+        manifest: what the model is, ready for JSON.
+        weights: by name, whole and on the CPU, where the model holds but its process's share.
+    """
     with atomic_directory(path) as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
 

@@ -67,7 +67,7 @@ def sample(
     """
     if temperature == 0 and n != 1:
         raise ValueError("greedy completions are all equal: sample one (n=1) at temperature 0")
-    longest = max(map(len, prompts))
+    longest = max(map(len, prompts), default=0)
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and longest + max_new_tokens > limit:
         raise UserError(

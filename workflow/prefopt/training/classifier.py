@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt import processes
 from prefopt.analysis.statistics import score_interval
 from prefopt.data.reviews import UNLABELLED
 from prefopt.files import write_text
@@ -156,8 +157,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(ClassifierRecipe, args.recipe)
     table = read_table(args.reviews, "raw_reviews")
     reviews = table[table["label"] != UNLABELLED]
-    model, tokenizer = new_classifier(args.model, recipe.seed)
-    model.to(default_device())
+    classifier, tokenizer = new_classifier(args.model, recipe.seed)
+    model = stage.prepared(classifier, recipe)
     training, validation = (
         review_examples(split_of(reviews, split, args.reviews), tokenizer, recipe) for split in ("train", "validation")
     )
@@ -170,7 +171,8 @@ def run(args: argparse.Namespace) -> None:
     with stage.open_run(args.work, identity, model) as folder:
         metrics = train("classifier", model, training, validation, recipe, folder, usage)
         measured = report(model, tokenizer, split_of(reviews, "test", args.reviews), recipe)
-        write_text(args.table, measured.to_csv(index=False))
+        if processes.is_main():
+            write_text(args.table, measured.to_csv(index=False))
         over_all = measured[measured["bin"] == "all"].set_index("texts")
         stage.publish(
             *(args, model, tokenizer, identity, metrics, usage, folder),

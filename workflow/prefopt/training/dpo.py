@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt import collectives, processes
 from prefopt.generation.sample import SampleRecipe, chosen_prompts, sample_rows
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash
+from prefopt.lm.sharding import gathered
 from prefopt.objectives import dpo_loss, ipo_loss
 from prefopt.recipes import from_dict, from_json, to_dict
 from prefopt.tables import read_table, write_table
@@ -114,7 +116,8 @@ def run(args: argparse.Namespace) -> None:
 
     training, validation = examples("train"), examples("validation")
     torch.manual_seed(recipe.seed)
-    model, tokenizer = load_policy(args.model, device=default_device())
+    policy, tokenizer = load_policy(args.model)
+    model = stage.prepared(policy, recipe)
     usage = Usage("dpo", default_device(), torch.float32)
     identity = stage.describe_run(
         __name__,
@@ -130,7 +133,8 @@ def run(args: argparse.Namespace) -> None:
             steps = sampled_steps(recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size), values.points)
             sampler = _StepSampler(model, tokenizer, table, from_dict(SampleRecipe, values.sampling), folder, steps)
             metrics = train("dpo", model, training, validation, recipe, folder, usage, hook=sampler)
-            sampler.publish(args.samples, to_dict(values))
+            if processes.is_main():
+                sampler.publish(args.samples, to_dict(values))
         stage.publish(args, model, tokenizer, identity, metrics, usage, folder)
 
 
@@ -152,9 +156,13 @@ class _StepSampler:
         self._usage = Usage("sample dpo by step", default_device(), DTYPES[recipe.dtype])
 
     def __call__(self, step: int) -> None:
-        if step in self._steps:
-            arguments = (self._model, self._tokenizer, self._prompts, f"dpo_step_{step}", self._recipe, self._usage)
-            write_table(self._path(step), "samples", sample_rows(*arguments))
+        if step not in self._steps:
+            return
+        with gathered(self._model):
+            if processes.is_main():
+                arguments = (self._model, self._tokenizer, self._prompts, f"dpo_step_{step}", self._recipe, self._usage)
+                write_table(self._path(step), "samples", sample_rows(*arguments))
+        collectives.barrier()
 
     def publish(self, path: Path, recipe: dict[str, Any]) -> None:
         """Writes the rows of all steps as one table; their method is "dpo_step_" and the step."""

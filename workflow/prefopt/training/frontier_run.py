@@ -19,6 +19,7 @@ import torch
 
 from prefopt.errors import UserError
 from prefopt.lm.models import load_policy, load_scorer, new_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.sharding import recompute_activations
 from prefopt.recipes import from_dict, from_json, to_dict
 from prefopt.rewards.true_reward import TrueReward, load_true_reward
 from prefopt.tables import read_table, write_table
@@ -96,6 +97,8 @@ def run(args: argparse.Namespace) -> None:
     usage = Usage("frontier_run", device, torch.float32, models=resident)
     torch.manual_seed(trainer.seed)
 
+    if trainer.activation_checkpointing:
+        recompute_activations(policy)
     if isinstance(trainer, ppo.PPORecipe):
         models, reward_inputs = _ppo_models(args, recipe, trainer, policy, reference, tokenizer, true_reward)
         inputs |= reward_inputs
@@ -180,13 +183,15 @@ def _ppo_models(
 ) -> tuple[ppo.Models, dict[str, str]]:
     """The four models of PPO: the learned reward with a value network from it, or the true reward with a new one."""
     device = default_device()
+    if recipe.method == "ppo" and args.reward_model is None:
+        raise UserError(f"{recipe.run}: the method ppo learns from a reward model; give --reward-model.")
+    start = load_scorer(args.reward_model) if recipe.method == "ppo" else new_scorer(args.model, seed=trainer.seed)[0]
+    value = start.to(device)
+    if trainer.activation_checkpointing:
+        recompute_activations(value)
     if recipe.method == "ppo":
-        if args.reward_model is None:
-            raise UserError(f"{recipe.run}: the method ppo learns from a reward model; give --reward-model.")
-        value = load_scorer(args.reward_model, device=device)
         learned = ppo.learned_reward(load_scorer(args.reward_model, device=device), trainer)
         return ppo.Models(policy, value, reference, learned), stage.model_hashes("reward", args.reward_model)
-    value, _ = new_scorer(args.model, seed=trainer.seed, device=device)
 
     def reward(rows: Any) -> torch.Tensor:
         return true_reward(completed_texts(tokenizer, rows)).view(len(rows), -1)

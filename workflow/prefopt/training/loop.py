@@ -1,8 +1,8 @@
 """One loop for every trainer with a fixed set of examples: SFT, Preferred-FT, DPO and the reward model.
 
-A batch of `batch_size` examples is one optimizer step. It is cut into micro-batches by a token budget, and
-each micro-batch's summed loss is divided by the whole batch's weight, so that the step does not depend on the
-cut.
+A batch of `batch_size` examples is one optimizer step. It is dealt out to the processes that train together and cut
+into micro-batches by a token budget, and each micro-batch's summed loss is divided by the whole batch's weight, so that
+the step depends neither on the cut nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefopt import collectives, processes
 from prefopt.errors import UserError
 from prefopt.files import write_text
-from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.batching import Row
 from prefopt.lm.shape import rows_flops, shape_of
+from prefopt.lm.sharding import dealt_micro_batches
 from prefopt.progress import Progress
 from prefopt.training.checkpoint import RunFolder, TrainingState
 from prefopt.training.optimization import (
     autocast,
     build_optimizer,
+    clip_gradients,
     learning_rate_factor,
     set_learning_rate,
 )
@@ -101,6 +104,7 @@ def train(
 
     Raises:
         UserError: the loss is not finite.
+        Interrupted: the process was asked to stop, and has saved a checkpoint.
     """
     # Adam's second moment over some twenty steps, as is usual for language models.
     optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, adam_beta2=0.95)
@@ -108,6 +112,8 @@ def train(
         total_steps = recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
     state = TrainingState(name, run, model, model, optimizer, recipe.keep)
     shape = shape_of(model)
+    # In forward passes: one itself, one for the gradients of what a layer reads, one for those of weights that learn.
+    passes = 3 if recipe.adapter is None else 2
 
     def evaluate_and_keep() -> None:
         figures = evaluate(model, validation, recipe)
@@ -133,22 +139,20 @@ def train(
                     f"examples {', '.join(training.ids[i] for i in indices)}): lower the learning rate or look at "
                     f"these rows."
                 )
-            figures["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm))
+            figures["grad_norm"] = clip_gradients(model.parameters(), recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
-            # Three forward passes' worth; passes over validation data are not part of the method.
-            usage.add(
-                len(indices), training.tokens(indices), flops=3 * rows_flops(shape, [training.rows[i] for i in indices])
-            )
+            # Passes over validation data are not part of the method.
+            flops = passes * rows_flops(shape, [training.rows[i] for i in indices])
+            usage.add(len(indices), training.tokens(indices), flops=flops)
             state.record("train", {"learning_rate": learning_rate, **figures})
             progress.update(1, loss=figures["loss"])
             if state.step % recipe.evaluate_every == 0 or state.step == total_steps:
                 evaluate_and_keep()
             if hook is not None:
                 hook(state.step)
-            if state.step % recipe.checkpoint_every == 0 and state.step < total_steps:
-                state.save()
+            state.save_if_due(recipe.checkpoint_every, total_steps)
     state.finish()
     return state.metrics
 
@@ -161,34 +165,13 @@ def accumulate_gradients(
     Returns:
         The batch's loss and the examples' mean figures.
     """
-    total_weight = sum(examples.weights[i] for i in indices)
-    sums: defaultdict[str, float] = defaultdict(float)
-    device = next(model.parameters()).device
-    for micro_batch in _micro_batches(examples, indices, recipe.token_budget):
-        with autocast(recipe.dtype, device):
-            losses, figures = examples.losses(model, micro_batch)
-        loss = losses.sum() / total_weight
-        loss.backward()
-        sums["loss"] += loss.item()
-        for figure, values in figures.items():
-            sums[figure] += values.sum().item() / len(indices)
-    return dict(sums)
+    return _mean_figures(model, examples, indices, recipe)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, examples: Examples, recipe: TrainingRecipe) -> Metrics:
     """The weighted mean loss and the mean figures over all examples."""
-    indices = range(len(examples.ids))
-    total_weight = sum(examples.weights)
-    sums: defaultdict[str, float] = defaultdict(float)
-    device = next(model.parameters()).device
-    for micro_batch in _micro_batches(examples, indices, recipe.token_budget):
-        with autocast(recipe.dtype, device):
-            losses, figures = examples.losses(model, micro_batch)
-        sums["loss"] += losses.sum().item() / total_weight
-        for figure, values in figures.items():
-            sums[figure] += values.sum().item() / len(indices)
-    return dict(sums)
+    return _mean_figures(model, examples, range(len(examples.ids)), recipe)
 
 
 def write_metrics(path: str | Path, metrics: Sequence[dict[str, Any]]) -> None:
@@ -196,9 +179,23 @@ def write_metrics(path: str | Path, metrics: Sequence[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in metrics))
 
 
-def _micro_batches(examples: Examples, indices: Sequence[int], token_budget: int) -> list[list[int]]:
+def _mean_figures(model: nn.Module, examples: Examples, indices: Sequence[int], recipe: TrainingRecipe) -> Metrics:
+    """The weighted mean loss and the mean figures over these examples; with gradients, where those are enabled."""
+    total_weight = sum(examples.weights[i] for i in indices)
+    sums: defaultdict[str, float] = defaultdict(float)
+    device = next(model.parameters()).device
     rows = [examples.rows[i] for i in indices]
-    return [[indices[i] for i in batch] for batch in micro_batches(rows, token_budget)]
+    for batch, counts in dealt_micro_batches(rows, recipe.token_budget):
+        with autocast(recipe.dtype, device):
+            losses, figures = examples.losses(model, [indices[i] for i in batch])
+        loss = losses.sum() * (counts / total_weight)
+        if torch.is_grad_enabled():
+            # Gradients of the processes are averaged, and are to be added up.
+            (loss * processes.count()).backward()
+        sums["loss"] += loss.item()
+        for figure, values in figures.items():
+            sums[figure] += counts * values.sum().item() / len(indices)
+    return collectives.summed(sums)
 
 
 def _batches_from(step: int, examples: int, recipe: TrainingRecipe, shuffle: bool) -> Iterator[list[int]]:

@@ -21,13 +21,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from prefopt import objectives
+from prefopt import collectives, objectives, processes
 from prefopt.errors import UserError
 from prefopt.flops import reading_flops, sampling_flops
-from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, load_scorer, tokenizer_hash
 from prefopt.lm.shape import shape_of
+from prefopt.lm.sharding import dealt_micro_batches, place, recompute_activations
 from prefopt.progress import Progress
 from prefopt.recipes import from_json
 from prefopt.tables import read_table
@@ -36,6 +37,7 @@ from prefopt.training.checkpoint import RunFolder, TrainingState
 from prefopt.training.optimization import (
     autocast,
     build_optimizer,
+    clip_gradients,
     learning_rate_factor,
     set_learning_rate,
 )
@@ -91,7 +93,7 @@ def update(
         order = torch.randperm(len(rollouts.rows), generator=generator)
         for minibatch in order.chunk(recipe.minibatches):
             figures = _accumulate(models, rollouts, advantages, returns, minibatch.tolist(), recipe)
-            figures["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm))
+            figures["grad_norm"] = clip_gradients(parameters, recipe.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if steps == 0:
@@ -129,6 +131,7 @@ def train(
 
     Raises:
         UserError: the loss is not finite.
+        Interrupted: the process was asked to stop, and has saved a checkpoint.
     """
     both = nn.ModuleList([models.policy, models.value])
     optimizer = build_optimizer(both, "adamw", recipe.learning_rate, adam_eps=recipe.adam_eps)
@@ -194,8 +197,7 @@ def train(
                 evaluate_and_keep()
             if hook is not None:
                 hook(state.step)
-            if state.step % recipe.checkpoint_every == 0 and state.step < recipe.updates:
-                state.save()
+            state.save_if_due(recipe.checkpoint_every, recipe.updates)
     state.finish()
     return state.metrics
 
@@ -254,12 +256,16 @@ def run(args: argparse.Namespace) -> None:
     training = split_of(table, "train", args.prompts)
     validation = split_of(table, "validation", args.prompts).head(recipe.validation_prompts)
     device = default_device()
-    policy, tokenizer = load_policy(args.model, device=device)
+    policy, tokenizer = load_policy(args.model)
+    value = load_scorer(args.reward_model)
+    if recipe.activation_checkpointing:
+        recompute_activations(policy)
+        recompute_activations(value)
     models = Models(
-        policy=policy,
-        value=load_scorer(args.reward_model, device=device),
-        reference=load_policy(args.model, device=device)[0],
-        reward=learned_reward(load_scorer(args.reward_model, device=device), recipe),
+        policy=place(policy, recipe.dtype),
+        value=place(value, recipe.dtype),
+        reference=place(load_policy(args.model)[0], recipe.dtype),
+        reward=learned_reward(place(load_scorer(args.reward_model), recipe.dtype), recipe),
     )
     usage = Usage("ppo", device, torch.float32, models=4)
     identity = stage.describe_run(
@@ -290,7 +296,7 @@ def _accumulate(
     rows = [rollouts.rows[i] for i in minibatch]
     total_tokens = sum(len(completion) for row in rows for completion in row.completions)
     sums: defaultdict[str, float] = defaultdict(float)
-    for micro_batch in micro_batches(rows, recipe.token_budget):
+    for micro_batch, counts in dealt_micro_batches(rows, recipe.token_budget):
         part = [rows[i] for i in micro_batch]
         completions = [minibatch[i] * k + j for i in micro_batch for j in range(k)]
         mask = rollouts.mask[completions]
@@ -302,11 +308,13 @@ def _accumulate(
             values = flat_values(models.value, part)
         policy_losses, clipped = objectives.ppo_policy_loss(logps, old_logps, advantage, recipe.clip)
         value_losses = objectives.ppo_value_loss(values, old_values, target, recipe.value_clip)
-        loss = (policy_losses.sum() + recipe.value_coef * value_losses.sum()) / total_tokens
-        loss.backward()
+        share = counts / total_tokens
+        loss = (policy_losses.sum() + recipe.value_coef * value_losses.sum()) * share
+        # Gradients of the processes are averaged, and are to be added up.
+        (loss * processes.count()).backward()
         sums["loss"] += loss.item()
-        sums["policy_loss"] += policy_losses.sum().item() / total_tokens
-        sums["value_loss"] += value_losses.sum().item() / total_tokens
-        sums["clip_fraction"] += clipped.sum().item() / total_tokens
-        sums["ratio"] += torch.exp(logps.detach() - old_logps).sum().item() / total_tokens
-    return dict(sums)
+        sums["policy_loss"] += policy_losses.sum().item() * share
+        sums["value_loss"] += value_losses.sum().item() * share
+        sums["clip_fraction"] += clipped.sum().item() * share
+        sums["ratio"] += torch.exp(logps.detach() - old_logps).sum().item() * share
+    return collectives.summed(sums)

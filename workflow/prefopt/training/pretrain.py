@@ -104,10 +104,10 @@ def short_documents_first(documents: Sequence[list[int]], short_tokens: int, fir
 def recipe_hash(recipe: PretrainRecipe, text_hash: str) -> str:
     """Names what a checkpoint was made of: the content of its text, and all of the recipe that can change a weight.
 
-    How a batch is cut into micro-batches and how often a checkpoint is written change rounding at most.
+    How a batch is cut and computed and how often a checkpoint is written change rounding at most; there is no adapter.
     """
     values = to_dict(recipe)
-    for name in ("token_budget", "checkpoint_every", "evaluate_every"):
+    for name in ("token_budget", "checkpoint_every", "evaluate_every", "activation_checkpointing", "adapter"):
         del values[name]
     return stable_hash({"recipe": values, "text": text_hash})
 
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     if len(texts) < 2:
         raise UserError(f"{args.text} has {len(texts)} documents: pretraining needs at least two.")
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
-    model = use_engine_attention(new_model(recipe, tokenizer)).to(default_device())
+    model = stage.prepared(use_engine_attention(new_model(recipe, tokenizer)), recipe)
 
     def examples(part: Sequence[str]) -> Examples:
         pieces = list(documents_to_ids(part, tokenizer, recipe.max_positions))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,4 +23,6 @@ class TrainingRecipe:
     keep: Literal["best", "last"]
     token_budget: int  # tokens per micro-batch
     dtype: Literal["float32", "bfloat16"]  # of the forward and backward pass; weights are float32
+    activation_checkpointing: bool  # a layer's activations are computed again in the backward pass
+    adapter: dict[str, Any] | None  # see `AdapterRecipe`; None trains all weights
     seed: int

@@ -12,11 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from prefopt import collectives, processes
 from prefopt.errors import UserError
-from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.lm.shape import rows_flops, shape_of
+from prefopt.lm.sharding import dealt_micro_batches, place
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
@@ -50,17 +52,19 @@ def pair_logprobs(
     Returns:
         float32 [n, 2] on the CPU, in the order of `rows`.
     """
-    logps = torch.empty(len(rows), 2)
+    logps = torch.zeros(len(rows), 2)
     shape = shape_of(model)
     device = next(model.parameters()).device
     with Progress("reference", len(rows), "pairs") as progress:
-        for batch in micro_batches(rows, token_budget):
+        for batch, counts in dealt_micro_batches(rows, token_budget):
             with autocast(dtype, device):
                 sums = completion_logprobs(model, [rows[i] for i in batch]).sums
-            logps[batch] = sums.float().view(-1, 2).cpu()
-            usage.add(len(batch), sum(rows[i].tokens for i in batch), flops=rows_flops(shape, [rows[i] for i in batch]))
-            progress.update(len(batch))
-    return logps
+            if counts:
+                logps[batch] = sums.float().view(-1, 2).cpu()
+            # The other processes go on at the same pace.
+            progress.update(min(len(batch) * processes.count(), len(rows) - progress.done))
+    usage.add(len(rows), sum(row.tokens for row in rows), flops=rows_flops(shape, rows))
+    return collectives.summed_tensor(logps)
 
 
 def read_reference(path: str | Path, model: str | Path, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -104,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(ReferenceRecipe, args.recipe)
     hashes = {"model_weights": weights_hash(args.model), "model_tokenizer": tokenizer_hash(args.model)}
     pairs = read_table(args.data, "preferences", tokenizer_hash=hashes["model_tokenizer"])
-    model, _ = load_policy(args.model, device=default_device())
+    model = place(load_policy(args.model)[0], recipe.dtype)
     usage = Usage("reference", default_device(), DTYPES[recipe.dtype])
     rows = preference_rows(pairs)
     logps = pair_logprobs(model, rows, recipe.token_budget, usage, recipe.dtype).numpy()
@@ -117,13 +121,15 @@ def run(args: argparse.Namespace) -> None:
             "rejected_tokens": [len(row.completions[1]) for row in rows],
         }
     )
-    write_table(
-        args.out,
-        "reference_logprobs",
-        table,
-        **hashes,
-        preferences=pairs.attrs["manifest"]["content_hash"],
-        lengths=pairs.attrs["manifest"].get("lengths"),
-        recipe=to_dict(recipe),
-        used=usage.report(),
-    )
+    used = usage.report()
+    if processes.is_main():
+        write_table(
+            args.out,
+            "reference_logprobs",
+            table,
+            **hashes,
+            preferences=pairs.attrs["manifest"]["content_hash"],
+            lengths=pairs.attrs["manifest"].get("lengths"),
+            recipe=to_dict(recipe),
+            used=used,
+        )

@@ -10,9 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from prefopt.lm.batching import Row, micro_batches
+from prefopt import collectives
+from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_hidden_states
 from prefopt.lm.models import new_scorer, score_head, tokenizer_hash
+from prefopt.lm.sharding import dealt_micro_batches, within
 from prefopt.objectives import bradley_terry_loss
 from prefopt.recipes import from_json
 from prefopt.tables import read_table
@@ -34,8 +36,13 @@ def raw_scores(model: nn.Module, rows: Sequence[Row]) -> Tensor:
     Returns:
         float32 [number of completions], rows in order, completions in order; differentiable.
     """
-    _, last = completion_hidden_states(model, rows)
-    return score_head(model)(last).float().squeeze(-1)
+
+    def scores() -> Tensor:
+        _, last = completion_hidden_states(model, rows)
+        values: Tensor = score_head(model)(last).float().squeeze(-1)
+        return values
+
+    return within(model, scores)
 
 
 @torch.no_grad()
@@ -51,12 +58,14 @@ def score_rows(model: nn.Module, rows: Sequence[Row], token_budget: int, dtype: 
     Returns:
         float32 [n, k] on the CPU.
     """
-    scores = torch.empty(len(rows), len(rows[0].completions))
+    scores = torch.zeros(len(rows), len(rows[0].completions))
     device = next(model.parameters()).device
-    for batch in micro_batches(rows, token_budget):
+    for batch, counts in dealt_micro_batches(rows, token_budget):
         with autocast(dtype, device):
-            scores[batch] = raw_scores(model, [rows[i] for i in batch]).view(len(batch), -1).cpu()
-    return scores - float(getattr(model.config, "reward_offset", 0.0))
+            of_batch = raw_scores(model, [rows[i] for i in batch]).view(len(batch), -1).cpu()
+        if counts:
+            scores[batch] = of_batch
+    return collectives.summed_tensor(scores) - float(getattr(model.config, "reward_offset", 0.0))
 
 
 def preference_examples(pairs: pd.DataFrame) -> Examples:
@@ -89,7 +98,8 @@ def run(args: argparse.Namespace) -> None:
     held_out = "validation" if (pairs["split"] == "validation").any() else "test"
     training = preference_examples(split_of(pairs, "train", args.data))
     validation = preference_examples(split_of(pairs, held_out, args.data))
-    model, tokenizer = new_scorer(args.model, seed=recipe.seed, device=default_device())
+    scorer, tokenizer = new_scorer(args.model, seed=recipe.seed)
+    model = stage.prepared(scorer, recipe)
     usage = Usage("reward", default_device(), torch.float32)
     identity = stage.describe_run(
         __name__,

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prefopt import objectives
-from prefopt.lm.batching import Row, micro_batches
+from prefopt import collectives, objectives
+from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs, pad_flat
 from prefopt.lm.models import score_head
-from prefopt.lm.sampling import sample
+from prefopt.lm.sampling import Completion, sample
+from prefopt.lm.sharding import dealt_micro_batches, gathered, within
 from prefopt.training.optimization import autocast
 from prefopt.training.reward import score_rows
 
@@ -53,6 +54,7 @@ class PPORecipe:
     keep: Literal["best", "last"]
     token_budget: int
     dtype: Literal["float32", "bfloat16"]
+    activation_checkpointing: bool  # a layer's activations are computed again in the backward pass
     seed: int
 
 
@@ -104,15 +106,7 @@ def roll_out(
         eos_id: ends a completion.
         seeds: one for each prompt.
     """
-    sampled = sample(
-        models.policy,
-        [list(prompt) for prompt in prompts],
-        n=recipe.samples_per_prompt,
-        temperature=recipe.temperature,
-        max_new_tokens=recipe.max_new_tokens,
-        eos_id=eos_id,
-        seeds=list(seeds),
-    )
+    sampled = _sampled(models.policy, prompts, recipe, eos_id, seeds)
     rows = [
         Row(tuple(prompt), tuple(tuple(completion.token_ids) for completion in completions))
         for prompt, completions in zip(prompts, sampled, strict=True)
@@ -133,6 +127,24 @@ def roll_out(
         scores=scores,
         ended=ended,
     )
+
+
+def _sampled(
+    policy: nn.Module, prompts: Sequence[Sequence[int]], recipe: PPORecipe, eos_id: int, seeds: Sequence[int]
+) -> list[list[Completion]]:
+    """Completions of each prompt; each process samples for its part of the prompts."""
+    own = collectives.in_turn(list(range(len(prompts))))
+    with gathered(policy), autocast(recipe.dtype, next(policy.parameters()).device):
+        completions = sample(
+            policy,
+            [list(prompts[i]) for i in own],
+            n=recipe.samples_per_prompt,
+            temperature=recipe.temperature,
+            max_new_tokens=recipe.max_new_tokens,
+            eos_id=eos_id,
+            seeds=[seeds[i] for i in own],
+        )
+    return collectives.collected(completions, len(prompts))
 
 
 def describe(rollouts: Rollouts) -> dict[str, float]:
@@ -164,8 +176,13 @@ def normalized(rollouts: Rollouts, moments: Sequence[tuple[float, float]]) -> Ro
 
 def flat_values(model: nn.Module, rows: Sequence[Row]) -> Tensor:
     """The value before every completion token, float32 [tokens]: rows in order, completions in order."""
-    predicting, _ = completion_hidden_states(model, rows)
-    return score_head(model)(predicting).float().squeeze(-1)
+
+    def values() -> Tensor:
+        predicting, _ = completion_hidden_states(model, rows)
+        of_tokens: Tensor = score_head(model)(predicting).float().squeeze(-1)
+        return of_tokens
+
+    return within(model, values)
 
 
 @torch.no_grad()
@@ -192,11 +209,12 @@ def _by_micro_batch(rows: Sequence[Row], recipe: PPORecipe, device: torch.device
     lengths = torch.tensor([len(completion) for row in rows for completion in row.completions])
     padded = torch.zeros(len(lengths), int(lengths.max()))
     mask = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
-    for micro_batch in micro_batches(rows, recipe.token_budget):
-        completions = [i * k + j for i in micro_batch for j in range(k)]
+    for micro_batch, counts in dealt_micro_batches(rows, recipe.token_budget):
         with autocast(recipe.dtype, device):
             flat = compute([rows[i] for i in micro_batch]).float().cpu()
-        part = padded[completions]
-        part[mask[completions]] = flat
-        padded[completions] = part
-    return padded
+        if counts:
+            completions = [i * k + j for i in micro_batch for j in range(k)]
+            part = padded[completions]
+            part[mask[completions]] = flat
+            padded[completions] = part
+    return collectives.summed_tensor(padded)

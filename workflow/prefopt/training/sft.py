@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> None:
     training = table_examples(split_of(table, "train", args.data), id_column, column)
     validation = table_examples(split_of(table, "validation", args.data), id_column, column)
     torch.manual_seed(recipe.seed)
-    model, tokenizer = load_policy(args.model, device=default_device())
+    policy, tokenizer = load_policy(args.model)
+    model = stage.prepared(policy, recipe)
     usage = Usage("sft", default_device(), torch.float32)
     identity = stage.describe_run(
         __name__,

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt import collectives, processes
 from prefopt.files import stable_hash
 from prefopt.fingerprint import fingerprint
+from prefopt.lm.adapter import AdapterRecipe, add_adapter, merged
 from prefopt.lm.models import save_model, tokenizer_hash, weights_hash
-from prefopt.recipes import to_dict
+from prefopt.lm.sharding import place, recompute_activations, whole_weights
+from prefopt.recipes import from_dict, to_dict
 from prefopt.tables import package_versions
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.loop import write_metrics
+from prefopt.training.recipe import TrainingRecipe
 from prefopt.usage import Usage, default_device
 
 # Checkpoint (weights and at most two optimizer moments), best weights, the model published and spare room.
@@ -28,6 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", required=True, type=Path, help="folder for checkpoints")
     parser.add_argument("--out", required=True, type=Path, help="folder of the model that is made")
     parser.add_argument("--metrics", required=True, type=Path, help="JSON-lines file of metrics that is made")
+
+
+def prepared(model: PreTrainedModel, recipe: TrainingRecipe) -> PreTrainedModel:
+    """Makes a model ready to be trained: with the recipe's adapter, on this process's device or sharded over all.
+
+    Args:
+        model: float32 weights, on the CPU, the same in every process; it is changed in place.
+        recipe: adapter, activation checkpointing and dtype.
+    """
+    if recipe.adapter is not None:
+        add_adapter(model, from_dict(AdapterRecipe, recipe.adapter), recipe.seed)
+    if recipe.activation_checkpointing:
+        recompute_activations(model)
+    return place(model, recipe.dtype)
 
 
 def describe_run(module: str, recipe: Any, inputs: dict[str, str]) -> dict[str, Any]:
@@ -48,14 +66,15 @@ def describe_run(module: str, recipe: Any, inputs: dict[str, str]) -> dict[str, 
 
 
 def open_run(work: Path, identity: dict[str, Any], *models: nn.Module) -> RunFolder:
-    """The run folder for these models, sized by their weights."""
-    weights = sum(p.numel() * p.element_size() for model in models for p in model.parameters())
+    """The run folder for these models, sized by those of their weights that are trained."""
+    trained = [p for model in models for p in model.parameters() if p.requires_grad]
+    weights = sum(p.numel() * p.element_size() for p in trained)
     return RunFolder(work, identity, _COPIES_OF_THE_WEIGHTS * weights)
 
 
 def publish(
     args: argparse.Namespace,
-    model: nn.Module,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     identity: dict[str, Any],
     metrics: list[dict[str, Any]],
@@ -63,7 +82,10 @@ def publish(
     run: RunFolder,
     **facts: Any,
 ) -> None:
-    """Writes metrics and model, each whole or not at all, and then drops the run's checkpoints."""
+    """Writes metrics and model, each whole or not at all, and then drops the run's checkpoints.
+
+    An adapter is merged into the weights, so that a published model is always one that needs none.
+    """
     manifest = {
         "identity": identity,
         "identity_hash": stable_hash(identity),
@@ -71,8 +93,15 @@ def publish(
         "versions": package_versions(),
         **facts,
     }
-    write_metrics(args.metrics, metrics)
-    save_model(args.out, model, tokenizer, manifest)
+    weights = whole_weights(model)
+    if processes.is_main():
+        adapter = identity["recipe"].get("adapter")
+        if adapter is not None:
+            model = merged(type(model)(model.config), weights, from_dict(AdapterRecipe, adapter))
+            weights = whole_weights(model)
+        write_metrics(args.metrics, metrics)
+        save_model(args.out, model, tokenizer, manifest, weights)
+    collectives.barrier()
     run.delete()
 
 

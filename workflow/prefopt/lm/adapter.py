@@ -1,0 +1,61 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) by `peft`: small matrices that learn beside frozen weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig, LoraModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+_NAME = "default"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdapterRecipe:
+    """A frozen weight W becomes W + alpha / rank * B A, with B [out, rank] zero at first and A [rank, in] random."""
+
+    rank: int
+    alpha: int
+
+
+def add_adapter(model: PreTrainedModel, recipe: AdapterRecipe, seed: int) -> PreTrainedModel:
+    """Freezes a model's weights and adds an adapter to every linear layer of its transformer.
+
+    The head of a scorer stays trainable, since it is fresh. The model's outputs do not change.
+
+    Args:
+        model: is changed in place.
+        recipe: size and weight of the adapter.
+        seed: of the initial A.
+
+    Returns:
+        The same model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear")
+        adapted = LoraModel(model, config, _NAME).model
+    for name in ("score", "classifier"):
+        if hasattr(adapted, name):
+            getattr(adapted, name).requires_grad_(True)
+    return adapted.eval()
+
+
+def merged(model: PreTrainedModel, weights: Mapping[str, Tensor], recipe: AdapterRecipe) -> PreTrainedModel:
+    """A model without adapters that computes what an adapted one does.
+
+    Args:
+        model: a model of the architecture without adapters, whose weights do not matter; it is changed in place.
+        weights: of the adapted model, whole and on the CPU; one that serves twice comes once.
+        recipe: as the adapters were made.
+    """
+    tuner = LoraModel(model, LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear"), _NAME)
+    lacking = tuner.model.load_state_dict(weights, strict=False)
+    absent = set(lacking.missing_keys) & {name for name, _ in tuner.model.named_parameters()}
+    if absent or lacking.unexpected_keys:
+        raise ValueError(f"weights of another model: {sorted([*absent, *lacking.unexpected_keys])[0]} does not fit")
+    plain: PreTrainedModel = tuner.merge_and_unload()
+    return plain
