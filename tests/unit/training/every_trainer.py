@@ -17,8 +17,12 @@ from typing import Any
 import torch
 
 from prefopt import collectives, processes
+from prefopt.lm.logprobs import completion_logprobs
+from prefopt.lm.sharding import place
 from prefopt.training import classifier, dpo, ppo, pretrain, reference, reward, sft
+from test_logprobs import ROWS
 from test_reward_and_ppo import PPO
+from tiny_models import CONFIGS, make_model
 from tiny_task import SHAPE, TRAINING
 
 # The last batch of an epoch is smaller than four processes' hands, and the budget cuts each into micro-batches.
@@ -67,13 +71,30 @@ def run(name: str, task: Path, out: Path, **values: Any) -> None:
     MODULES[name].run(argparse.Namespace(**inputs(name, task), **paths, recipe=recipe))  # type: ignore[attr-defined]
 
 
+def compare_shards(architecture: str) -> None:
+    """Asserts that a sharded model has the log-probabilities and gradients of the whole one."""
+    whole, sharded = make_model(architecture, engine=True), place(make_model(architecture, engine=True), "float32")
+    expected, found = (completion_logprobs(model, ROWS, temperature=0.7).sums for model in (whole, sharded))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    expected.sum().backward()
+    found.sum().backward()
+    for (name, one), other in zip(whole.named_parameters(), sharded.parameters(), strict=True):
+        gradient = other.grad.full_tensor()  # type: ignore[union-attr]
+        torch.testing.assert_close(gradient, one.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def main() -> None:
-    """Runs all of them."""
+    """Runs all of them, and compares every architecture."""
     torch.set_num_threads(1)
     task, out = map(Path, sys.argv[1:])
     with collectives.joined() if processes.count() > 1 else contextlib.nullcontext():
         for name in VALUES:
             run(name, task, out)
+        # Matrix products in bfloat16, as on a GPU.
+        for name in ("dpo", "ppo"):
+            run(name, task, out / "bfloat16", dtype="bfloat16")
+        for architecture in CONFIGS if processes.count() > 1 else ():
+            compare_shards(architecture)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,8 @@ def group(arguments: list[str], size: int) -> list[int]:
     """Exit codes of a group of processes that all run this Python script."""
     folder = Path(arguments[-1])
     folder.mkdir(parents=True, exist_ok=True)
-    path = ":".join([str(Path(processes.__file__).parents[1]), str(Path(__file__).parent)])
+    here = Path(__file__).parent
+    path = ":".join(map(str, [Path(processes.__file__).parents[1], here, here.parent / "lm"]))
     shared = {"WORLD_SIZE": str(size), "PREFOPT_STORE": str(folder / "store"), "PYTHONPATH": path}
     started = [
         subprocess.Popen([sys.executable, *arguments], env={**os.environ, **shared, "RANK": str(rank)})
@@ -77,6 +78,19 @@ def test_losses_and_weights_do_not_depend_on_the_number_of_processes(runs: Path,
         torch.testing.assert_close(weights[key], others[key], rtol=1e-4, atol=1e-5)
     manifest = json.loads((runs / str(size) / name / "manifest.json").read_text())
     assert manifest["used"]["world_size"] == size
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["dpo", "ppo"])
+def test_bfloat16_stays_near_float32(runs: Path, name: str, size: int) -> None:
+    """Gathered weights are bfloat16 where there are several processes, casts of float32 ones in one."""
+    whole, half = (
+        metrics(runs / str(n)).query("split == 'train'") for n in (f"1/{name}.jsonl", f"{size}/bfloat16/{name}.jsonl")
+    )
+    assert half["loss"].iloc[0] == pytest.approx(whole["loss"].iloc[0], rel=0.05)
+    assert half["grad_norm"].iloc[0] == pytest.approx(whole["grad_norm"].iloc[0], rel=0.1)
+    if name == "ppo":
+        assert half["first_ratio"].to_numpy() == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("size", SIZES[1:])

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, LoraModel
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 _NAME = "default"
 
@@ -36,8 +37,7 @@ def add_adapter(model: PreTrainedModel, recipe: AdapterRecipe, seed: int) -> Pre
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear")
-        adapted = LoraModel(model, config, _NAME).model
+        adapted = LoraModel(model, _config(model, recipe), _NAME).model
     for name in ("score", "classifier"):
         if hasattr(adapted, name):
             getattr(adapted, name).requires_grad_(True)
@@ -52,10 +52,15 @@ def merged(model: PreTrainedModel, weights: Mapping[str, Tensor], recipe: Adapte
         weights: of the adapted model, whole and on the CPU; one that serves twice comes once.
         recipe: as the adapters were made.
     """
-    tuner = LoraModel(model, LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear"), _NAME)
+    tuner = LoraModel(model, _config(model, recipe), _NAME)
     lacking = tuner.model.load_state_dict(weights, strict=False)
     absent = set(lacking.missing_keys) & {name for name, _ in tuner.model.named_parameters()}
     if absent or lacking.unexpected_keys:
         raise ValueError(f"weights of another model: {sorted([*absent, *lacking.unexpected_keys])[0]} does not fit")
     plain: PreTrainedModel = tuner.merge_and_unload()
     return plain
+
+
+def _config(model: PreTrainedModel, recipe: AdapterRecipe) -> LoraConfig:
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())  # as GPT-2 keeps its weights
+    return LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", fan_in_fan_out=transposed)
