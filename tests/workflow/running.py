@@ -18,17 +18,22 @@ TINY = Path(__file__).parent / "tiny.yaml"
 PARTS = ("Snakefile", "workflow", "config", "profiles", "envs")
 
 
-def snakemake(*arguments: str | Path, folder: Path, timeout: int = 1500) -> subprocess.CompletedProcess[str]:
-    """Runs Snakemake in a folder, with the Snakefile there or else the checkout's; its jobs end with it."""
+def command(folder: Path, *arguments: str | Path) -> list[str]:
+    """Snakemake's command line for a folder, with the Snakefile there or else the checkout's."""
     snakefile = folder / "Snakefile"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
-    command = [
+    return [
         *(sys.executable, "-m", "snakemake"),
         *("--snakefile", str(snakefile if snakefile.exists() else REPOSITORY / "Snakefile")),
         *map(str, arguments),
     ]
+
+
+def snakemake(*arguments: str | Path, folder: Path, timeout: int = 1500) -> subprocess.CompletedProcess[str]:
+    """Runs Snakemake in a folder (see `command`); its jobs end with it."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+    words = command(folder, *arguments)
     with subprocess.Popen(
-        command,
+        words,
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -41,7 +46,7 @@ def snakemake(*arguments: str | Path, folder: Path, timeout: int = 1500) -> subp
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
 def planned(*arguments: str | Path, folder: Path) -> dict[str, int]:

@@ -8,15 +8,20 @@ GPT-NeoX, Llama and most newer ones); GPT-J does not, and the callers fall back 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from prefopt.lm.batching import Row
+
+logger = logging.getLogger(__name__)
 
 NAME = "prefopt"
 
@@ -31,8 +36,64 @@ class PackedLayout:
     A row is its prompt and then its completions; a completion sees its prompt and itself.
     """
 
-    pieces: list[int]  # lengths of consecutive pieces: a prompt, then groups of its completions
-    groups: list[tuple[int, list[tuple[int, Tensor]]]]  # per row: prompt length, (group length, mask) of each group
+    rows: list[tuple[int, list[int]]]  # of each row, tokens of its prompt and of each completion
+    device: torch.device
+
+    @functools.cached_property
+    def pieces(self) -> list[int]:
+        """Lengths of consecutive pieces of the sequence: a prompt, then groups of its completions."""
+        return [length for prompt, groups in self.groups for length in (prompt, *(length for length, _ in groups))]
+
+    @functools.cached_property
+    def groups(self) -> list[tuple[int, list[tuple[int, Tensor]]]]:
+        """Of each row the prompt's length, and length and mask of each group of completions."""
+        masks: dict[tuple[int, ...], Tensor] = {}
+        found = []
+        for prompt, completions in self.rows:
+            of_row: list[tuple[int, Tensor]] = []
+            for group in _completion_groups(completions):
+                key = (prompt, *group)
+                if key not in masks:
+                    masks[key] = _group_mask(prompt, group, self.device)
+                of_row.append((sum(group), masks[key]))
+            found.append((prompt, of_row))
+        return found
+
+    @functools.cached_property
+    def sequences(self) -> Sequences:
+        """The same as sequences of their own: each prompt, and each completion after the prompt that it sees."""
+        starts, lengths, keys = [0], [0], []
+        longest_query = longest_key = start = 0
+        for prompt, completions in self.rows:
+            own = start + prompt
+            seen = [(prompt, range(start, own))]
+            for length in completions:
+                seen.append((length, [*range(start, start + prompt), *range(own, own + length)]))
+                own += length
+            for queries, indices in seen:
+                starts.append(starts[-1] + queries)
+                lengths.append(lengths[-1] + len(indices))
+                keys += indices
+                longest_query, longest_key = max(longest_query, queries), max(longest_key, len(indices))
+            start = own
+        return Sequences(
+            keys=torch.tensor(keys, device=self.device),
+            query_starts=torch.tensor(starts, dtype=torch.int32, device=self.device),
+            key_starts=torch.tensor(lengths, dtype=torch.int32, device=self.device),
+            longest_query=longest_query,
+            longest_key=longest_key,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """N sequences of queries, one after another, each with keys whose last ones are its own."""
+
+    keys: Tensor  # int64 [K], which of the T positions are the sequences' keys, one sequence after another
+    query_starts: Tensor  # int32 [N + 1]
+    key_starts: Tensor  # int32 [N + 1]
+    longest_query: int
+    longest_key: int
 
 
 @dataclasses.dataclass
@@ -60,20 +121,9 @@ def use_engine_attention(model: PreTrainedModel) -> PreTrainedModel:
 
 def packed_layout(rows: Sequence[Row], device: torch.device) -> PackedLayout:
     """The layout of rows packed into one sequence."""
-    pieces: list[int] = []
-    groups: list[tuple[int, list[tuple[int, Tensor]]]] = []
-    masks: dict[tuple[int, ...], Tensor] = {}
-    for row in rows:
-        prompt = len(row.prompt)
-        of_row: list[tuple[int, Tensor]] = []
-        for group in _completion_groups([len(completion) for completion in row.completions]):
-            key = (prompt, *group)
-            if key not in masks:
-                masks[key] = _group_mask(prompt, group, device)
-            of_row.append((sum(group), masks[key]))
-        groups.append((prompt, of_row))
-        pieces += [prompt, *(length for length, _ in of_row)]
-    return PackedLayout(pieces, groups)
+    return PackedLayout(
+        [(len(row.prompt), [len(completion) for completion in row.completions]) for row in rows], device
+    )
 
 
 def _completion_groups(lengths: list[int]) -> list[list[int]]:
@@ -131,7 +181,8 @@ def prefopt_attention(
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if packed is not None:
-        output = _packed(query, key, value, scaling, packed)
+        in_sequences = query.is_cuda and flash_can(query.device, query.dtype, query.shape[-1])
+        output = (_in_sequences if in_sequences else _packed)(query, key, value, scaling, packed)
     else:
         output = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, scale=scaling)
     return output.transpose(1, 2), None
@@ -158,6 +209,57 @@ def _packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, la
                 )
             )
     return torch.cat(outputs, dim=2)
+
+
+def _in_sequences(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, layout: PackedLayout) -> Tensor:
+    """All rows in one call of flash attention, where `_packed` makes some for each row."""
+    of = layout.sequences
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    keys, values = keys.index_select(0, of.keys), values.index_select(0, of.keys)
+    output = _flash(queries, keys, values, of, scaling)
+    return output.transpose(0, 1).unsqueeze(0)
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, of: Sequences, scaling: float | None) -> Tensor:
+    """Flash attention of each sequence's queries [T, H, D] over its keys [K, H, D], causal, aligned at the end."""
+    arguments: Any = (query, key, value, of.query_starts, of.key_starts, of.longest_query, of.longest_key)
+    output: Any = varlen_attn(*arguments, scale=scaling, window_size=(-1, 0))
+    return cast(Tensor, output)
+
+
+@functools.cache
+def flash_can(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether flash attention works here and computes what the masks say, tried once on a small example.
+
+    Args:
+        device: a CUDA device.
+        dtype: of queries, keys and values.
+        width: of a head.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return False
+    layout = PackedLayout([(5, [3, 4]), (2, [6])], device)
+    generator = torch.Generator(device).manual_seed(0)
+    results = []
+    for attend in (_packed, _in_sequences):
+        generator.manual_seed(0)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                query, key, value = (
+                    torch.randn(1, 2, 20, width, generator=generator, device=device, dtype=dtype, requires_grad=True)
+                    for _ in range(3)
+                )
+                output = attend(query, key, value, None, layout)
+                output.float().square().sum().backward()
+        except (RuntimeError, TypeError) as error:
+            logger.warning("flash attention is not used (%s)", str(error).splitlines()[0])
+            return False
+        results.append((output, query.grad, key.grad, value.grad))
+    pairs: Any = zip(*results, strict=True)
+    same = all(torch.allclose(one, other, rtol=0.05, atol=0.05) for one, other in pairs)
+    if not same:
+        logger.warning("flash attention is not used: it differs from the masked products on this device")
+    return same
 
 
 def _decode(query: Tensor, keys: Any, values: Any, scaling: float | None, layout: DecodeLayout) -> Tensor:

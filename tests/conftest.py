@@ -1,4 +1,4 @@
-"""Fixtures of the workflow tests."""
+"""Fixtures of the tests that run Snakemake."""
 
 from __future__ import annotations
 

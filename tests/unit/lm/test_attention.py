@@ -1,0 +1,60 @@
+"""Packed rows as sequences for flash attention: the same numbers as by masks, with a stand-in for the GPU's kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from prefopt.lm import attention
+from prefopt.lm.attention import PackedLayout
+
+LAYOUT = PackedLayout([(5, [3, 4, 1]), (2, [6]), (3, [])], torch.device("cpu"))
+
+
+def plain_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_starts: Tensor,
+    key_starts: Tensor,
+    *longest: int,
+    **options: object,
+) -> Tensor:
+    """What `varlen_attn` is documented to compute with `window_size=(-1, 0)`: the last query sees all keys."""
+    assert options["window_size"] == (-1, 0)
+    outputs, lengths = [], []
+    for i in range(len(query_starts) - 1):
+        queries, keys = slice(*query_starts[i : i + 2].tolist()), slice(*key_starts[i : i + 2].tolist())
+        q, k, v = query[queries].transpose(0, 1), key[keys].transpose(0, 1), value[keys].transpose(0, 1)
+        lengths.append((q.shape[1], k.shape[1]))
+        seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+        scores = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).masked_fill(~seen, float("-inf"))
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
+    assert longest == tuple(map(max, zip(*lengths, strict=True)))
+    return torch.cat(outputs)
+
+
+def test_sequences_give_outputs_and_gradients_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", plain_flash)
+    results = []
+    for attend in (attention._packed, attention._in_sequences):
+        torch.manual_seed(0)
+        query, key, value = (torch.randn(1, 2, 24, 8, requires_grad=True) for _ in range(3))
+        output = attend(query, key, value, None, LAYOUT)
+        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        results.append((output, query.grad, key.grad, value.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_completion_has_its_prompt_and_itself_as_keys() -> None:
+    of = LAYOUT.sequences
+    assert of.query_starts.tolist() == [0, 5, 8, 12, 13, 15, 21, 24]
+    assert of.key_starts.tolist() == [0, 5, 13, 22, 28, 30, 38, 41]
+    assert of.keys[22:28].tolist() == [0, 1, 2, 3, 4, 12] and of.keys[30:38].tolist() == [13, 14, *range(15, 21)]
+    assert (of.longest_query, of.longest_key) == (6, 9)
+
+
+def test_float32_is_not_given_to_flash_attention() -> None:
+    assert not attention.flash_can(torch.device("cuda"), torch.float32, 8)
