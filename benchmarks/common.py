@@ -17,7 +17,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPTJConfig,
+    GPTNeoXConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 HH = ROOT.parent / "shared/data/hh_helpful_base.jsonl.gz"
@@ -43,10 +50,12 @@ class Clock:
     """Wall and CPU time from its creation on; CPU time says how far other processes disturbed the wall time."""
 
     def __init__(self) -> None:
+        _finish_kernels()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def read(self, prefix: str = "") -> dict[str, float]:
         """`seconds` and `cpu_seconds`, the names prefixed."""
+        _finish_kernels()
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         return {f"{prefix}seconds": wall, f"{prefix}cpu_seconds": cpu}
 
@@ -56,21 +65,44 @@ def threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def neox() -> PreTrainedModel:
-    """GPT-NeoX 512 x 6 with random weights, the same at every call."""
-    torch.manual_seed(0)
-    config = GPTNeoXConfig(
+def _finish_kernels() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _neox(width: int, layers: int, heads: int, **others: Any) -> GPTNeoXConfig:
+    return GPTNeoXConfig(
         vocab_size=VOCABULARY,
-        hidden_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        intermediate_size=2048,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
         max_position_embeddings=2048,
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
+        **others,
     )
-    return GPTNeoXForCausalLM(config)
+
+
+SHAPES: dict[str, PreTrainedConfig] = {
+    "small": _neox(512, 6, 8),
+    "pythia-2.8b": _neox(2560, 32, 32),
+    "gpt-j-6b": GPTJConfig(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0),
+}
+
+
+def random_model(shape: str, device: str = "cpu") -> PreTrainedModel:
+    """A model of one of `SHAPES` with random float32 weights, the same at every call."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(SHAPES[shape])
+    return model
+
+
+def neox() -> PreTrainedModel:
+    """GPT-NeoX 512 x 6 with random weights, the same at every call."""
+    return random_model("small")
 
 
 def rows(pairs: int) -> tuple[list[Pair], PreTrainedTokenizerFast, str]:
@@ -130,19 +162,21 @@ def _common(first: Sequence[Any], second: Sequence[Any]) -> int:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process."""
+    """Peak memory of this process on its GPU, or else in RAM."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def gigaflops() -> float:
-    """Speed of a plain float32 matrix product here and now."""
-    size, repeats = 2048, 3
-    first, second = torch.randn(size, size), torch.randn(size, size)
+def gigaflops(device: str = "cpu", dtype: str = "float32") -> float:
+    """Speed of a plain matrix product here and now."""
+    size, repeats = (2048, 3) if device == "cpu" else (8192, 20)
+    first, second = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     first @ second
-    start = time.perf_counter()
+    clock = Clock()
     for _ in range(repeats):
         first @ second
-    return 2 * size**3 * repeats / (time.perf_counter() - start) / 1e9
+    return 2 * size**3 * repeats / clock.read()["seconds"] / 1e9
 
 
 def run_contender(script: str, *arguments: str) -> dict[str, Any]:

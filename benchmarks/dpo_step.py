@@ -13,30 +13,31 @@ import pandas as pd
 import torch
 
 from prefopt.lm.attention import use_engine_attention
+from prefopt.lm.sharding import recompute_activations
 from prefopt.training.dpo import DPORecipe, preference_examples
 from prefopt.training.loop import accumulate_gradients, epoch_batches
 from prefopt.training.optimization import build_optimizer
 from prefopt.training.reference import pair_logprobs, preference_rows
 from prefopt.usage import Usage
 
-BATCH, LEARNING_RATE, BETA, CLIP = 8, 1e-6, 0.1, 10.0
-TOKEN_BUDGET = 4096  # the project's default
+LEARNING_RATE, BETA, CLIP = 1e-6, 0.1, 10.0
 
 
-def ours(pairs: list[common.Pair], order: list[list[int]] | None) -> dict[str, Any]:
+def ours(args: argparse.Namespace, pairs: list[common.Pair], order: list[list[int]] | None) -> dict[str, Any]:
     """The project's reference pass and one epoch, over the given batches or its own."""
-    model = use_engine_attention(common.neox()).eval()
+    model = use_engine_attention(common.random_model(args.shape, args.device)).eval()
     columns = {name: [torch.tensor(getattr(pair, name)).numpy() for pair in pairs] for name in _IDS}
     frame = pd.DataFrame({"pair_id": [str(i) for i in range(len(pairs))], **columns})
     start = common.Clock()
-    logps = pair_logprobs(model, preference_rows(frame), TOKEN_BUDGET, Usage("reference", model.device, model.dtype))
+    usage = Usage("reference", model.device, model.dtype)
+    logps = pair_logprobs(model, preference_rows(frame), args.token_budget, usage, args.dtype)
     reference = start.read("reference_")
     recipe = DPORecipe(
         loss="sigmoid",
         beta=BETA,
         label_smoothing=0.0,
         epochs=1,
-        batch_size=BATCH,
+        batch_size=args.batch,
         learning_rate=LEARNING_RATE,
         schedule="constant",
         warmup_steps=0,
@@ -46,25 +47,31 @@ def ours(pairs: list[common.Pair], order: list[list[int]] | None) -> dict[str, A
         evaluate_every=1,
         checkpoint_every=1,
         keep="last",
-        token_budget=TOKEN_BUDGET,
-        dtype="float32",
+        token_budget=args.token_budget,
+        dtype=args.dtype,
+        activation_checkpointing=args.activation_checkpointing,
+        adapter=None,
         seed=0,
     )
+    if args.activation_checkpointing:
+        recompute_activations(model)
     start = common.Clock()
     examples = preference_examples(
         frame, pd.DataFrame({"chosen_logp": logps[:, 0], "rejected_logp": logps[:, 1]}), recipe
     )
     optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate)
     losses = []
-    for batch in order or epoch_batches(len(pairs), BATCH, recipe.seed, 0):
+    for batch in order or epoch_batches(len(pairs), args.batch, recipe.seed, 0):
         losses.append(accumulate_gradients(model, examples, batch, recipe)["loss"])
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {**reference, **start.read(), "losses": losses}
+    # Forward and backward; operations of recomputed activations are not of use.
+    used = {"step_flops": 3 * usage.flops}
+    return {**reference, **start.read(), **used, "losses": losses}
 
 
-def trl(pairs: list[common.Pair], tokenizer: Any, precompute: bool) -> dict[str, Any]:
+def trl(args: argparse.Namespace, pairs: list[common.Pair], tokenizer: Any, precompute: bool) -> dict[str, Any]:
     """TRL's epoch in its own batch order; `reference_seconds` is the time to precompute, 0 where it is live."""
     import datasets
     import transformers
@@ -95,12 +102,13 @@ def trl(pairs: list[common.Pair], tokenizer: Any, precompute: bool) -> dict[str,
         def on_train_end(self, *_: Any, **__: Any) -> None:
             result.update(self.start.read())
 
-    model = common.neox()
+    model = common.random_model(args.shape, args.device)
     columns = {name: [getattr(pair, name) for pair in pairs] for name in ("prompt", "chosen", "rejected")}
     with tempfile.TemporaryDirectory() as folder:
         arguments = DPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=args.micro_batch,
+            gradient_accumulation_steps=args.batch // args.micro_batch,
             num_train_epochs=1,
             learning_rate=LEARNING_RATE,
             lr_scheduler_type="constant",
@@ -109,17 +117,17 @@ def trl(pairs: list[common.Pair], tokenizer: Any, precompute: bool) -> dict[str,
             beta=BETA,
             max_length=None,
             precompute_ref_log_probs=precompute,
-            gradient_checkpointing=False,
+            gradient_checkpointing=args.activation_checkpointing,
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=args.device == "cpu",
+            bf16=args.dtype == "bfloat16",
             seed=0,
         )
         trainer = Timed(
             model=model,
-            ref_model=None if precompute else common.neox(),
+            ref_model=None if precompute else common.random_model(args.shape, args.device),
             args=arguments,
             train_dataset=datasets.Dataset.from_dict(columns),
             processing_class=tokenizer,
@@ -129,6 +137,11 @@ def trl(pairs: list[common.Pair], tokenizer: Any, precompute: bool) -> dict[str,
         if ids != [{name: getattr(pair, name) for name in _IDS} for pair in pairs]:
             raise SystemExit("TRL's tokens are not ours: the comparison would not be of the same work")
         trainer.train()
+    # A step of theirs is some micro-batches.
+    each = args.batch // args.micro_batch
+    starts = range(0, len(result["losses"]), each)
+    result["losses"] = [sum(result["losses"][i : i + each]) / len(result["losses"][i : i + each]) for i in starts]
+    result["order"] = [[row for rows in result["order"][i : i + each] for row in rows] for i in starts]
     return result
 
 
@@ -142,21 +155,24 @@ def contend(args: argparse.Namespace) -> None:
     pairs, tokenizer, _ = common.rows(args.pairs)
     order = json.loads(args.order) if args.order else None
     if args.contender == "ours":
-        figures = ours(pairs, order)
+        figures = ours(args, pairs, order)
     else:
-        figures = trl(pairs, tokenizer, precompute=args.contender == "trl_precomputed")
-    print(json.dumps({**figures, "peak_mib": common.peak_mib(), "gflops": common.gigaflops()}))
+        figures = trl(args, pairs, tokenizer, precompute=args.contender == "trl_precomputed")
+    peak = common.peak_mib()
+    print(json.dumps({**figures, "peak_mib": peak, "gflops": common.gigaflops(args.device, args.dtype)}))
 
 
 def compare(args: argparse.Namespace) -> None:
     """Runs the contenders one after another, ours before and after TRL, and prints table and ratios."""
     pairs, _, source = common.rows(args.pairs)
     tokens = [len(getattr(pair, name)) for name in _IDS for pair in pairs]
-    print(f"{len(pairs)} pairs ({source}), {sum(tokens)} tokens, batch {BATCH}, float32, {args.threads} threads")
+    machine = f"{args.threads} threads" if args.device == "cpu" else torch.cuda.get_device_name()
+    print(
+        f"{args.shape}, {len(pairs)} pairs ({source}), {sum(tokens)} tokens, batch {args.batch}, {args.dtype}, {machine}"
+    )
 
     def contender(name: str, *extra: str) -> dict[str, Any]:
-        sizes = ("--pairs", str(args.pairs), "--threads", str(args.threads))
-        return common.run_contender(__file__, "--contender", name, *sizes, *extra)
+        return common.run_contender(__file__, "--contender", name, *sys.argv[1:], *extra)
 
     first = contender("ours")
     theirs = {name: contender(name) for name in ("trl_precomputed", "trl_live")}
@@ -164,7 +180,7 @@ def compare(args: argparse.Namespace) -> None:
     fastest_with_reference = min(theirs.values(), key=lambda run: run["seconds"] + run["reference_seconds"])
     second = contender("ours", "--order", json.dumps(fastest["order"]))
     # Ours ran before and after TRL: the mean of both, so that a drift of the machine's speed cancels.
-    mean = {name: (first[name] + second[name]) / 2 for name in _MEASURED}
+    mean = {name: (first[name] + second[name]) / 2 for name in (*_MEASURED, "step_flops")}
     mean["peak_mib"] = max(first["peak_mib"], second["peak_mib"])
 
     def line(name: str, run: dict[str, Any]) -> list[str]:
@@ -196,6 +212,8 @@ def compare(args: argparse.Namespace) -> None:
         "pairs_per_second_ratio": round(fastest["seconds"] / mean["seconds"], 3),
         "pairs_per_second_ratio_with_reference": round(their_total / total, 3),
         "peak_memory_ratio": round(mean["peak_mib"] / fastest["peak_mib"], 3),
+        # Of the matrix products' speed that was measured beside it.
+        "model_flops_utilisation": round(mean["step_flops"] / mean["seconds"] / mean["gflops"] / 1e9, 3),
         "max_loss_difference": max(abs(a - b) for a, b in zip(second["losses"], fastest["losses"], strict=True)),
     }
     print(json.dumps(ratios))
@@ -205,6 +223,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--threads", type=int, default=common.threads())
+    parser.add_argument("--shape", choices=list(common.SHAPES), default="small", help="of the model, random weights")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the passes")
+    parser.add_argument("--batch", type=int, default=8, help="pairs of an optimizer step")
+    parser.add_argument("--micro-batch", type=int, default=8, help="pairs that TRL reads at once")
+    parser.add_argument("--token-budget", type=int, default=4096, help="tokens that we read at once")
+    parser.add_argument("--activation-checkpointing", action="store_true", help="of both")
     parser.add_argument("--contender", choices=["ours", "trl_live", "trl_precomputed"], help="run this one only")
     parser.add_argument("--order", help="batches of row numbers (JSON), for the contender ours")
     args = parser.parse_args()

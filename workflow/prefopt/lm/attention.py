@@ -62,11 +62,12 @@ class PackedLayout:
     @functools.cached_property
     def sequences(self) -> Sequences:
         """The same as sequences of their own: each prompt, and each completion after the prompt that it sees."""
-        starts, lengths, keys = [0], [0], []
+        starts, lengths = [0], [0]
+        keys: list[int] = []
         longest_query = longest_key = start = 0
         for prompt, completions in self.rows:
             own = start + prompt
-            seen = [(prompt, range(start, own))]
+            seen: list[tuple[int, Sequence[int]]] = [(prompt, range(start, own))]
             for length in completions:
                 seen.append((length, [*range(start, start + prompt), *range(own, own + length)]))
                 own += length
