@@ -6,7 +6,7 @@ Here for the tiny task's models. Blocks are made small, so that there are more t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from llmock.scenarios import Match, Reply
 
 from prefopt import plan
 from prefopt.cli import main
-from prefopt.generation import sample
+from prefopt.generation import sample, score
 from prefopt.judging import reward_model, stage
 from prefopt.lm.models import new_scorer, save_model
 from prefopt.rewards import stage as rewards_stage
 from prefopt.tables import read_manifest, read_table, write_table
+from prefopt.training import reward
 from tiny_task import Task
 
 SAMPLING = {
@@ -45,6 +46,24 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rewards_stage, "_TEXTS_AT_ONCE", 10)
     for module in (stage, reward_model):
         monkeypatch.setattr(module, "PROMPTS_AT_ONCE", 3)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """What models are given at once, call by call: the tiny ones' numbers hardly show with what a text was read."""
+    calls: set[str] = set()
+
+    def recorded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(model: Any, rows: Any, *args: Any, **options: Any) -> Any:
+            calls.add(f"{name} {rows} {args} {options}")
+            return function(model, rows, *args, **options)
+
+        return call
+
+    functions = ((sample, "sample"), (sample, "completion_logprobs"), (score, "score_rows"), (reward, "raw_scores"))
+    for module, name in functions:
+        monkeypatch.setattr(module, name, recorded(name, getattr(module, name)))
+    return calls
 
 
 @pytest.fixture(scope="module")
@@ -100,25 +119,31 @@ def lasting(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "used": used}
 
 
-def test_samples(task: Task, prompts: Path, tmp_path: Path) -> None:
+def test_samples(task: Task, prompts: Path, tmp_path: Path, read: set[str]) -> None:
     command = ["sample", *sampling(task, prompts)]
     whole = run(command, tmp_path / "whole.parquet")
     assert whole["rows"] == 16 * (1 + 3 + 3) and whole["stopped"] > 0
     assert read_table(tmp_path / "whole.parquet", "samples")["reference_logp"].notna().all()
+    at_once = set(read)
     for count in (2, 5, BLOCKS + 6):
+        read.clear()
         manifest, rows = sharded(command, count, tmp_path)
+        assert read == at_once
         assert lasting(manifest) == lasting(whole) and manifest["used"].keys() == whole["used"].keys()
         assert rows.count(0) == max(0, count - BLOCKS) and sum(rows) == whole["rows"]
 
 
-def test_scores(prompts: Path, scorer: Path, samples: Path, tmp_path: Path) -> None:
+def test_scores(prompts: Path, scorer: Path, samples: Path, tmp_path: Path, read: set[str]) -> None:
     recipe = json.dumps({"token_budget": 40, "dtype": "float32"})
     files = ["--model", str(scorer), "--prompts", str(prompts), "--samples", str(samples)]
     whole = run(["score", *files, "--recipe", recipe], tmp_path / "whole.parquet")
     assert whole["rows"] == 112 and read_table(tmp_path / "whole.parquet", "scores")["reward"].nunique() > 90
+    at_once = {call for call in read if call.startswith("score_rows")}
     # Of 48 groups, 16 have one completion and 32 have three.
     for count, expected in ((2, [40, 72]), (5, [9, 16, 27, 30, 30])):
+        read.clear()
         manifest, rows = sharded(["score", *files, "--recipe", recipe], count, tmp_path)
+        assert {call for call in read if call.startswith("score_rows")} == at_once
         assert lasting(manifest) == lasting(whole) and rows == expected
 
 
@@ -142,16 +167,22 @@ def test_verdicts_of_the_oracle(task: Task, prompts: Path, samples: Path, tmp_pa
         assert lasting(manifest) == lasting(whole) and rows.count(0) == empty
 
 
-def test_verdicts_of_a_reward_model(task: Task, prompts: Path, scorer: Path, samples: Path, tmp_path: Path) -> None:
+def test_verdicts_of_a_reward_model(
+    task: Task, prompts: Path, scorer: Path, samples: Path, tmp_path: Path, read: set[str]
+) -> None:
     pairs = read_table(task.preferences, "preferences")
     gold = tmp_path / "gold.parquet"
     tokenizer_hash = read_manifest(task.preferences)["tokenizer_hash"]
     write_table(gold, "preferences", pairs.assign(split="test"), tokenizer_hash=tokenizer_hash)
     command = [*judging(task, prompts, samples, kind="reward_model"), "--gold-model", str(scorer)]
+    read.clear()
     whole = run([*command, "--gold-data", str(gold)], tmp_path / "whole.parquet")
+    at_once = set(read)
     assert whole["used"]["examples"] > 100 and whole["n_held_out"] == 16
     for count in (2, 5):
+        read.clear()
         manifest, _ = sharded([*command, "--gold-data", str(gold)], count, tmp_path)
+        assert read == at_once
         assert lasting(manifest) == lasting(whole)
 
 
