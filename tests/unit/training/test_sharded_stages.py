@@ -174,7 +174,7 @@ def test_verdicts_of_a_reward_model(
     gold = tmp_path / "gold.parquet"
     tokenizer_hash = read_manifest(task.preferences)["tokenizer_hash"]
     write_table(gold, "preferences", pairs.assign(split="test"), tokenizer_hash=tokenizer_hash)
-    command = [*judging(task, prompts, samples, kind="reward_model"), "--gold-model", str(scorer)]
+    command = [*judging(task, prompts, samples, kind="reward_model", token_budget=400), "--gold-model", str(scorer)]
     read.clear()
     whole = run([*command, "--gold-data", str(gold)], tmp_path / "whole.parquet")
     at_once = set(read)
