@@ -80,7 +80,7 @@ def total_usage(used: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         elif key in _USED_LARGEST:
             total[key] = max(values)
         else:
-            distinct = list(dict.fromkeys(values))
+            distinct = [value for i, value in enumerate(values) if value not in values[:i]]
             total[key] = distinct[0] if len(distinct) == 1 else distinct
     if {"tokens", "seconds", "tokens_per_second"} <= total.keys():
         total["tokens_per_second"] = round(total["tokens"] / max(total["seconds"], 0.01), 1)

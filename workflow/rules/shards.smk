@@ -9,6 +9,7 @@ scattergather:
     judging=1,
 
 
+# The shards are gone once they are gathered: a change of gather.py, or `--forcerun gather`, makes them again.
 rule gather:
     input:
         shards_of_table,
