@@ -36,6 +36,7 @@ STAGES = {
     "best_of_n": ("prefopt.generation.best_of_n", "the best of n candidates"),
     "subsets": ("prefopt.generation.subsets", "the candidates that a paid judge sees"),
     "judge": ("prefopt.judging.stage", "verdicts against the reference completions"),
+    "gather": ("prefopt.gather", "the shards of a table to the table"),
     "store": ("prefopt.judging.stored", "verdicts of a chat judge to and from Parquet"),
     "win_rates": ("prefopt.analysis.win_rates", "win rates with intervals"),
     "human_study": ("prefopt.judging.human.study", "pages for blind comparison by people"),

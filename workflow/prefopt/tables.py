@@ -194,13 +194,15 @@ def content_hash(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def write_table(path: str | Path, name: str, rows: pd.DataFrame | list[dict[str, Any]], **manifest: Any) -> Manifest:
+def write_table(
+    path: str | Path, name: str, rows: pd.DataFrame | pa.Table | list[dict[str, Any]], **manifest: Any
+) -> Manifest:
     """Writes a table with its manifest, whole or not at all.
 
     Args:
         path: where the Parquet file appears.
         name: which of `SCHEMAS` the rows must follow.
-        rows: a data frame or a list of mappings, with exactly the schema's columns in any order.
+        rows: a data frame, what `read_rows` gives, or a list of mappings, with exactly the schema's columns in any order.
         **manifest: what else the table should know of itself (recipe, hashes of inputs and models, counts).
 
     Returns:
@@ -212,12 +214,15 @@ def write_table(path: str | Path, name: str, rows: pd.DataFrame | list[dict[str,
     """
     schema = SCHEMAS[name]
     # Every row of a list is looked at: pyarrow would fill what one lacks with nulls.
-    for columns in rows if isinstance(rows, list) else [rows.columns]:
+    named = rows if isinstance(rows, list) else [rows.column_names if isinstance(rows, pa.Table) else rows.columns]
+    for columns in named:
         if odd := sorted(set(columns) ^ set(schema.names)):
             raise UserError(f"{path}: the table {name!r} and its rows differ in the column {odd[0]!r}.")
     try:
         if isinstance(rows, list):
             table = pa.Table.from_pylist(rows, schema=schema)
+        elif isinstance(rows, pa.Table):
+            table = rows.select(schema.names).cast(schema)
         else:
             table = pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -249,8 +254,17 @@ def read_table(path: str | Path, name: str, **expected: Any) -> pd.DataFrame:
         A data frame with the schema's columns, in that order; its manifest is `.attrs["manifest"]`.
 
     Raises:
-        UserError: the file is missing, truncated, another table, lacks a column, or a manifest entry differs.
+        UserError: the file is missing, truncated, another table, lacks a column, is one of several shards, or a
+            manifest entry differs.
     """
+    rows, manifest = read_rows(path, name, **expected)
+    frame = rows.to_pandas()
+    frame.attrs["manifest"] = manifest
+    return frame
+
+
+def read_rows(path: str | Path, name: str, **expected: Any) -> tuple[pa.Table, Manifest]:
+    """A table's rows as Arrow holds them, and its manifest, after the checks of `read_table`."""
     manifest = read_manifest(path)
     if manifest.get("table") != name:
         raise UserError(f"{path} holds the table {manifest.get('table')!r}, expected {name!r}: pass another file.")
@@ -259,6 +273,9 @@ def read_table(path: str | Path, name: str, **expected: Any) -> pd.DataFrame:
             f"{path} has schema version {manifest['schema_version']}, this code writes {SCHEMA_VERSION}: "
             f"delete it and run its stage again."
         )
+    if "shard" in manifest and "shard" not in expected:
+        number, count = manifest["shard"]["number"], manifest["shard"]["of"]
+        raise UserError(f"{path} is the shard {number}-of-{count} of a table: gather all its shards first.")
     for key, value in expected.items():
         if manifest.get(key) != value:
             raise UserError(
@@ -273,9 +290,7 @@ def read_table(path: str | Path, name: str, **expected: Any) -> pd.DataFrame:
         raise UserError(f"{path} lacks the column {missing[0]!r} of the table {name!r}: run its stage again.")
     if table.num_rows != manifest["rows"]:
         raise UserError(f"{path} has {table.num_rows} rows, its manifest says {manifest['rows']}: run its stage again.")
-    frame = table.select(SCHEMAS[name].names).to_pandas()
-    frame.attrs["manifest"] = manifest
-    return frame
+    return table.select(SCHEMAS[name].names).replace_schema_metadata(None), manifest
 
 
 def read_manifest(path: str | Path) -> Manifest:

@@ -6,11 +6,11 @@ rule candidates:
         model=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
-        "results/candidates/{task}.parquet",
+        shard_table("sampling", "results/candidates/{task}.parquet"),
     log:
-        "logs/{task}/candidates.log",
+        of_shard("sampling", "logs/{task}/candidates.log"),
     benchmark:
-        "logs/benchmarks/{task}/candidates.jsonl"
+        of_shard("sampling", "logs/benchmarks/{task}/candidates.jsonl")
     # On the longest path.
     priority: 1
     conda:
@@ -22,10 +22,12 @@ rule candidates:
         model=model_folder("reference"),
         method=lambda wildcards: plan.reference(config, wildcards.task),
         recipe=recipe("candidates"),
+        shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
-        " --prompts {input.prompts} --method {params.method} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        " --prompts {input.prompts} --method {params.method} --recipe {params.recipe:q} {params.shard}"
+        " --out {output} > {log} 2>&1"
 
 
 rule score:
@@ -34,11 +36,11 @@ rule score:
         prompts="results/data/{task}/prompts.parquet",
         samples="results/candidates/{task}.parquet",
     output:
-        "results/candidates/{task}_scores.parquet",
+        shard_table("scoring", "results/candidates/{task}_scores.parquet"),
     log:
-        "logs/{task}/score.log",
+        of_shard("scoring", "logs/{task}/score.log"),
     benchmark:
-        "logs/benchmarks/{task}/score.jsonl"
+        of_shard("scoring", "logs/benchmarks/{task}/score.jsonl")
     # On the longest path.
     priority: 1
     conda:
@@ -48,11 +50,12 @@ rule score:
         **MODEL_RESOURCES,
     params:
         recipe=recipe("score"),
+        shard=shard_argument,
         code=fingerprint("prefopt.generation.score"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} score --model {input.model} --prompts"
         " {input.prompts}"
-        " --samples {input.samples} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        " --samples {input.samples} --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
 
 
 rule best_of_n:
@@ -116,11 +119,11 @@ use rule judge as judge_candidates with:
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
     output:
-        "results/candidates/{task}_verdicts.parquet",
+        shard_table("judging", "results/candidates/{task}_verdicts.parquet"),
     log:
-        "logs/{task}/judge_candidates.log",
+        of_shard("judging", "logs/{task}/judge_candidates.log"),
     benchmark:
-        "logs/benchmarks/{task}/judge_candidates.jsonl"
+        of_shard("judging", "logs/benchmarks/{task}/judge_candidates.jsonl")
 
 
 rule best_of_n_curve:

@@ -1,5 +1,6 @@
 # Helpers of the rules; no rule stands here.
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -195,3 +196,42 @@ def by_step_arguments(wildcards, input, output):
 def one_of(names):
     """A wildcard's constraint; one that nothing fits where there is no name."""
     return "|".join(names) or "(?!)"
+
+
+# Methods whose samples are a policy's own; Best-of-N's are chosen among candidates.
+SAMPLED = "base|base_2shot|sft|preferred_ft|dpo|ppo"
+# Tables below results/ that are made in shards where a scatter process has several, by that process.
+SCATTERED = {
+    "sampling": rf"samples/[a-z]+/({SAMPLED})|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples",
+    "scoring": r"candidates/[a-z]+_scores|(pairs|ceiling)/[a-z]+_scores",
+    "judging": r"verdicts/[a-z]+/[a-z0-9_/]+|candidates/[a-z]+_verdicts",
+}
+
+
+def shard_count(process):
+    """How many shards a scatter process has."""
+    return len(getattr(scatter, process)("{scatteritem}"))
+
+
+def shard_table(process, table):
+    """A rule's output: its table, or where the work is cut a shard of it, which is deleted once all are gathered."""
+    if shard_count(process) == 1:
+        return table
+    return temp(table.replace("results/", "results/shards/", 1).replace(".parquet", "/{scatteritem}.parquet"))
+
+
+def of_shard(process, path):
+    """A log or benchmark of a rule whose work may be cut: one for each shard."""
+    folder, ending = path.rsplit(".", 1)
+    return path if shard_count(process) == 1 else f"{folder}/{{scatteritem}}.{ending}"
+
+
+def shard_argument(wildcards):
+    """Params function: the shard that a job makes as an argument; none where the work is not cut."""
+    return f"--shard {wildcards.scatteritem}" if hasattr(wildcards, "scatteritem") else ""
+
+
+def shards_of_table(wildcards):
+    """All shards of a table."""
+    process = next(name for name, pattern in SCATTERED.items() if re.fullmatch(pattern, wildcards.table))
+    return getattr(gather, process)(f"results/shards/{wildcards.table}/{{scatteritem}}.parquet")

@@ -8,11 +8,11 @@ rule judge:
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
     output:
-        "results/verdicts/{task}/{method}.parquet",
+        shard_table("judging", "results/verdicts/{task}/{method}.parquet"),
     log:
-        "logs/{task}/judge_{method}.log",
+        of_shard("judging", "logs/{task}/judge_{method}.log"),
     benchmark:
-        "logs/benchmarks/{task}/judge_{method}.jsonl"
+        of_shard("judging", "logs/benchmarks/{task}/judge_{method}.jsonl")
     conda:
         "../../envs/judge.yaml"
     threads: MODEL_THREADS
@@ -22,12 +22,13 @@ rule judge:
         judge=arguments_of(judge_files),
         selected="",
         recipe=judge_values,
+        shard=shard_argument,
         code=fingerprint("prefopt.judging.stage"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} judge --samples {input.samples} --prompts"
         " {input.prompts}"
         " --demonstrations {input.demonstrations} {params.judge} {params.selected} --recipe {params.recipe:q}"
-        " --out {output} > {log} 2>&1"
+        " {params.shard} --out {output} > {log} 2>&1"
 
 
 # Another judge sees what each method writes at the temperature that the task's own judge selected.
@@ -39,15 +40,16 @@ use rule judge as other_judge with:
         demonstrations="results/data/{task}/demonstrations.parquet",
         win_rates="results/{task}_winrates.csv",
     output:
-        "results/verdicts/{task}/{judge}/{method}.parquet",
+        shard_table("judging", "results/verdicts/{task}/{judge}/{method}.parquet"),
     log:
-        "logs/{task}/judge_{judge}_{method}.log",
+        of_shard("judging", "logs/{task}/judge_{judge}_{method}.log"),
     benchmark:
-        "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl"
+        of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl")
     params:
         judge=arguments_of(judge_files),
         selected=lambda wildcards, input: f"--win-rates {input.win_rates}",
         recipe=judge_values,
+        shard=shard_argument,
         code=fingerprint("prefopt.judging.stage"),
 
 

@@ -7,13 +7,13 @@ rule sample:
         reference=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
-        "results/samples/{task}/{method}.parquet",
+        shard_table("sampling", "results/samples/{task}/{method}.parquet"),
     log:
-        "logs/{task}/sample_{method}.log",
+        of_shard("sampling", "logs/{task}/sample_{method}.log"),
     benchmark:
-        "logs/benchmarks/{task}/sample_{method}.jsonl"
+        of_shard("sampling", "logs/benchmarks/{task}/sample_{method}.jsonl")
     wildcard_constraints:
-        method="base|base_2shot|sft|preferred_ft|dpo|ppo",
+        method=SAMPLED,
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -23,8 +23,9 @@ rule sample:
         model=lambda wildcards: model_folder(wildcards.method)(wildcards),
         reference=model_folder("reference"),
         recipe=recipe("sample"),
+        shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
         " --reference-model {params.reference:q} --prompts {input.prompts} --method {wildcards.method}"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        " --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"

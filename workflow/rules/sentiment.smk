@@ -59,11 +59,11 @@ rule pair_samples:
         model=model_files("sft"),
         prompts="results/data/{task}/prompts.parquet",
     output:
-        "results/pairs/{task}_samples.parquet",
+        shard_table("sampling", "results/pairs/{task}_samples.parquet"),
     log:
-        "logs/{task}/pair_samples.log",
+        of_shard("sampling", "logs/{task}/pair_samples.log"),
     benchmark:
-        "logs/benchmarks/{task}/pair_samples.jsonl"
+        of_shard("sampling", "logs/benchmarks/{task}/pair_samples.jsonl")
     wildcard_constraints:
         task=one_of(plan.tasks_of(config, "frontier")),
     conda:
@@ -74,24 +74,26 @@ rule pair_samples:
     params:
         model=model_folder("sft"),
         recipe=recipe("pair_samples"),
+        shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
         " --prompts {input.prompts} --method sft"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        " --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
 
 
 # Many completions of each test prefix, from which the optimal frontier is estimated.
 use rule pair_samples as ceiling_samples with:
     output:
-        "results/ceiling/{task}_samples.parquet",
+        shard_table("sampling", "results/ceiling/{task}_samples.parquet"),
     log:
-        "logs/{task}/ceiling_samples.log",
+        of_shard("sampling", "logs/{task}/ceiling_samples.log"),
     benchmark:
-        "logs/benchmarks/{task}/ceiling_samples.jsonl"
+        of_shard("sampling", "logs/benchmarks/{task}/ceiling_samples.jsonl")
     params:
         model=model_folder("sft"),
         recipe=recipe("ceiling_samples"),
+        shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
 
 
@@ -101,11 +103,11 @@ rule true_rewards:
         samples="results/{purpose}/{task}_samples.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
-        "results/{purpose}/{task}_scores.parquet",
+        shard_table("scoring", "results/{purpose}/{task}_scores.parquet"),
     log:
-        "logs/{task}/true_rewards_{purpose}.log",
+        of_shard("scoring", "logs/{task}/true_rewards_{purpose}.log"),
     benchmark:
-        "logs/benchmarks/{task}/true_rewards_{purpose}.jsonl"
+        of_shard("scoring", "logs/benchmarks/{task}/true_rewards_{purpose}.jsonl")
     wildcard_constraints:
         task=one_of(plan.tasks_of(config, "frontier")),
         purpose="pairs|ceiling",
@@ -117,11 +119,12 @@ rule true_rewards:
     params:
         true_reward=arguments_of(true_reward_files),
         recipe=recipe("true_rewards"),
+        shard=shard_argument,
         code=fingerprint("prefopt.rewards.stage"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} true_rewards --samples {input.samples}"
         " --prompts {input.prompts}"
-        " {params.true_reward} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        " {params.true_reward} --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
 
 
 rule sampled_pairs:

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     rows = best_of_n(candidates, scores, greedy, args.n, f"best_of_{args.n}")
     model, _ = load_policy(args.reference_model, device=default_device(), dtype=DTYPES[recipe.dtype])
     chosen: list[dict[Any, Any]] = rows.to_dict("records")
-    rows["reference_logp"] = reference_logps(model, prompts, chosen, recipe.token_budget, recipe.dtype)
+    rows["reference_logp"] = reference_logps(model, prompts, chosen, [len(chosen)], recipe.token_budget, recipe.dtype)
     write_table(
         args.out,
         "samples",

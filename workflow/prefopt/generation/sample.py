@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -25,13 +26,14 @@ from prefopt.lm.sampling import sample
 from prefopt.lm.shape import shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
+from prefopt.shards import add_shard_argument, parse_shard
 from prefopt.tables import read_table, write_table
 from prefopt.training.optimization import DTYPES, autocast
 from prefopt.usage import Usage, default_device
 
 logger = logging.getLogger(__name__)
 
-# Completions sampled between two progress lines; results do not depend on it.
+# Completions of a block, between two progress lines.
 _COMPLETIONS_AT_ONCE = 2048
 
 
@@ -49,6 +51,31 @@ class SampleRecipe:
     token_budget: int
     dtype: Literal["float32", "bfloat16"]
     seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Prompts that are sampled together, at one temperature; a shard of the work holds whole blocks."""
+
+    temperature: float
+    n: int  # completions a prompt
+    start: int  # first prompt
+    stop: int  # past the last prompt
+
+    @property
+    def samples(self) -> int:
+        """How many completions are sampled."""
+        return self.n * (self.stop - self.start)
+
+
+def blocks_of(prompts: int, recipe: SampleRecipe) -> list[Block]:
+    """The blocks of so many prompts, in the order of the samples table."""
+    blocks = []
+    for temperature in recipe.temperatures:
+        n = 1 if temperature == 0 else recipe.n
+        step = max(1, _COMPLETIONS_AT_ONCE // n)
+        blocks += [Block(temperature, n, i, min(i + step, prompts)) for i in range(0, prompts, step)]
+    return blocks
 
 
 def prompt_seed(seed: int, prompt_id: str, temperature: float) -> int:
@@ -71,71 +98,95 @@ def sample_rows(
     method: str,
     recipe: SampleRecipe,
     usage: Usage,
+    blocks: Sequence[Block] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of the samples table for every prompt and temperature; `reference_logp` is still NaN.
+    """Rows of the samples table, block by block; `reference_logp` is still NaN.
 
     Where a completion is cut at a stop string, its row says so, and holds the tokens before it.
+
+    Args:
+        model: the policy.
+        tokenizer: the policy's own.
+        prompts: rows of the prompts table.
+        method: name of the policy in the table.
+        recipe: how is sampled.
+        usage: counts what is sampled.
+        blocks: some of `blocks_of`; None: every prompt at every temperature.
     """
     rows: list[dict[str, Any]] = []
     shape = shape_of(model)
-    total = sum(len(prompts) * _completions(recipe, t) for t in recipe.temperatures)
-    with Progress(f"sample {method}", total, "samples") as progress:
-        for temperature in recipe.temperatures:
-            n = _completions(recipe, temperature)
-            step = max(1, _COMPLETIONS_AT_ONCE // n)
-            for start in range(0, len(prompts), step):
-                part = prompts.iloc[start : start + step]
-                sampled = sample(
-                    model,
-                    [ids.tolist() for ids in part["prompt_ids"]],
-                    n=n,
-                    temperature=temperature,
-                    max_new_tokens=recipe.max_new_tokens,
-                    eos_id=tokenizer.eos_token_id,
-                    seeds=[prompt_seed(recipe.seed, name, temperature) for name in part["prompt_id"]],
-                )
-                for (_, prompt), completions in zip(part.iterrows(), sampled, strict=True):
-                    for index, completion in enumerate(completions):
-                        ids, stopped = cut_at_stop(tokenizer, completion.token_ids, recipe.stop)
-                        rows.append(
-                            {
-                                "prompt_id": prompt["prompt_id"],
-                                "sample_index": index,
-                                "method": method,
-                                "temperature": temperature,
-                                "split": prompt["split"],
-                                "text": decode(tokenizer, ids),
-                                "tokens": len(ids),
-                                "token_ids": ids,
-                                "finish_reason": "stop" if stopped else completion.finish_reason,
-                                "logp": float(torch.as_tensor(completion.logps[: len(ids)]).sum()),
-                                "reference_logp": float("nan"),
-                            }
-                        )
-                    lengths = [len(completion.token_ids) for completion in completions]
-                    usage.add(
-                        *(n, len(prompt["prompt_ids"]) + sum(lengths)),
-                        flops=sampling_flops(shape, len(prompt["prompt_ids"]), lengths),
-                        generated=sum(lengths),
+    blocks = blocks_of(len(prompts), recipe) if blocks is None else blocks
+    with Progress(f"sample {method}", sum(block.samples for block in blocks), "samples") as progress:
+        for block in blocks:
+            n, temperature = block.n, block.temperature
+            part = prompts.iloc[block.start : block.stop]
+            sampled = sample(
+                model,
+                [ids.tolist() for ids in part["prompt_ids"]],
+                n=n,
+                temperature=temperature,
+                max_new_tokens=recipe.max_new_tokens,
+                eos_id=tokenizer.eos_token_id,
+                seeds=[prompt_seed(recipe.seed, name, temperature) for name in part["prompt_id"]],
+            )
+            for (_, prompt), completions in zip(part.iterrows(), sampled, strict=True):
+                for index, completion in enumerate(completions):
+                    ids, stopped = cut_at_stop(tokenizer, completion.token_ids, recipe.stop)
+                    rows.append(
+                        {
+                            "prompt_id": prompt["prompt_id"],
+                            "sample_index": index,
+                            "method": method,
+                            "temperature": temperature,
+                            "split": prompt["split"],
+                            "text": decode(tokenizer, ids),
+                            "tokens": len(ids),
+                            "token_ids": ids,
+                            "finish_reason": "stop" if stopped else completion.finish_reason,
+                            "logp": float(torch.as_tensor(completion.logps[: len(ids)]).sum()),
+                            "reference_logp": float("nan"),
+                        }
                     )
-                progress.update(len(part) * n)
+                lengths = [len(completion.token_ids) for completion in completions]
+                usage.add(
+                    *(n, len(prompt["prompt_ids"]) + sum(lengths)),
+                    flops=sampling_flops(shape, len(prompt["prompt_ids"]), lengths),
+                    generated=sum(lengths),
+                )
+            progress.update(block.samples)
     return rows
 
 
 @torch.no_grad()
 def reference_logps(
-    model: nn.Module, prompts: pd.DataFrame, samples: Sequence[dict[str, Any]], token_budget: int, dtype: str
+    model: nn.Module,
+    prompts: pd.DataFrame,
+    samples: Sequence[dict[str, Any]],
+    sizes: Sequence[int],
+    token_budget: int,
+    dtype: str,
 ) -> list[float]:
-    """Log-probability of each sample under the reference policy at temperature 1, in the samples' order."""
+    """Log-probability of each sample under the reference policy at temperature 1, in the samples' order.
+
+    Args:
+        model: the reference policy.
+        prompts: rows of the prompts table.
+        samples: rows of the samples table.
+        sizes: of blocks of samples that follow each other; only those of one block come into one micro-batch.
+        token_budget: tokens per micro-batch.
+        dtype: of the forward pass.
+    """
     prompt_ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
     rows = [Row(tuple(prompt_ids[s["prompt_id"]].tolist()), (tuple(s["token_ids"]),)) for s in samples]
     logps = torch.empty(len(rows))
     device = next(model.parameters()).device
     with Progress("reference of samples", len(rows), "samples") as progress:
-        for batch in micro_batches(rows, token_budget):
-            with autocast(dtype, device):
-                logps[batch] = completion_logprobs(model, [rows[i] for i in batch]).sums.float().cpu()
-            progress.update(len(batch))
+        for stop, size in zip(itertools.accumulate(sizes), sizes, strict=True):
+            for places in micro_batches(rows[stop - size : stop], token_budget):
+                batch = [stop - size + i for i in places]
+                with autocast(dtype, device):
+                    logps[batch] = completion_logprobs(model, [rows[i] for i in batch]).sums.float().cpu()
+                progress.update(len(batch))
     result: list[float] = logps.tolist()
     return result
 
@@ -147,12 +198,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
     parser.add_argument("--method", required=True, help="name of the method in the samples table")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    add_shard_argument(parser)
     parser.add_argument("--out", required=True, type=Path, help="samples table that is made")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Samples completions of `--model` and writes the samples table."""
-    recipe = from_json(SampleRecipe, args.recipe)
+    """Samples completions of `--model` and writes the samples table, or a shard of it."""
+    recipe, shard = from_json(SampleRecipe, args.recipe), parse_shard(args.shard)
     table = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
     prompts = chosen_prompts(table, recipe)
     device = default_device()
@@ -161,7 +213,10 @@ def run(args: argparse.Namespace) -> None:
     positions = max_positions(args.model)
     room = sys.maxsize if positions is None else positions - recipe.max_new_tokens
     asked, shots_cut = with_shots(prompts, table, shots_of(args.method), tokenizer, room, recipe.seed)
-    rows = sample_rows(model, tokenizer, asked, args.method, recipe, usage)
+    every = blocks_of(len(prompts), recipe)
+    first, end = shard.part(len(every))
+    sizes = [block.samples for block in every]
+    rows = sample_rows(model, tokenizer, asked, args.method, recipe, usage, every[first:end])
     stopped = sum(row["finish_reason"] == "stop" for row in rows)
     if recipe.stop:
         logger.info("%d of %d completions were cut at a stop string", stopped, len(rows))
@@ -169,7 +224,7 @@ def run(args: argparse.Namespace) -> None:
     if args.reference_model is not None:
         hashes["reference_weights"] = weights_hash(args.reference_model)
         reference, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
-        logps = reference_logps(reference, prompts, rows, recipe.token_budget, recipe.dtype)
+        logps = reference_logps(reference, prompts, rows, sizes[first:end], recipe.token_budget, recipe.dtype)
         for row, logp in zip(rows, logps, strict=True):
             row["reference_logp"] = logp
     write_table(
@@ -183,8 +238,5 @@ def run(args: argparse.Namespace) -> None:
         shots_cut=shots_cut,
         shape=dataclasses.asdict(shape_of(model)),
         **hashes,
+        **shard.manifest(range(sum(sizes[:first]), sum(sizes[:end]))),
     )
-
-
-def _completions(recipe: SampleRecipe, temperature: float) -> int:
-    return 1 if temperature == 0 else recipe.n

@@ -15,6 +15,7 @@ from prefopt.lm.models import load_scorer, weights_hash
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
+from prefopt.shards import add_shard_argument, parse_shard
 from prefopt.tables import read_table, write_table
 from prefopt.training.optimization import DTYPES
 from prefopt.training.reward import score_rows
@@ -60,17 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
     parser.add_argument("--samples", required=True, type=Path, help="samples table")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    add_shard_argument(parser)
     parser.add_argument("--out", required=True, type=Path, help="scores table that is made")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Scores every sample and writes the scores table."""
-    recipe = from_json(ScoreRecipe, args.recipe)
+    """Scores every sample and writes the scores table, or a shard of it."""
+    recipe, shard = from_json(ScoreRecipe, args.recipe), parse_shard(args.shard)
     prompts = read_table(args.prompts, "prompts")
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
     usage = Usage("score", default_device(), DTYPES[recipe.dtype])
     model = load_scorer(args.model, device=default_device())
-    scores = score_samples(model, prompts, samples, recipe, usage)
+    # A group is scored by itself, so that it does not matter with which others.
+    rows = shard.rows(list(zip(samples["prompt_id"], samples["temperature"], strict=True)))
+    scores = score_samples(model, prompts, samples.iloc[rows], recipe, usage)
     write_table(
         args.out,
         "scores",
@@ -80,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
         recipe=to_dict(recipe),
         used=usage.report(),
         shape=dataclasses.asdict(shape_of(model)),
+        **shard.manifest(rows),
     )
 
 

@@ -14,6 +14,9 @@ Order = Literal["policy_first", "reference_first"]
 OrderRule = Literal["random", "both"]
 Outcome = Literal["win", "loss", "tie", "invalid"]
 
+# A judge that reads several prompts at once reads these together; a shard of the work holds whole blocks of them.
+PROMPTS_AT_ONCE = 16
+
 _POLICY_PLACE: dict[Order, Winner] = {"policy_first": "first", "reference_first": "second"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from prefopt.analysis.statistics import score_interval
 from prefopt.errors import UserError
-from prefopt.judging.judge import Comparison, Verdict, Winner
+from prefopt.judging.judge import PROMPTS_AT_ONCE, Comparison, Verdict, Winner
 from prefopt.lm.batching import Row
 from prefopt.lm.models import encode, load_scorer, tokenizer_hash, weights_hash
 from prefopt.progress import Progress
 from prefopt.tables import read_table
 from prefopt.training.reward import score_rows
 from prefopt.usage import Usage, default_device
-
-_PROMPTS_AT_ONCE = 64  # between two reports of progress
 
 
 class RewardModelJudge:
@@ -73,11 +71,16 @@ class RewardModelJudge:
         return {**self._accuracy, "texts_cut_to_fit": self._cut, "used": self._usage.report()}
 
     def _score(self, texts: dict[str, dict[str, float]]) -> None:
-        # `score_rows` takes rows with equally many completions; a text that occurs twice is there once.
-        prompts = sorted(texts, key=lambda prompt_id: len(texts[prompt_id]))
+        prompts = list(texts)
+
+        def count(prompt_id: str) -> int:
+            return len(texts[prompt_id])
+
         with Progress("judge", len(prompts), "prompts") as progress:
-            for _, group in itertools.groupby(prompts, key=lambda prompt_id: len(texts[prompt_id])):
-                for chunk in _chunks(group, _PROMPTS_AT_ONCE):
+            for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+                block = sorted(prompts[start : start + PROMPTS_AT_ONCE], key=count)
+                # `score_rows` takes rows with equally many completions; a text that occurs twice is there once.
+                for chunk in (list(group) for _, group in itertools.groupby(block, key=count)):
                     rows = [self._row(prompt_id, list(texts[prompt_id])) for prompt_id in chunk]
                     scores = score_rows(self._model, rows, self._token_budget).tolist()
                     for prompt_id, values in zip(chunk, scores, strict=True):
@@ -173,12 +176,6 @@ def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_b
         held_out_accuracy(model, pairs, token_budget),
         Usage("judge", default_device(), next(model.parameters()).dtype),
     )
-
-
-def _chunks(items: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
 
 
 def _agreement(values: np.ndarray) -> np.ndarray:

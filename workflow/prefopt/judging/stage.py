@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.judging.judge import Judge, OrderRule, Pair, judge_pairs
+from prefopt.judging.judge import PROMPTS_AT_ONCE, Judge, OrderRule, Pair, judge_pairs
 from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
 from prefopt.judging.oracle import well_formed
 from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table, write_table
+from prefopt.shards import add_shard_argument, parse_shard
+from prefopt.tables import SCHEMAS, read_table, write_table
 
 _KEPT = ["prompt_id", "method", "temperature", "sample_index", "split", "tokens"]  # of a sample's columns
 
@@ -68,7 +69,8 @@ def judge_samples(
         }
         key = (prompt_id, sample["method"], sample["temperature"], sample["sample_index"])
         pairs.append(Pair(row, key, prompt["prompt"], prompt["facts"], text, prompt["reference"]))
-    return pd.DataFrame(judge_pairs(judge, pairs, rule, seed))
+    # Named, since a shard may be without a row.
+    return pd.DataFrame(judge_pairs(judge, pairs, rule, seed), columns=SCHEMAS["verdicts"].names)
 
 
 def selected_samples(samples: pd.DataFrame, win_rates: pd.DataFrame) -> pd.DataFrame:
@@ -88,12 +90,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_judge_arguments(parser)
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    add_shard_argument(parser)
     parser.add_argument("--out", required=True, type=Path, help="verdicts table that is made")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Judges all samples of a method and writes the verdicts."""
-    recipe = from_json(JudgeRecipe, args.recipe)
+    """Judges all samples of a method and writes the verdicts, or a shard of them."""
+    recipe, shard = from_json(JudgeRecipe, args.recipe), parse_shard(args.shard)
     prompts = read_table(args.prompts, "prompts")
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
     demonstrations = read_table(args.demonstrations, "demonstrations")
@@ -101,8 +104,13 @@ def run(args: argparse.Namespace) -> None:
     judged = samples if args.win_rates is None else selected_samples(samples, pd.read_csv(args.win_rates))
     if recipe.kind == "human":
         judged = judged[judged["split"] == "test"]  # what people are shown
+    # All samples of a prompt are in one shard, so that a text that a policy writes twice is read and paid once.
+    places = shard.rows(judged["prompt_id"].tolist(), PROMPTS_AT_ONCE)
+    judged = judged.iloc[places]
     judge = build_judge(args, recipe, prompts)
     verdicts = judge_samples(judge, judged, prompts, lengths, recipe.order, recipe.seed)
+    orders = 2 if recipe.order == "both" else 1
+    verdict_rows = [place * orders + order for place in places for order in range(orders)]
     outcomes = Counter(verdicts["outcome"])
     logger.info("%s judged %d samples: %s", judge.name, len(judged), dict(sorted(outcomes.items())))
     write_table(
@@ -120,4 +128,5 @@ def run(args: argparse.Namespace) -> None:
             )
         },
         **judge.report(),
+        **shard.manifest(verdict_rows),
     )

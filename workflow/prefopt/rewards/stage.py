@@ -13,10 +13,11 @@ from prefopt.lm.models import weights_hash
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.rewards.true_reward import load_true_reward
+from prefopt.shards import add_shard_argument, parse_shard
 from prefopt.tables import read_table, write_table
 from prefopt.usage import Usage, default_device
 
-# Texts between two progress lines.
+# Texts of a block, between two progress lines; a shard of the work holds whole blocks.
 _TEXTS_AT_ONCE = 4096
 
 
@@ -37,18 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--true-reward-model", type=Path, help="classifier that is the true reward, unless it is a rule"
     )
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    add_shard_argument(parser)
     parser.add_argument("--out", required=True, type=Path, help="scores table that is made")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the scores table: of each prompt and its completion, read as one text."""
-    recipe = from_json(TrueRewardsRecipe, args.recipe)
+    """Writes the scores table, or a shard of it: of each prompt and its completion, read as one text."""
+    recipe, shard = from_json(TrueRewardsRecipe, args.recipe), parse_shard(args.shard)
     prompts = read_table(args.prompts, "prompts")
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
     usage = Usage("true_rewards", default_device(), torch.float32)
     reward = load_true_reward(folder=args.true_reward_model, device=default_device(), **to_dict(recipe))
     starts = dict(zip(prompts["prompt_id"], prompts["prompt"], strict=True))
-    texts = [starts[name] + text for name, text in zip(samples["prompt_id"], samples["text"], strict=True)]
+    rows = shard.rows(range(len(samples)), _TEXTS_AT_ONCE)
+    own = samples.iloc[rows]
+    texts = [starts[name] + text for name, text in zip(own["prompt_id"], own["text"], strict=True)]
     rewards: list[float] = []
     with Progress("true_rewards", len(texts), "texts") as progress:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -59,9 +63,10 @@ def run(args: argparse.Namespace) -> None:
     write_table(
         args.out,
         "scores",
-        samples[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards),
+        own[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards),
         samples=samples.attrs["manifest"]["content_hash"],
         reward_weights=weights_hash(args.true_reward_model) if args.true_reward_model else None,
         recipe=to_dict(recipe),
         used=usage.report(),
+        **shard.manifest(rows),
     )
