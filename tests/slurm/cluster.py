@@ -25,7 +25,8 @@ PACKAGES = ("slurm-wlm", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
 PREFIX = "prefopt-slurm-"
 GPU_MODELS = {"a100": 2, "h200": 2}  # devices 0 and 1, 2 and 3
-PARTITIONS = ("main", "other")  # the one of profiles/slurm is the first
+# The one of profiles/slurm, another, and one whose jobs preempt those of the first two.
+PARTITIONS = {"main": 1, "other": 1, "urgent": 2}
 
 # `cred_expire`: a requeued job waits so long before it starts again, two minutes by default.
 CONFIG = """
@@ -52,6 +53,8 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
 SchedulerParameters=batch_sched_delay=1,sched_interval=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 ReturnToService=2
 MpiDefault=none
 MailProg=/bin/true
@@ -96,7 +99,7 @@ class Cluster:
         lines = self.call("scontrol", "--details", "--oneliner", "show", "job", check=False).splitlines()
         jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.startswith("JobId=")]
         for job in jobs:
-            (job["Rule"],) = re.findall(r"rule_(.+?)(?:_wildcards_.*)?$", job["Comment"])
+            job["Rule"] = re.sub(r"^rule_|_wildcards_.*$", "", job.get("Comment", ""))
         return jobs
 
     def of_rule(self, rule: str, after: str = "0") -> list[dict[str, str]]:
@@ -202,8 +205,8 @@ def write_configuration(root: Path) -> None:
         # Less than there is, so that a tight machine does not drain its node.
         **{"cpus": os.cpu_count(), "memory": memory * 3 // 4},
         "partitions": "\n".join(
-            f"PartitionName={name} Nodes={host} Default={'YES' if name == PARTITIONS[0] else 'NO'} MaxTime=INFINITE"
-            for name in PARTITIONS
+            f"PartitionName={name} Nodes={host} PriorityTier={priority} MaxTime=INFINITE"
+            for name, priority in PARTITIONS.items()
         ),
     }
     (root / "slurm.conf").write_text(CONFIG.format(**values))

@@ -18,9 +18,10 @@ from running import TINY, overlay
 # So that jobs that run a model ask Slurm for a GPU each (and run on the CPU, since it is a made-up one).
 GPU_JOBS: dict[str, Any] = {"compute": {"gpus": 1}}
 DPO = "results/models/tldr/dpo"
-# What is quick on one node of one's own, and would burden a cluster. There is no accounting, hence `squeue`.
+# What is quick on one node of one's own, and would burden a cluster: the plugin looks at its jobs after 4 s, 14 s later, 24 s
+# later ..., and again after 4 s once one has ended. There is no accounting, hence `squeue`.
 FAST = [
-    *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"),
+    *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "4"),
     *("--seconds-between-status-checks", "2", "--latency-wait", "5"),
 ]
 

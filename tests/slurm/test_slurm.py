@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from cluster import GPU_MODELS, Cluster
-from running import TINY, copy_workflow, snakemake
+from cluster import GPU_MODELS, Cluster, end_leftovers, processes_of
+from running import TINY, copy_workflow, planned, snakemake
 from submitting import (
     DPO,
     ENDLESS,
@@ -39,12 +41,20 @@ def folder(before_dpo: Path, tmp_path: Path) -> Path:
     return shutil.copytree(before_dpo, tmp_path / "copy", symlinks=True)
 
 
-def test_the_table_is_the_one_of_a_run_without_slurm(cluster: Cluster, folder: Path, tmp_path: Path) -> None:
+def test_the_table_is_the_one_of_a_run_without_slurm(cluster: Cluster, tmp_path: Path) -> None:
+    folder, here = (copy_workflow(tmp_path / name) for name in ("slurm", "here"))
+    last = cluster.last_number()
     submitted(cluster, folder, WIN_RATES, values=GPU_JOBS)
-    here = copy_workflow(tmp_path / "here")
     result = snakemake("--cores", "2", WIN_RATES, "--configfile", TINY, folder=here)
     assert result.returncode == 0, result.stderr[-4000:]
     pd.testing.assert_frame_equal(pd.read_csv(folder / WIN_RATES), pd.read_csv(here / WIN_RATES))
+    # Every job went through Slurm, and those that run no model took no device.
+    jobs = [job for job in cluster.jobs() if int(job["JobId"]) > int(last)]
+    assert {job["JobState"] for job in jobs} == {"COMPLETED"}
+    with_device = {job["Rule"] for job in jobs if job.get("TresPerJob") == "gres:gpu:1"}
+    without = {job["Rule"] for job in jobs if "TresPerJob" not in job}
+    assert without == {"records", "prepare", "judge", "win_rates"}
+    assert with_device | without == planned(WIN_RATES, "--forceall", "--configfile", TINY, folder=here).keys()
     logs = [path.read_text(encoding="utf-8") for path in sorted((folder / "logs/tldr").glob("sample_*.log"))]
     assert len(logs) == 5 and all(re.search(r"devices of Slurm: \d$", log, re.MULTILINE) for log in logs)
 
@@ -73,12 +83,16 @@ def test_a_failing_stage_is_tried_three_times_and_says_what_to_put_right(cluster
     assert "results/logprobs/tldr/reference.parquet" in said and "Traceback" not in log_of_dpo(folder)
 
 
-def test_a_requeued_trainer_goes_on_and_snakemake_notices_nothing(cluster: Cluster, folder: Path) -> None:
+@pytest.mark.parametrize("how", ["by hand", "by an urgent job"])
+def test_a_requeued_trainer_goes_on_and_snakemake_notices_nothing(cluster: Cluster, folder: Path, how: str) -> None:
     last = cluster.last_number()
     with running(cluster, folder, DPO, values=slow_dpo(SHORT)) as run:
         wait_for_checkpoint(folder)
         (job,) = cluster.of_rule("dpo", after=last)
-        cluster.call("scontrol", "requeue", job["JobId"])
+        if how == "by hand":
+            cluster.call("scontrol", "requeue", job["JobId"])
+        else:
+            cluster.call("sbatch", "--partition", "urgent", "--exclusive", "--output", "/dev/null", "--wrap", "true")
         resumed = wait_for_resumption(folder)
         assert run.wait() == 0
         assert "Error in rule" not in run.output()
@@ -123,3 +137,18 @@ def test_the_orphan_of_a_killed_snakemake_and_its_successor_share_no_checkpoint(
     states = [job["JobState"] for job in (orphan, refused, successor)]
     assert states == ["CANCELLED", "FAILED", "RUNNING"]
     assert len(list((folder / "work/tldr/dpo").glob("*.lock"))) == 1
+
+
+def test_a_killed_test_session_leaves_nothing_to_the_next(cluster: Cluster) -> None:
+    code = "import cluster, time\nwith cluster.running_cluster() as one: print(one.root, flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) as session:
+        assert session.stdout is not None
+        root = Path(session.stdout.readline().strip())
+        session.kill()
+    names = {process.name() for process in processes_of(root)}
+    assert {"munged", "slurmctld", "slurmd"} <= names
+    end_leftovers()
+    assert not processes_of(root) and not root.exists()
+    # That of a session that runs is left alone.
+    assert "idle" in cluster.call("sinfo", "--noheader", "--format", "%T")
