@@ -116,7 +116,7 @@ class Cluster:
         return "\n".join(path.read_text()[-3000:] for path in sorted((self.root / "log").glob("*.log")))
 
 
-def wait_for(what: str, condition: Callable[[], Any], timeout: float = 120.0, poll: float = 0.3) -> Any:
+def wait_for(what: str, condition: Callable[[], Any], timeout: float = 300.0, poll: float = 0.3) -> Any:
     """Waits until the condition gives something true, and returns that.
 
     Raises:

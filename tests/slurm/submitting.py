@@ -84,11 +84,11 @@ class Run:
         """What it has printed so far."""
         return self._output.read_text(encoding="utf-8")
 
-    def wait(self, timeout: float = 900.0) -> int:
+    def wait(self, timeout: float = 1800.0) -> int:
         """Its exit code."""
         return self.process.wait(timeout)
 
-    def wait_for_line(self, pattern: str, timeout: float = 120.0) -> None:
+    def wait_for_line(self, pattern: str, timeout: float = 300.0) -> None:
         """Waits until it has printed something that fits the pattern."""
 
         def printed() -> bool:
@@ -160,10 +160,10 @@ def saved_step(text: str) -> int:
     return int(step)
 
 
-def wait_for_resumption(folder: Path, timeout: float = 180.0) -> int:
+def wait_for_resumption(folder: Path) -> int:
     """The step after which DPO's running attempt has gone on."""
     pattern = r"dpo: resumed after step (\d+)"
-    found = wait_for("a resumed DPO", lambda: re.findall(pattern, log_of_dpo(folder)), timeout)
+    found = wait_for("a resumed DPO", lambda: re.findall(pattern, log_of_dpo(folder)))
     return int(found[0])
 
 

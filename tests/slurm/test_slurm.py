@@ -128,7 +128,7 @@ def test_the_orphan_of_a_killed_snakemake_and_its_successor_share_no_checkpoint(
         assert snakemake("--unlock", "--configfile", TINY, folder=folder).returncode == 0
         with running(cluster, folder, DPO, values=slow_dpo(ENDLESS)) as run:
             # The orphan has the checkpoints, and goes on with them.
-            run.wait_for_line(f"prefopt dpo: work/tldr/dpo/.* is {IN_USE}", timeout=240)
+            run.wait_for_line(f"prefopt dpo: work/tldr/dpo/.* is {IN_USE}")
             wait_for_checkpoint(folder, after=time.time())
             # Cancelled it saves, and the successor's next attempt goes on from there.
             cluster.call("scancel", orphan["JobId"])
