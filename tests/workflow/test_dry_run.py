@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,12 +166,21 @@ def test_rules_are_formatted() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_slurm_profile_is_read(tmp_path: Path) -> None:
-    # Without the plugin Snakemake knows the executor's name only; the profile's other keys must all be options.
-    profile = tmp_path / "slurm"
-    shutil.copytree(REPOSITORY / "profiles" / "slurm", profile)
-    text = (profile / "profile.yaml").read_text()
-    (profile / "profile.yaml").write_text(text.replace("executor: slurm", "executor: dryrun"))
-    result = snakemake("--dry-run", "--workflow-profile", profile, "--configfile", TINY, folder=tmp_path)
+@pytest.mark.parametrize(
+    ("profile", "gpus", "asked"),
+    [
+        ("default", 1, ["gpu=1"]),
+        ("gpu", 1, ["gpu=1"]),
+        # A limit cuts a larger request down.
+        ("gpu", 16, ["gpu=8"]),
+        ("slurm", 16, ["gpu=16", "slurm_partition=main", "slurm_extra=--signal=TERM@120"]),
+    ],
+)
+def test_what_jobs_ask_for_with_each_profile(tmp_path: Path, profile: str, gpus: int, asked: list[str]) -> None:
+    path = overlay(tmp_path, {"compute": {"gpus": gpus}})
+    chosen = ["--workflow-profile", REPOSITORY / "profiles" / profile]
+    result = snakemake("--dry-run", "results/models/tldr/dpo", *chosen, "--configfile", TINY, path, folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "slurm_partition=main" in result.stdout + result.stderr
+    job = (result.stdout + result.stderr).partition("rule dpo:")[2]
+    (line,) = re.findall("resources: (.*)", job)
+    assert set(asked) <= set(line.split(", ")) and "runtime=240" in line

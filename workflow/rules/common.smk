@@ -13,6 +13,9 @@ def stage_environment():
     commands = f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}; "
     if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
         commands += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+    # Whoever tells a job to end (Slurm before a time limit) tells the shell too. It would die at once, the job would
+    # count as over, and what a trainer is still saving would be killed; with a trap the shell waits for the trainer.
+    commands += "trap : TERM USR1; "
     # Snakemake formats the prefix.
     return commands.replace("{", "{{").replace("}", "}}")
 
