@@ -73,13 +73,16 @@ def from_config(values: Mapping[str, Any], where: str) -> Architecture:
     """
     kind = values.get("model_type")
     if kind not in _TIED:
-        raise UserError(f"{where} has the model_type {kind!r}, whose size is not known here; known: {', '.join(KNOWN)}.")
+        raise UserError(
+            f"{where} has the model_type {kind!r}, whose size is not known here; known: {', '.join(KNOWN)}."
+        )
 
     def size(name: str, default: int | None = None) -> int:
-        value = values.get(name, values.get(_OLD_NAMES.get(name, name)))
-        if value is None and default is None:
+        value: int | None = values.get(name, values.get(_OLD_NAMES.get(name, name)))
+        value = default if value is None else value
+        if value is None:
             raise UserError(f"{where} has no {name}: complete the file, or name another model.")
-        return int(default if value is None else value)
+        return value
 
     hidden, heads = size("hidden_size"), size("num_attention_heads")
     return Architecture(
