@@ -29,7 +29,9 @@ PAIRS = {
         work="train", model_type="gpt2", config=_GPT2, prompt=60, completions=(30, 30), rows=2, token_budget=120
     ),
     # Activations are most of it; a step is one micro-batch.
-    "Llama, many tokens": Case(work="train", model_type="llama", config=_LLAMA, prompt=300, completions=(60, 60), rows=6),
+    "Llama, many tokens": Case(
+        work="train", model_type="llama", config=_LLAMA, prompt=300, completions=(60, 60), rows=6
+    ),
     "GPT-NeoX, AdamW": Case(
         **{"work": "train", "model_type": "gpt_neox", "config": _NEOX, "prompt": 60, "completions": (30, 30)},
         **{"rows": 1, "optimizer": "adamw"},
