@@ -6,6 +6,7 @@ How a peak is measured stands in `measured.py`. Losses, optimizer steps, reading
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def estimate_of_pairs(case: Case) -> memory.Parts:
     if case.work == "read":
         return memory.reading([Resident(language_model_parameters(model))], model, batch, engine)
     trained = Trained(model, None, {"rmsprop": 1, "adamw": 2}[case.optimizer])
-    return memory.training([trained], batch, engine, micro_batches=-(-case.rows // batch.count))
+    return memory.training([trained], batch, engine, micro_batches=math.ceil(case.rows / batch.count))
 
 
 def estimate_of_samples(case: Case) -> memory.Parts:

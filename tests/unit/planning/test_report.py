@@ -16,7 +16,6 @@ from prefopt.planning.report import DEFAULT, merged, report
 from prefopt.planning.stages import estimate, estimates
 
 PAPER = DEFAULT.with_name("paper.yaml")
-SMALL_GPU = {"gpus": 1, "activation_checkpointing": False, "hardware": {"memory_gib": 24}}
 
 
 def test_the_papers_plan_is_a_table_of_every_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -32,10 +31,17 @@ def test_the_papers_plan_is_a_table_of_every_task(capsys: pytest.CaptureFixture[
     (row,) = [row for row in rows if (row["task"], row["stage"]) == ("tldr", "dpo")]
     assert row["peak_bytes"] == sum(row["parts"].values())
     assert [float(value.replace(",", "")) for value in dpo[5:]] == pytest.approx(
-        [row["peak_bytes"] / 2**30, row["flops"] / 1e15, row["hours"]], rel=0.01
+        [row["peak_bytes"] / 2**30, row["host_megabytes"] / 1e3, row["flops"] / 1e15, row["hours"]], rel=0.01
     )
     # All of the paper fits one node of eight such GPUs.
     assert all(row["fits"] for row in rows) and not any(line.startswith("warning:") for line in lines)
+
+
+def test_the_documents_hold_the_papers_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--configfile", str(PAPER)]) == 0
+    page = (DEFAULT.parents[1] / "docs" / "paper_scale.md").read_text(encoding="utf-8")
+    shown = page.partition("```\n")[2].partition("\n```")[0]
+    assert shown == capsys.readouterr().out.strip(), "docs/paper_scale.md should hold what the command prints"
 
 
 def test_tables_are_aligned() -> None:
@@ -45,16 +51,29 @@ def test_tables_are_aligned() -> None:
     assert len(table) == 11 and len({len(line) for line in table}) == 1
 
 
+def warnings_of(config: dict[str, Any]) -> dict[str, str]:
+    """Warnings by task and stage."""
+    text = report(config, {task: estimates(config, task) for task in config["tasks"]})
+    lines = [line for line in text.splitlines() if line.startswith("warning: ")]
+    return {line.removeprefix("warning: ").partition(" takes ")[0]: line for line in lines}
+
+
 def test_what_does_not_fit_is_said_with_what_helps() -> None:
-    config = config_of("paper.yaml", compute=SMALL_GPU)
-    text = report(config, {task: estimates(config, task) for task in ("tldr", "imdb")})
-    warnings = [line for line in text.splitlines() if line.startswith("warning:")]
-    (ppo,) = [line for line in warnings if line.startswith("warning: tldr ppo takes ")]
-    assert "GiB of 24 on NVIDIA H100 80GB" in ppo and "what helps: compute.activation_checkpointing, a smaller" in ppo
-    (trl,) = [line for line in warnings if "ppo_gt_trl" in line]
-    assert "more GPUs (compute.gpus), an adapter" in trl
-    (sample,) = [line for line in warnings if "sample ppo" in line]
-    assert "cache" in sample and "compute.gpus" not in sample
+    plain = warnings_of(config_of("paper.yaml", compute={"activation_checkpointing": False}))
+    assert plain["tldr ppo"].startswith("warning: tldr ppo takes 265 GiB of 80 on NVIDIA H100 80GB, of which ")
+    assert plain["tldr ppo"].endswith(
+        "GiB for activations; what helps: compute.activation_checkpointing, a smaller compute.token_budget, more GPUs "
+        "(compute.gpus)."
+    )
+    one = warnings_of(config_of("paper.yaml", compute={"gpus": 1}))
+    assert {name.partition(" ")[0] for name in one} == {"tldr"}, "the other tasks fit one such GPU"
+    assert one["tldr dpo"].endswith(
+        "GiB for weights and what belongs to them; what helps: more GPUs (compute.gpus), an adapter, a smaller model."
+    )
+    small = warnings_of(config_of("paper.yaml", compute={"hardware": {"memory_gib": 24}}))
+    assert (
+        "what helps: fewer new tokens, fewer completions of each prompt, a smaller model." in small["tldr sample ppo"]
+    )
 
 
 def test_a_laptop_runs_the_default_without_a_warning() -> None:

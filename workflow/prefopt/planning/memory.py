@@ -7,13 +7,13 @@ real models (`tests/unit/planning/test_measured_memory.py`). The interpreter and
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from prefopt.lm.batching import prompts_at_once
 from prefopt.planning.architecture import (
     Architecture,
     adapter_parameters,
-    backbone_parameters,
     language_model_parameters,
     layer_parameters,
     scorer_parameters,
@@ -120,25 +120,20 @@ def micro_batch(rows: Rows, engine: Engine, batch: int) -> MicroBatch:
         engine: its token budget, and among how many processes a batch is divided.
         batch: rows of an optimizer step, or of all that is read.
     """
-    share = max(1, -(-batch // engine.processes))
+    share = math.ceil(batch / engine.processes)
     return MicroBatch(rows, max(1, min(share, engine.token_budget // rows.tokens)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-    """A model in memory that is not trained.
-
-    `parameters` are held in the width of `dtype`; processes share them where `sharded`.
-    """
+    """A model in memory that is not trained, its parameters in the width of `dtype`."""
 
     parameters: int
     dtype: str = "float32"
-    sharded: bool = True
 
     def bytes(self, engine: Engine) -> int:
-        """Bytes in each process."""
-        width = _FLOAT if self.dtype == "float32" else 2
-        return self.parameters * width // (engine.processes if self.sharded else 1)
+        """Bytes in each of the processes that share it."""
+        return self.parameters * (_FLOAT if self.dtype == "float32" else 2) // engine.processes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +242,15 @@ def gathered(one: Trained, engine: Engine) -> int:
     return 2 * (one.parameters - layers + 2 * layer_parameters(model)) * engine.width
 
 
+def gathered_for_reading(model: Architecture, models: Sequence[Resident], engine: Engine) -> int:
+    """Bytes of the same where there are no gradients: one model after another reads."""
+    layers = model.layers * layer_parameters(model)
+    if engine.processes > 1:
+        return (language_model_parameters(model) - layers + 2 * layer_parameters(model)) * engine.width
+    autocast = engine.width != _FLOAT and any(one.dtype == "float32" for one in models)
+    return layers * engine.width if autocast else 0
+
+
 def reading(models: Sequence[Resident], model: Architecture, batch: MicroBatch, engine: Engine) -> Parts:
     """Peak of reading rows without gradients: reference log-probabilities, scores.
 
@@ -261,7 +265,7 @@ def reading(models: Sequence[Resident], model: Architecture, batch: MicroBatch, 
     return _nonzero(
         {
             "weights": sum(one.bytes(engine) for one in models),
-            "gathered weights": _copies_for_reading(model, models, engine),
+            "gathered weights": gathered_for_reading(model, models, engine),
             # First a layer's intermediate results, then the logits.
             "passing": hidden + max(_passing(model, batch, engine), logits),
         }
@@ -277,7 +281,6 @@ def sampling(
     n: int,
     prompts: int,
     dtype: str,
-    row_budget: int = ROW_BUDGET,
 ) -> Parts:
     """Peak of sampling n completions of each of `prompts` prompts.
 
@@ -289,11 +292,10 @@ def sampling(
         n: completions of each prompt.
         prompts: how many there are.
         dtype: of the weights and of the cache.
-        row_budget: most completions at once, as `prefopt.lm.sampling.sample` takes it.
     """
     width = _FLOAT if dtype == "float32" else 2
     token = 2 * model.layers * model.kv_heads * model.head_width * width
-    groups = min(prompts, prompts_at_once(n, prompt, new_tokens, token, row_budget, shared_prefix=model.packed))
+    groups = min(prompts, prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET, shared_prefix=model.packed))
     rows = groups * n
     cache = (groups * prompt + rows * new_tokens) * token if model.packed else rows * (prompt + new_tokens) * token
     logits = rows * model.vocabulary * _FLOAT
@@ -360,14 +362,6 @@ def _passing(model: Architecture, batch: MicroBatch, engine: Engine) -> int:
     if not model.packed:
         passing += 2 * tokens * batch.longest * model.heads * _FLOAT
     return int(passing)
-
-
-def _copies_for_reading(model: Architecture, models: Sequence[Resident], engine: Engine) -> int:
-    if engine.processes > 1:
-        outside = backbone_parameters(model) - model.layers * layer_parameters(model)
-        return (outside + 2 * layer_parameters(model)) * engine.width
-    autocast = engine.width != _FLOAT and any(one.dtype == "float32" for one in models)
-    return model.layers * layer_parameters(model) * engine.width if autocast else 0
 
 
 def _nonzero(parts: Parts) -> Parts:

@@ -18,21 +18,12 @@ from prefopt.planning.work import Hardware
 Config = dict[str, Any]
 
 DEFAULT = Path(__file__).parents[3] / "config" / "config.yaml"
-_COLUMNS = ("stage", "jobs", "model", "parameters", "{device}", "GiB each", "PFLOP", "hours")
+_COLUMNS = ("stage", "jobs", "model", "parameters", "{device}", "GiB each", "host GB", "PFLOP", "hours")
 _GIB = 2**30
 
-# What lowers each part of a stage's memory, in the order in which it is worth trying.
-_HELP = {
-    "activations": (
-        "compute.activation_checkpointing",
-        "a smaller compute.token_budget",
-        "more GPUs (compute.gpus) where a step is one micro-batch",
-    ),
-    "cache": ("fewer new tokens", "shorter prompts", "a smaller model"),
-    "passing": ("a smaller compute.token_budget", "a smaller model"),
-}
-_HELP_WITH_WEIGHTS = ("more GPUs (compute.gpus)", "an adapter", "rmsprop in place of adamw", "a smaller model")
-_HELP_WHEN_READING = ("a GPU with more memory", "a smaller model")
+_CHECKPOINTING = "compute.activation_checkpointing"
+_MORE_GPUS = "more GPUs (compute.gpus)"
+_ACTIVATIONS = ("activations", "passing")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +71,7 @@ def report(config: Config, made: dict[str, list[Estimate]]) -> str:
         total = sum(one.hours(on) * one.jobs * one.processes for one in stages)
         lines += ["", f"{task}: {_number(total)} {unit} in all", *_table(stages, on, gpu)]
     lines += ["", "Assumed:", *(f"- {line}" for line in _assumed(config, gpu))]
-    warnings = [_warning(task, one, on) for task, stages in made.items() for one in stages if not one.fits(on, gpu)]
+    warnings = [_warning(config, task, one) for task, stages in made.items() for one in stages if not one.fits(on, gpu)]
     return "\n".join([*lines, *([""] if warnings else []), *warnings])
 
 
@@ -101,7 +92,7 @@ def figures(config: Config, made: dict[str, list[Estimate]]) -> list[dict[str, A
 def _table(stages: Sequence[Estimate], on: Hardware, gpu: bool) -> list[str]:
     rows = [tuple(column.format(device="GPUs" if gpu else "processes") for column in _COLUMNS)]
     for one in stages:
-        numbers = (one.peak / _GIB, one.flops / 1e15, one.hours(on))
+        numbers = (one.peak / _GIB, one.host_megabytes(gpu) / 1000, one.flops / 1e15, one.hours(on))
         shown = (_number(value) for value in numbers)
         rows.append((one.stage, str(one.jobs), one.name, f"{one.parameters:,}", str(one.processes), *shown))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -135,6 +126,7 @@ def _assumed(config: Config, gpu: bool) -> list[str]:
         "hours are those of one job; a sweep's run is counted once a row, its jobs are given beside it",
         f"weights, gradients and optimizer states in float32, passes in {compute['dtype']}, micro-batches of "
         f"{compute['token_budget']} tokens, of rows half again as long as the mean",
+        "host GB is the memory that a job asks for (mem_mb), a margin of a quarter included",
         "a step of sampling reads all weights once; a batch of completions goes on to max_new_tokens",
         "loading, checkpoints, communication and Python's own time are not counted",
     ]
@@ -152,11 +144,27 @@ def _assumed(config: Config, gpu: bool) -> list[str]:
     return lines
 
 
-def _warning(task: str, one: Estimate, on: Hardware) -> str:
-    largest = max(one.parts, key=lambda part: one.parts[part])
-    trains = "optimizer" in one.parts
-    helping = _HELP.get(largest) or (_HELP_WITH_WEIGHTS if trains else _HELP_WHEN_READING)
+def _warning(config: Config, task: str, one: Estimate) -> str:
+    """Which stage does not fit, what most of it is, and what helps."""
+    on, trains = hardware(config), "optimizer" in one.parts
+    of_activations = sum(size for part, size in one.parts.items() if part in _ACTIVATIONS)
+    cache = one.parts.get("cache", 0)
+    sizes = {
+        "for weights and what belongs to them": one.peak - of_activations - cache,
+        "for activations": of_activations,
+        "for the cache of sampling": cache,
+    }
+    largest = max(sizes, key=lambda name: sizes[name])
+    helping = {
+        "for weights and what belongs to them": [*((_MORE_GPUS, "an adapter") if trains else ()), "a smaller model"],
+        "for activations": [
+            *([_CHECKPOINTING] if trains and not config["compute"]["activation_checkpointing"] else []),
+            "a smaller compute.token_budget",
+            *([_MORE_GPUS] if trains else []),
+        ],
+        "for the cache of sampling": ["fewer new tokens", "fewer completions of each prompt", "a smaller model"],
+    }[largest]
     return (
         f"warning: {task} {one.stage} takes {_number(one.peak / _GIB)} GiB of {on.memory_gib:g} on {on.name}, of which "
-        f"{_number(one.parts[largest] / _GIB)} GiB {largest}; what helps: {', '.join(helping)}."
+        f"{_number(sizes[largest] / _GIB)} GiB {largest}; what helps: {', '.join(helping)}."
     )

@@ -209,8 +209,10 @@ def _ppo_parts(
         prompts=math.ceil(section["prompts_per_update"] / engine.processes),
         dtype="float32",
     )
-    kept = {name: size for name, size in step.items() if name in ("weights", "optimizer", "other models")}
-    return max(step, {**kept, **rollout}, key=memory.total)
+    rollout |= {name: step[name] for name in ("weights", "optimizer", "other models")}
+    if engine.processes > 1:
+        rollout["gathered weights"] = memory.gathered_for_reading(model, [], engine)
+    return max(step, rollout, key=memory.total)
 
 
 def _ppo_update(task: Task, model: Architecture, section: Config, *, learned: bool) -> list[Phase]:
