@@ -13,6 +13,7 @@ from prefopt.config import resolve
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
 from prefopt.files import canonical_json
+from prefopt.planning.needs import needs
 
 
 configfile: f"{workflow.basedir}/config/config.yaml"

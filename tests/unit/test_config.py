@@ -309,6 +309,8 @@ INHERITED: typing.Final = (
     "tasks.*.evaluation.example_characters",
     "tasks.*.judge.seed",
     "tasks.*.judge.chat.*",  # how the endpoint is asked
+    "compute.mem_mb",  # computed
+    "compute.runtime",
     "tasks.tldr.other_judges.*",
     "tasks.*.other_judges.gold.*",
     "tasks.tldr.human.*",  # the paper's matchups stand in config.yaml

@@ -82,10 +82,19 @@ def test_every_rule_says_where_it_logs_and_what_it_needs() -> None:
     for name, text in rules().items():
         for directive in ("log", "benchmark", "conda", "threads", "resources"):
             assert re.search(rf"^    {directive}:", text, re.MULTILINE), f"rule {name} lacks {directive}:"
-    needs = re.findall(r"^\w+_RESOURCES = \{(.*?)\}$", read("workflow/rules/common.smk"), re.DOTALL | re.MULTILINE)
-    assert len(needs) == 3
-    for need in needs:
-        assert set(re.findall(r'"(\w+)":', need)) == {"gpu", "mem_mb", "runtime"}
+    (table,) = re.findall(r"^TABLE_RESOURCES = \{(.*?)\}$", read("workflow/rules/common.smk"), re.MULTILINE)
+    assert set(re.findall(r'"(\w+)":', table)) == {"gpu", "mem_mb", "runtime"}
+
+
+def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:
+    asked = {name: re.findall(r"\*\*(?:model|judge)_needs\(\"(\w+)\"\)", text) for name, text in rules().items()}
+    of_models = {name for name, text in rules().items() if "--gpus {resources.gpu}" in text}
+    # A rule that inherits another, and so the text after it, overrides its resources.
+    inherited = {"pair_samples": ["ceiling_samples"], "subsets": ["judge_candidates"]}
+    judging = {"judge_items": ["judge"]}
+    for name, stages in asked.items():
+        own = judging.get(name, [name] if name in of_models else [])
+        assert stages == own + inherited.get(name, []), name
 
 
 def test_no_tracked_file_is_a_rules_output() -> None:

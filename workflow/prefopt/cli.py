@@ -15,6 +15,7 @@ from prefopt.interruption import RUN_AGAIN, Interrupted
 from prefopt.launch import launch
 
 STAGES = {
+    "plan": ("prefopt.planning.report", "what every stage of a config will take, before anything runs"),
     "records": ("prefopt.data.records", "raw records to raw tables"),
     "reviews": ("prefopt.data.reviews", "film reviews to raw tables"),
     "pretrain": ("prefopt.training.pretrain", "a tokenizer and a base model from scratch"),

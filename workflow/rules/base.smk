@@ -15,7 +15,7 @@ rule pretrain:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("pretrain"),
     params:
         recipe=recipe("pretrain"),
         code=fingerprint("prefopt.training.pretrain"),

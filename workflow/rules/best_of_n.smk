@@ -17,7 +17,7 @@ rule candidates:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("candidates"),
     params:
         model=model_folder("reference"),
         method=lambda wildcards: plan.reference(config, wildcards.task),
@@ -47,7 +47,7 @@ rule score:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("score"),
     params:
         recipe=recipe("score"),
         shard=shard_argument,
@@ -75,7 +75,7 @@ rule best_of_n:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("best_of_n"),
     params:
         reference=model_folder("reference"),
         recipe=recipe("best_of_n"),
@@ -124,6 +124,8 @@ use rule judge as judge_candidates with:
         of_shard("judging", "logs/{task}/judge_candidates.log"),
     benchmark:
         of_shard("judging", "logs/benchmarks/{task}/judge_candidates.jsonl")
+    resources:
+        **judge_needs("judge_candidates"),
 
 
 rule best_of_n_curve:

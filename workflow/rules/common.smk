@@ -22,16 +22,24 @@ def stage_environment():
 
 shell.prefix(stage_environment())
 
-# What a job that runs a model asks for; one that does not takes little of anything.
-MODEL_RESOURCES = {
-    "gpu": config["compute"]["gpus"],
-    "mem_mb": config["compute"]["mem_mb"],
-    "runtime": config["compute"]["runtime"],
-}
+# What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
 MODEL_THREADS = config["compute"]["threads"]
 # Relative, so that a moved checkout does not look like another model.
 SHIPPED_BASE = os.path.relpath(f"{workflow.basedir}/workflow/models/tldr_base")
+
+
+def model_needs(stage):
+    """Resources of a rule that runs a model, from the model's size and the config; a retry is given more time."""
+
+    def need(key):
+        def of_job(wildcards, attempt):
+            name = getattr(wildcards, "method", getattr(wildcards, "run", None))
+            return needs(config, wildcards.task, stage, name)[key] * (attempt if key == "runtime" else 1)
+
+        return of_job
+
+    return {key: need(key) for key in TABLE_RESOURCES}
 
 
 def recipe(stage):
@@ -106,17 +114,18 @@ def judge_files(wildcards):
     return {}
 
 
-def judge_needs(name):
-    """Resource function: only a judge that is a model needs what a model needs; another reads tables or waits."""
+def judge_needs(stage):
+    """Resources of judging, those of a model where the judge is one; any other reads tables, or waits for an endpoint."""
+    of_model = model_needs(stage)
 
-    def needs(wildcards):
-        judge = judge_of(wildcards)
-        return (MODEL_RESOURCES if judge["kind"] == "reward_model" else TABLE_RESOURCES)[name]
+    def need(key):
+        def of_job(wildcards, attempt):
+            model = judge_of(wildcards)["kind"] == "reward_model"
+            return of_model[key](wildcards, attempt) if model else {**TABLE_RESOURCES, "runtime": 240 * attempt}[key]
 
-    return needs
+        return of_job
 
-
-JUDGE_RESOURCES = {"gpu": judge_needs("gpu"), "mem_mb": judge_needs("mem_mb"), "runtime": MODEL_RESOURCES["runtime"]}
+    return {key: need(key) for key in TABLE_RESOURCES}
 
 
 def judge_values(wildcards):

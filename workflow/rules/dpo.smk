@@ -19,7 +19,7 @@ rule dpo:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("dpo"),
     params:
         model=model_folder("reference"),
         recipe=recipe("dpo"),

@@ -21,7 +21,7 @@ rule frontier_run:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("frontier_run"),
     params:
         model=model_folder("sft"),
         rewards=arguments_of(reward_files),

@@ -89,7 +89,7 @@ rule judge_items:
         "../../envs/judge.yaml"
     threads: MODEL_THREADS
     resources:
-        **JUDGE_RESOURCES,
+        **judge_needs("judge"),
     params:
         judge=arguments_of(judge_files),
         recipe=judge_values,

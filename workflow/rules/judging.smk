@@ -17,7 +17,7 @@ rule judge:
         "../../envs/judge.yaml"
     threads: MODEL_THREADS
     resources:
-        **JUDGE_RESOURCES,
+        **judge_needs("judge"),
     params:
         judge=arguments_of(judge_files),
         selected="",

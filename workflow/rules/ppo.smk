@@ -19,7 +19,7 @@ rule ppo:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("ppo"),
     params:
         model=model_folder("reference"),
         recipe=recipe("ppo"),

@@ -15,7 +15,7 @@ rule reference:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("reference"),
     params:
         model=model_folder("reference"),
         recipe=recipe("reference"),

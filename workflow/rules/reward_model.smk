@@ -19,7 +19,7 @@ rule reward_model:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("reward_model"),
     params:
         model=model_folder("reference"),
         recipe=recipe("reward_model"),
@@ -47,7 +47,7 @@ rule gold_reward_model:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("gold_reward_model"),
     params:
         model=model_folder("base"),
         recipe=recipe("gold_reward_model"),

@@ -18,7 +18,7 @@ rule sample:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("sample"),
     params:
         model=lambda wildcards: model_folder(wildcards.method)(wildcards),
         reference=model_folder("reference"),

@@ -70,7 +70,7 @@ rule pair_samples:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("pair_samples"),
     params:
         model=model_folder("sft"),
         recipe=recipe("pair_samples"),
@@ -90,6 +90,8 @@ use rule pair_samples as ceiling_samples with:
         of_shard("sampling", "logs/{task}/ceiling_samples.log"),
     benchmark:
         of_shard("sampling", "logs/benchmarks/{task}/ceiling_samples.jsonl")
+    resources:
+        **model_needs("ceiling_samples"),
     params:
         model=model_folder("sft"),
         recipe=recipe("ceiling_samples"),
@@ -115,7 +117,7 @@ rule true_rewards:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("true_rewards"),
     params:
         true_reward=arguments_of(true_reward_files),
         recipe=recipe("true_rewards"),
@@ -180,7 +182,7 @@ rule classifier:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("classifier"),
     params:
         model=model_folder("base"),
         recipe=recipe("classifier"),

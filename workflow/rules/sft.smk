@@ -18,7 +18,7 @@ rule sft:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("sft"),
     params:
         model=model_folder("base"),
         recipe=recipe("sft"),
@@ -44,7 +44,7 @@ rule preferred_ft:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
-        **MODEL_RESOURCES,
+        **model_needs("preferred_ft"),
     params:
         model=model_folder("base"),
         recipe=recipe("preferred_ft"),

@@ -7,9 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from prefopt.errors import UserError
-from prefopt.lm.batching import Row
+from prefopt.lm.batching import CACHE_BYTES, Row, prompts_at_once
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.sampling import Completion, sample
+from prefopt.lm.sampling import Completion, _token_bytes, sample
 from tiny_models import EOS, make_model
 
 PROMPTS = [[2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13, 14, 15]]
@@ -41,6 +41,21 @@ def test_log_probabilities_equal_a_full_forward(n: int, temperature: float, mode
         full = completion_logprobs(model, rows, temperature=temperature).tokens
     torch.testing.assert_close(returned, full, rtol=1e-4, atol=1e-4)
     assert len({len(c.token_ids) for group in groups for c in group}) > 1 or n == 1
+
+
+def test_a_cache_that_grows_too_large_takes_fewer_prompts_at_once() -> None:
+    token = CACHE_BYTES // 1000  # bytes of a token's keys and values: a thousand tokens fit
+    # Four completions of 10 tokens after a prompt of 60: 100 tokens where they share it, 280 where each has a copy.
+    assert prompts_at_once(4, 60, 10, token, 512, shared_prefix=True) == 10
+    assert prompts_at_once(4, 60, 10, token, 512, shared_prefix=False) == 3
+    assert prompts_at_once(4, 60, 10, token, 8, shared_prefix=True) == 2, "no more completions than asked for"
+    assert prompts_at_once(400, 60, 10, token, 512, shared_prefix=True) == 1, "one prompt goes on however large"
+
+
+def test_the_size_of_a_cache_is_what_the_model_holds(plain: PreTrainedModel) -> None:
+    cache = plain(torch.tensor([[2, 3, 4]]), use_cache=True).past_key_values
+    held = sum(states.nbytes for layer in cache.layers for states in (layer.keys, layer.values))
+    assert 3 * _token_bytes(plain) == held
 
 
 def test_completions_do_not_depend_on_the_batch(model: PreTrainedModel) -> None:

@@ -45,3 +45,24 @@ def micro_batches(rows: Sequence[Row], token_budget: int) -> list[list[int]]:
         batches[-1].append(i)
         tokens += rows[i].tokens
     return batches
+
+
+# Keys and values of at most this many bytes are held at once while sampling, where one prompt's do not take more.
+CACHE_BYTES = 24 * 2**30
+
+
+def prompts_at_once(
+    n: int, prompt: int, new_tokens: int, token_bytes: int, row_budget: int, *, shared_prefix: bool
+) -> int:
+    """How many prompts are sampled together.
+
+    Args:
+        n: completions of each.
+        prompt: tokens of the longest prompt.
+        new_tokens: most tokens of a completion.
+        token_bytes: bytes of one token's keys and values in all layers.
+        row_budget: most completions.
+        shared_prefix: whether a prompt's keys and values are held once, or once for each completion.
+    """
+    tokens = (prompt if shared_prefix else n * prompt) + n * new_tokens
+    return max(1, min(row_budget // n, CACHE_BYTES // (tokens * token_bytes)))

@@ -19,7 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from prefopt.errors import UserError
 from prefopt.lm.attention import DecodeLayout, packed_layout, uses_registry
-from prefopt.lm.batching import Row
+from prefopt.lm.batching import Row, prompts_at_once
 from prefopt.lm.models import backbone, output_head
 
 # The batch is made smaller once this share of its rows has finished.
@@ -57,7 +57,8 @@ def sample(
         max_new_tokens: most tokens of a completion, EOS included.
         eos_id: the token that ends a completion.
         seeds: one for each prompt.
-        row_budget: most completions sampled at once; results do not depend on it (see the module's words).
+        row_budget: most completions sampled at once, fewer where their cache would be too large; results do not depend
+            on it (see the module's words).
 
     Returns:
         For each prompt its n completions.
@@ -76,7 +77,8 @@ def sample(
         )
     # Prompts of similar length together, so that little of the prefix is padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    at_once = max(1, row_budget // n)
+    shared = uses_registry(model)
+    at_once = prompts_at_once(n, longest, max_new_tokens, _token_bytes(model), row_budget, shared_prefix=shared)
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
@@ -86,6 +88,14 @@ def sample(
         for i, group in zip(part, completions, strict=True):
             results[i] = group
     return results
+
+
+def _token_bytes(model: PreTrainedModel) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * next(model.parameters()).element_size())
 
 
 def _sample_batch(

@@ -1,0 +1,20 @@
+"""Resolved configs: the default with overlays by name, and values by their dotted path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from snakemake.utils import update_config
+
+from prefopt.config import resolve
+from prefopt.planning.report import DEFAULT, merged
+
+
+def config_of(*overlays: str, **values: Any) -> dict[str, Any]:
+    """Overlays are names of files in config/; of a value's path each point is written as two underscores."""
+    config = merged([DEFAULT, *(DEFAULT.with_name(name) for name in overlays)])
+    for path, value in values.items():
+        for key in reversed(path.split("__")):
+            value = {key: value}
+        update_config(config, value)
+    return resolve(config)

@@ -1,0 +1,74 @@
+"""What one stage takes, and which GPUs its job is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from prefopt.planning import memory, work
+from prefopt.planning.memory import Parts
+from prefopt.planning.work import Hardware, Phase
+
+Config = dict[str, Any]
+
+# Stages whose job takes all GPUs of the config; any other model runs on one.
+SHARDED = frozenset(
+    ("pretrain", "sft", "preferred_ft", "reference", "dpo", "reward_model", "gold_reward_model", "ppo", "classifier")
+)
+# A process without a model, in megabytes: the interpreter and torch; with a GPU, CUDA's libraries too.
+_FOOTPRINT = {False: 600, True: 3000}
+_MARGIN = 1.25
+# Of a GPU's memory: the rest is CUDA's own, and what its allocator cannot use between blocks.
+_USABLE = 0.92
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What a job of a stage takes."""
+
+    stage: str
+    name: str  # of the model, as the hub calls it
+    parameters: int  # of the model that is trained, sampled or read
+    processes: int  # GPUs, or 1 on a CPU
+    parts: Parts  # bytes in each process at its peak
+    phases: list[Phase]
+    jobs: int = 1  # equal ones
+
+    @property
+    def peak(self) -> int:
+        """Bytes in each process at its peak, without the interpreter."""
+        return memory.total(self.parts)
+
+    @property
+    def flops(self) -> int:
+        """Operations of a job."""
+        return sum(phase.flops for phase in self.phases)
+
+    def hours(self, hardware: Hardware) -> float:
+        """Hours of a job."""
+        return work.hours(self.phases, hardware, self.processes)
+
+    def host_megabytes(self, gpu: bool) -> int:
+        """Megabytes of the host's memory: all that a job takes on a CPU, else its weights as they are loaded and saved.
+
+        Each process of a job with GPUs is taken to load the whole model in float32.
+        """
+        model = 4 * self.parameters if gpu else self.peak
+        return math.ceil(self.processes * (model / 1e6 + _FOOTPRINT[gpu]) * _MARGIN)
+
+    def fits(self, hardware: Hardware, gpu: bool) -> bool:
+        """Whether a process's peak fits one GPU, or the host."""
+        room = hardware.memory_gib * 2**30
+        return self.peak <= room * _USABLE if gpu else self.peak + _FOOTPRINT[gpu] * 1e6 <= room
+
+
+def hardware(config: Config) -> Hardware:
+    """The config's hardware."""
+    return Hardware(**config["compute"]["hardware"])
+
+
+def gpus(config: Config, stage: str) -> int:
+    """GPUs of a stage's job: `compute.gpus` where a model is trained or all pairs are read, else one at most."""
+    given: int = config["compute"]["gpus"]
+    return given if stage in SHARDED else min(1, given)

@@ -1,0 +1,46 @@
+"""What a rule asks the scheduler for, computed from its model's size and the config."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from prefopt.errors import UserError
+from prefopt.planning.estimate import gpus, hardware
+from prefopt.planning.stages import estimate
+
+Config = dict[str, Any]
+
+# Where the size of a model is not known before it is fetched: what one of six billion parameters takes on a GPU.
+UNKNOWN = {"mem_mb": 64000, "runtime": 1440}
+_SAFETY = 3
+_SHORTEST = 30  # minutes
+
+
+def needs(config: Config, task: str, stage: str, name: str | None = None) -> dict[str, int]:
+    """The resources of a job of a rule that runs a model.
+
+    Args:
+        config: a resolved config, whose `compute.mem_mb` and `compute.runtime` override what is computed.
+        task: key of `tasks`.
+        stage: the rule's name.
+        name: of `sample` the method, of `frontier_run` the run.
+
+    Returns:
+        `gpu`; `mem_mb`, memory of the host in megabytes; `runtime` in minutes.
+    """
+    given = {key: config["compute"][key] for key in ("mem_mb", "runtime")}
+    computed = dict(UNKNOWN)
+    if None in given.values():
+        try:
+            one = estimate(config, task, stage, name)
+        except UserError:
+            pass  # `prefopt plan` says what is not known; it need not keep a run from starting
+        else:
+            minutes = math.ceil(_SAFETY * 60 * one.hours(hardware(config)))
+            computed = {
+                "mem_mb": one.host_megabytes(config["compute"]["gpus"] > 0),
+                "runtime": max(_SHORTEST, minutes),
+            }
+    overriding = {key: value for key, value in given.items() if value is not None}
+    return {"gpu": gpus(config, stage), **computed, **overriding}

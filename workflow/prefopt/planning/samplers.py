@@ -1,0 +1,186 @@
+"""What sampling and reading with models as they are takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from prefopt.planning import memory, work
+from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
+from prefopt.planning.estimate import Estimate
+from prefopt.planning.memory import MicroBatch, Resident, Rows, micro_batch
+from prefopt.planning.task import Task
+from prefopt.planning.work import Phase
+
+
+def reference(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The reference policy's log-probabilities of all pairs."""
+    name, model = task.model("reference")
+    engine, pairs, parameters = task.engine(stage), sum(task.counts.pairs.values()), language_model_parameters(model)
+    batch = micro_batch(task.pair_rows(long=True), engine, pairs)
+    parts = memory.reading([Resident(parameters)], model, batch, engine)
+    phases = [Phase(work.reading(model, task.pair_rows(long=False), pairs))]
+    return Estimate(stage, name, parameters, engine.processes, parts, phases)
+
+
+def sample(task: Task, stage: str, method: str | None) -> Estimate:
+    """A method's completions at every temperature; then the reference policy, loaded beside it, reads them."""
+    sampling = task.section["sampling"]
+    shots = 2 if method == "base_2shot" else 0
+    made = _sampled(
+        task,
+        stage,
+        method or "base",
+        n=1,
+        temperatures=sampling["temperatures"],
+        prompts=_prompts(task),
+        new_tokens=sampling["max_new_tokens"],
+        shots=shots,
+    )
+    _, other = task.model("reference")
+    dtype, sampled = task.compute["dtype"], task.sampled(sampling["max_new_tokens"])
+    both = [Resident(made.parameters, dtype), Resident(language_model_parameters(other), dtype)]
+    texts = _prompts(task) * len(sampling["temperatures"])
+    engine = task.engine(stage)
+    batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
+    parts = max(made.parts, memory.reading(both, other, batch, engine), key=memory.total)
+    read = Phase(work.reading(other, Rows(task.tokens["prompt"], (sampled,)), texts))
+    return dataclasses.replace(made, parts=parts, phases=[*made.phases, read])
+
+
+def candidates(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """Best-of-N's candidates, at every temperature above 0."""
+    sampling = task.section["sampling"]
+    return _sampled(
+        task,
+        stage,
+        "reference",
+        n=task.section["best_of_n"]["n"],
+        temperatures=[temperature for temperature in sampling["temperatures"] if temperature > 0],
+        prompts=_prompts(task),
+        new_tokens=sampling["max_new_tokens"],
+    )
+
+
+def pair_samples(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The completions of which a sweep's pairs are made."""
+    pairs = task.section["pairs"]
+    prompts = pairs["train_prompts"] + pairs["validation_prompts"]
+    new_tokens, n = pairs["max_new_tokens"], pairs["completions"]
+    return _sampled(task, stage, "sft", n=n, temperatures=[1.0], prompts=prompts, new_tokens=new_tokens)
+
+
+def ceiling_samples(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The completions from which the optimal frontier is estimated."""
+    ceiling, new_tokens = task.section["ceiling"], task.section["evaluation"]["max_new_tokens"]
+    prompts, n = ceiling["prompts"], ceiling["samples"]
+    return _sampled(task, stage, "sft", n=n, temperatures=[1.0], prompts=prompts, new_tokens=new_tokens)
+
+
+def score(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The reward model on all candidates."""
+    temperatures = [temperature for temperature in task.section["sampling"]["temperatures"] if temperature > 0]
+    return _scored(
+        task, stage, "reference", n=task.section["best_of_n"]["n"], groups=_prompts(task) * len(temperatures)
+    )
+
+
+def judge(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The gold reward model on a method's samples, or on all candidates, and on the references."""
+    groups = _prompts(task) * len(task.section["sampling"]["temperatures"])
+    n = task.section["best_of_n"]["n"] if stage == "judge_candidates" else 1
+    return _scored(task, stage, "base", n=n + 1, groups=groups)
+
+
+def best_of_n(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The reference policy on the chosen candidates."""
+    sampling, engine = task.section["sampling"], task.engine(stage)
+    name, model = task.model("reference")
+    sampled, texts = task.sampled(sampling["max_new_tokens"]), _prompts(task) * len(sampling["temperatures"])
+    parameters = language_model_parameters(model)
+    batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
+    parts = memory.reading([Resident(parameters, task.compute["dtype"])], model, batch, engine)
+    phases = [Phase(work.reading(model, Rows(task.tokens["prompt"], (sampled,)), texts))]
+    return Estimate(stage, name, parameters, engine.processes, parts, phases)
+
+
+def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The true reward of all samples for pairs, and of those for the optimal frontier; a rule takes next to nothing."""
+    section = task.section
+    engine = dataclasses.replace(task.engine(stage), dtype="float32")
+    if section["true_reward"]["source"] == "rule":
+        return Estimate(stage, "rule", 0, engine.processes, {}, [])
+    name, model = task.model("true_reward")
+    parameters = scorer_parameters(model, 2)
+    batch = MicroBatch(Rows(task.text_tokens(long=True), ()), section["true_reward"]["batch_size"])
+    parts = memory.reading([Resident(parameters)], model, batch, engine)
+    pairs, ceiling = section["pairs"], section["ceiling"]
+    texts = (pairs["train_prompts"] + pairs["validation_prompts"]) * pairs["completions"]
+    texts += ceiling["prompts"] * ceiling["samples"]
+    phases = [Phase(work.reading(model, Rows(task.text_tokens(long=False), ()), texts, 2))]
+    return Estimate(stage, name, parameters, engine.processes, parts, phases)
+
+
+def _prompts(task: Task) -> int:
+    evaluation = task.section["evaluation"]
+    prompts: int = evaluation["validation_prompts"] + evaluation["test_prompts"]
+    return prompts
+
+
+def _sampled(
+    task: Task,
+    stage: str,
+    policy: str,
+    *,
+    n: int,
+    temperatures: Sequence[float],
+    prompts: int,
+    new_tokens: int,
+    shots: int = 0,
+) -> Estimate:
+    """n completions of each prompt at every temperature, one where it is 0, perhaps after examples."""
+    name, model = task.model(policy)
+    before = shots * (task.tokens["prompt"] + task.tokens["response"])
+    phases = [
+        work.sampling(
+            model,
+            prompt=before + task.tokens["prompt"],
+            sampled=task.sampled(new_tokens),
+            new_tokens=new_tokens,
+            n=n if temperature > 0 else 1,
+            prompts=prompts,
+            width=task.width,
+        )
+        for temperature in temperatures
+    ]
+    parameters, dtype = language_model_parameters(model), task.compute["dtype"]
+    parts = memory.sampling(
+        [Resident(parameters, dtype)],
+        model,
+        prompt=before + task.long_prompt,
+        new_tokens=new_tokens,
+        n=n,
+        prompts=prompts,
+        dtype=dtype,
+    )
+    return Estimate(stage, name, parameters, task.engine(stage).processes, parts, phases)
+
+
+def _scored(task: Task, stage: str, start: str, *, n: int, groups: int) -> Estimate:
+    """A reward model on n completions of each prompt and temperature; a row is cut to the token budget."""
+    name, model = task.model(start)
+    engine, sampled = task.engine(stage), task.sampled(task.section["sampling"]["max_new_tokens"])
+    at_once = max(1, min(n, (engine.token_budget - task.tokens["prompt"]) // sampled))
+    parameters = scorer_parameters(model)
+    parts = _scoring_parts(task, model, parameters, at_once, sampled, stage)
+    rows = Rows(task.tokens["prompt"], (sampled,) * at_once)
+    flops = work.reading(model, rows, groups * math.ceil(n / at_once), 1)
+    return Estimate(stage, name, parameters, engine.processes, parts, [Phase(flops)])
+
+
+def _scoring_parts(
+    task: Task, model: Architecture, parameters: int, at_once: int, sampled: int, stage: str
+) -> memory.Parts:
+    batch = MicroBatch(Rows(task.long_prompt, (sampled,) * at_once), 1)
+    return memory.reading([Resident(parameters)], model, batch, task.engine(stage))

@@ -1,0 +1,239 @@
+"""What each trainer takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefopt import plan
+from prefopt.planning import memory, work
+from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
+from prefopt.planning.estimate import Estimate
+from prefopt.planning.memory import Engine, MicroBatch, Parts, Resident, Rows, micro_batch
+from prefopt.planning.task import Task, at_most, passes, steps_of, trained
+from prefopt.planning.work import Phase
+
+Config = dict[str, Any]
+RowsOf = Callable[[bool], Rows]  # whether long ones are asked for -> their lengths
+
+
+def pretrain(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The base from scratch."""
+    section, documents = task.section["pretrain"], task.counts.documents
+    held_out = max(1, int(documents * work.PRETRAINING_VALIDATION_SHARE))
+    room = section["max_positions"] - 1
+
+    def rows(long: bool) -> Rows:
+        return Rows(1, (at_most(task.tokens["document"], room, long),))
+
+    return _on_examples(task, stage, "base", section, documents - held_out, held_out, rows)
+
+
+def sft(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """SFT on the demonstrations."""
+    table = task.counts.demonstrations
+
+    def rows(long: bool) -> Rows:
+        return task.rows("response", long=long)
+
+    return _on_examples(task, stage, "base", task.section["sft"], table["train"], table["validation"], rows)
+
+
+def preferred_ft(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """SFT on the chosen completion of each pair."""
+    table = task.counts.pairs
+
+    def rows(long: bool) -> Rows:
+        return task.rows("chosen", long=long)
+
+    return _on_examples(task, stage, "base", task.section["preferred_ft"], table["train"], table["validation"], rows)
+
+
+def dpo(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """DPO, perhaps with the samples that are drawn from its float32 weights while it trains."""
+    table, section = task.counts.pairs, task.section["dpo"]
+    made = _on_examples(task, stage, "reference", section, table["train"], table["validation"], task.pair_rows)
+    if not plan.has_steps(task.config, task.name):
+        return made
+    sampling, by_step = task.section["sampling"], task.section["by_step"]
+    drawn = work.sampling(
+        task.model("reference")[1],
+        prompt=task.tokens["prompt"],
+        sampled=task.sampled(sampling["max_new_tokens"]),
+        new_tokens=sampling["max_new_tokens"],
+        n=1,
+        prompts=task.section["evaluation"]["test_prompts"],
+        width=4,
+    )
+    times = (by_step["points"] + 1) * len(by_step["temperatures"])
+    return dataclasses.replace(made, phases=[*made.phases, drawn.times(times)])
+
+
+def reward_model(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The reward model of PPO and Best-of-N, from the reference policy."""
+    table, section = task.counts.pairs, task.section["reward_model"]
+    return _on_examples(task, stage, "reference", section, table["train"], table["validation"], task.pair_rows, 1)
+
+
+def gold_reward_model(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The judge's own, from the base."""
+    table, section = task.counts.gold, task.section["gold_reward_model"]
+    return _on_examples(task, stage, "base", section, table["train"], table["test"], task.pair_rows, 1)
+
+
+def classifier(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The true reward of labelled reviews, each read whole and as an excerpt, on average half of it."""
+    section, counts = task.section["classifier"], task.counts
+    whole = min(task.tokens["prompt"] + task.tokens["response"], section["max_length"])
+
+    def rows(long: bool) -> Rows:
+        return Rows(section["max_length"] if long else max(1, round(0.75 * whole)), ())
+
+    training, validation = 2 * counts.labelled, 2 * counts.demonstrations["validation"]
+    return _on_examples(task, stage, "base", section, training, validation, rows, 2)
+
+
+def ppo(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """PPO against the learned reward: four models."""
+    section, engine = task.section["ppo"], task.engine(stage)
+    name, model = task.model("reference")
+    parts = _ppo_parts(task, model, section, engine, learned=True, others=[])
+    phases = [phase.times(section["updates"]) for phase in _ppo_update(task, model, section, learned=True)]
+    held_out = {**section, "samples_per_prompt": 1, "prompts_per_update": section["validation_prompts"], "epochs": 0}
+    evaluations = 1 + math.ceil(section["updates"] / section["evaluate_every"])
+    phases += [phase.times(evaluations) for phase in _ppo_update(task, model, held_out, learned=True)]
+    return Estimate(stage, name, language_model_parameters(model), engine.processes, parts, phases)
+
+
+def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
+    """One run of a sweep, with the evaluations of its checkpoints."""
+    method = task.section["runs"][run]["method"]
+    values, engine = task.section[method], task.engine(stage)
+    name, model = task.model("sft")
+    parameters = language_model_parameters(model)
+    judge = None if task.section["true_reward"]["source"] == "rule" else task.model("true_reward")[1]
+    others = [Resident(scorer_parameters(judge, 2))] if judge else []
+    if method.startswith("ppo"):
+        learned = method == "ppo"
+        parts = _ppo_parts(task, model, values, engine, learned=learned, others=others)
+        updates = values["interval"] * task.section["evaluation"]["checkpoints"]
+        phases = [phase.times(updates) for phase in _ppo_update(task, model, values, learned=learned)]
+    else:
+        parts, phases = _on_pairs(task, model, values, engine, method, [Resident(parameters), *others])
+    return Estimate(stage, name, parameters, engine.processes, parts, phases + _evaluations(task, model, judge))
+
+
+def _on_examples(
+    task: Task,
+    stage: str,
+    start: str,
+    section: Config,
+    examples: int,
+    validation: int,
+    rows: RowsOf,
+    outputs: int | None = None,
+) -> Estimate:
+    """A trainer on a fixed set of examples, with its evaluations on validation data."""
+    name, model = task.model(start)
+    engine = task.engine(stage)
+    one = trained(model, section, outputs)
+    batch = micro_batch(rows(True), engine, section["batch_size"])
+    parts = memory.training([one], batch, engine, micro_batches=_micro_batches(section["batch_size"], batch, engine))
+    learning = work.reading(model, rows(False), examples * section["epochs"], outputs)
+    evaluations = 1 + math.ceil(steps_of(section, examples) / section["evaluate_every"])
+    looking = work.reading(model, rows(False), validation * evaluations, outputs)
+    phases = [Phase(passes(section, engine.checkpointing) * learning), Phase(looking)]
+    return Estimate(stage, name, one.parameters, engine.processes, parts, phases)
+
+
+def _on_pairs(
+    task: Task, model: Architecture, values: Config, engine: Engine, method: str, others: Sequence[Resident]
+) -> tuple[Parts, list[Phase]]:
+    """A run of DPO, Unlikelihood or Preferred-FT: so many steps, and all validation pairs at every checkpoint."""
+
+    def rows(long: bool) -> Rows:
+        both = task.pair_rows(long)
+        return Rows(both.prompt, both.completions[:1]) if method == "preferred_ft" else both
+
+    batch = micro_batch(rows(True), engine, values["batch_size"])
+    micro_batches = _micro_batches(values["batch_size"], batch, engine)
+    parts = memory.training([trained(model, values)], batch, engine, micro_batches=micro_batches, others=others)
+    checkpoints = task.section["evaluation"]["checkpoints"]
+    learning = work.reading(model, rows(False), values["interval"] * checkpoints * values["batch_size"])
+    looking = work.reading(model, rows(False), task.counts.pairs["validation"] * (checkpoints + 1))
+    return parts, [Phase(passes(values, engine.checkpointing) * learning), Phase(looking)]
+
+
+def _evaluations(task: Task, model: Architecture, judge: Architecture | None) -> list[Phase]:
+    """Every checkpoint's samples, in float32, their KL to the reference policy, and their true reward."""
+    evaluation = task.section["evaluation"]
+    prompts, k = evaluation["prompts"], evaluation["samples_per_prompt"]
+    sampled = task.sampled(evaluation["max_new_tokens"])
+    drawn = work.sampling(
+        model,
+        prompt=task.tokens["prompt"],
+        sampled=sampled,
+        new_tokens=evaluation["max_new_tokens"],
+        n=k,
+        prompts=prompts,
+        width=4,
+    )
+    read = 2 * work.reading(model, Rows(task.tokens["prompt"], (sampled,) * k), prompts)
+    if judge:
+        read += work.reading(judge, Rows(task.text_tokens(long=False), ()), prompts * k, 2)
+    times = evaluation["checkpoints"] + 1
+    return [drawn.times(times), Phase(read).times(times)]
+
+
+def _ppo_parts(
+    task: Task, model: Architecture, section: Config, engine: Engine, *, learned: bool, others: Sequence[Resident]
+) -> Parts:
+    """The larger of PPO's optimizer step and of its sampling, which has the optimizer's states beside it."""
+    resident = [Resident(language_model_parameters(model)), *others]
+    resident += [Resident(scorer_parameters(model))] if learned else []
+    k = section["samples_per_prompt"]
+    rows = Rows(task.long_prompt, (task.sampled(section["max_new_tokens"]),) * k)
+    minibatch = math.ceil(section["prompts_per_update"] / section["minibatches"])
+    batch = micro_batch(rows, engine, minibatch)
+    both = [trained(model, section), trained(model, section, 1)]
+    micro_batches = _micro_batches(minibatch, batch, engine)
+    step = memory.training(both, batch, engine, micro_batches=micro_batches, others=resident)
+    rollout = memory.sampling(
+        [],
+        model,
+        prompt=task.long_prompt,
+        new_tokens=section["max_new_tokens"],
+        n=k,
+        prompts=math.ceil(section["prompts_per_update"] / engine.processes),
+        dtype="float32",
+    )
+    rollout |= {name: step[name] for name in ("weights", "optimizer", "other models")}
+    if engine.processes > 1:
+        rollout["gathered weights"] = memory.gathered_for_reading(model, [], engine)
+    return max(step, rollout, key=memory.total)
+
+
+def _ppo_update(task: Task, model: Architecture, section: Config, *, learned: bool) -> list[Phase]:
+    """One update: sampling, in float32; one pass of reference, value and reward; the optimizer's passes."""
+    prompts, k = section["prompts_per_update"], section["samples_per_prompt"]
+    sampled = task.sampled(section["max_new_tokens"])
+    drawn = work.sampling(
+        model,
+        prompt=task.tokens["prompt"],
+        sampled=sampled,
+        new_tokens=section["max_new_tokens"],
+        n=k,
+        prompts=prompts,
+        width=4,
+    )
+    rows = Rows(task.tokens["prompt"], (sampled,) * k)
+    policy, value = work.reading(model, rows, prompts), work.reading(model, rows, prompts, 1)
+    trained_passes = passes(section, task.compute["activation_checkpointing"]) * section["epochs"]
+    return [drawn, Phase(policy * (1 + trained_passes) + value * (1 + learned + trained_passes))]
+
+
+def _micro_batches(rows: int, batch: MicroBatch, engine: Engine) -> int:
+    """Micro-batches of a step in each process."""
+    return math.ceil(rows / engine.processes / batch.count)
