@@ -226,14 +226,15 @@ def shard_count(process):
 
 
 def shard_table(process, table):
-    """A rule's output: its table, or where the work is cut a shard of it, which is deleted once all are gathered."""
+    """The table that a stage makes, or where its work is cut a shard of it, which is deleted once all are gathered."""
     if shard_count(process) == 1:
         return table
-    return temp(table.replace("results/", "results/shards/", 1).replace(".parquet", "/{scatteritem}.parquet"))
+    name = table.removeprefix("results/").removesuffix(".parquet")
+    return temp(f"results/shards/{name}/{{scatteritem}}.parquet")
 
 
 def of_shard(process, path):
-    """A log or benchmark of a rule whose work may be cut: one for each shard."""
+    """A log or benchmark of a stage whose work may be cut, one for each shard."""
     folder, ending = path.rsplit(".", 1)
     return path if shard_count(process) == 1 else f"{folder}/{{scatteritem}}.{ending}"
 
