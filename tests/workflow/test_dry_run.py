@@ -183,4 +183,4 @@ def test_what_jobs_ask_for_with_each_profile(tmp_path: Path, profile: str, gpus:
     assert result.returncode == 0, result.stderr
     job = (result.stdout + result.stderr).partition("rule dpo:")[2]
     (line,) = re.findall("resources: (.*)", job)
-    assert set(asked) <= set(line.split(", ")) and "runtime=240" in line
+    assert set(asked) <= set(line.split(", ")) and "runtime=30" in line
