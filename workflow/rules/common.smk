@@ -214,14 +214,14 @@ def shard_count(process):
 
 
 def shard_table(process, table):
-    """A rule's output: its table, or where the work is cut a shard of it, which is deleted once all are gathered."""
+    """The output of a job that makes a table, or a shard of it, which is deleted once all are gathered."""
     if shard_count(process) == 1:
         return table
-    return temp(table.replace("results/", "results/shards/", 1).replace(".parquet", "/{scatteritem}.parquet"))
+    return temp(of_shard(process, table.replace("results/", "results/shards/", 1)))
 
 
 def of_shard(process, path):
-    """A log or benchmark of a rule whose work may be cut: one for each shard."""
+    """A path of each shard, the path itself where the work is not cut."""
     folder, ending = path.rsplit(".", 1)
     return path if shard_count(process) == 1 else f"{folder}/{{scatteritem}}.{ending}"
 
