@@ -226,15 +226,14 @@ def shard_count(process):
 
 
 def shard_table(process, table):
-    """The table that a stage makes, or where its work is cut a shard of it, which is deleted once all are gathered."""
+    """The output of a job that makes a table, or a shard of it, which is deleted once all are gathered."""
     if shard_count(process) == 1:
         return table
-    name = table.removeprefix("results/").removesuffix(".parquet")
-    return temp(f"results/shards/{name}/{{scatteritem}}.parquet")
+    return temp(of_shard(process, table.replace("results/", "results/shards/", 1)))
 
 
 def of_shard(process, path):
-    """A log or benchmark of a stage whose work may be cut, one for each shard."""
+    """A path of each shard, the path itself where the work is not cut."""
     folder, ending = path.rsplit(".", 1)
     return path if shard_count(process) == 1 else f"{folder}/{{scatteritem}}.{ending}"
 

@@ -184,7 +184,8 @@ class _TokenLogprobs(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None
         gradient = gradient / ctx.temperature
         hidden_gradient = torch.empty_like(hidden)
-        weight_gradient = torch.empty_like(weight)
+        learns = ctx.needs_input_grad[1]  # a head under an adapter does not
+        weight_gradient = torch.empty_like(weight) if learns else None
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         compute_weight = weight.to(hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -199,7 +200,9 @@ class _TokenLogprobs(torch.autograd.Function):
                 of_logits.scatter_add_(1, targets[part, None], gradient[part, None])
                 of_logits = of_logits.to(hidden.dtype)
                 torch.mm(of_logits, compute_weight, out=hidden_gradient[part])
-                if weight.dtype == hidden.dtype:
+                if weight_gradient is None:
+                    pass
+                elif weight.dtype == hidden.dtype:
                     # With beta 0 the first chunk overwrites what is not initialised.
                     weight_gradient.addmm_(of_logits.t(), hidden[part], beta=min(i, 1))
                 else:
