@@ -184,8 +184,8 @@ class _TokenLogprobs(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None
         gradient = gradient / ctx.temperature
         hidden_gradient = torch.empty_like(hidden)
-        learns = ctx.needs_input_grad[1]  # a head under an adapter does not
-        weight_gradient = torch.empty_like(weight) if learns else None
+        # A head beside an adapter does not learn.
+        weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         compute_weight = weight.to(hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -200,12 +200,10 @@ class _TokenLogprobs(torch.autograd.Function):
                 of_logits.scatter_add_(1, targets[part, None], gradient[part, None])
                 of_logits = of_logits.to(hidden.dtype)
                 torch.mm(of_logits, compute_weight, out=hidden_gradient[part])
-                if weight_gradient is None:
-                    pass
-                elif weight.dtype == hidden.dtype:
+                if weight_gradient is not None and weight.dtype == hidden.dtype:
                     # With beta 0 the first chunk overwrites what is not initialised.
                     weight_gradient.addmm_(of_logits.t(), hidden[part], beta=min(i, 1))
-                else:
+                elif weight_gradient is not None:
                     product = of_logits.t() @ hidden[part]
                     weight_gradient = weight_gradient.add_(product) if i else weight_gradient.copy_(product)
                 if bias_gradient is not None:

@@ -221,12 +221,13 @@ def activations(one: Trained, batch: MicroBatch, engine: Engine) -> int:
 def head_gradient(one: Trained, engine: Engine) -> int:
     """Bytes of the gradient of the output head's weights, which is there while all activations still are.
 
-    A frozen head has one too, made beside that of the hidden states.
+    A head beside an adapter has none. In bfloat16 there is a copy of the weights beside it.
     """
     if one.outputs is not None:
         return 0
     weights = one.model.vocabulary * one.model.hidden
-    return weights * (_FLOAT + (engine.width if engine.width != _FLOAT else 0))
+    copy = engine.width if engine.width != _FLOAT else 0
+    return weights * ((_FLOAT if one.adapter_rank is None else 0) + copy)
 
 
 def gathered(one: Trained, engine: Engine) -> int:
