@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,18 +31,26 @@ VALUES: dict[str, Any] = {
 }
 
 
-@contextlib.contextmanager
-def training(task: Task, out: Path, count: int, **values: Any) -> Iterator[subprocess.Popen[str]]:
-    """`python -m prefopt --processes COUNT sft`; its log is OUT/log."""
+def command(task: Task, out: Path, *options: str, **values: Any) -> list[str]:
+    """`prefopt sft` with its arguments."""
     paths = {"--work": out / "work", "--out": out / "model", "--metrics": out / "metrics.jsonl"}
     inputs = {"--model": task.model, "--data": task.demonstrations, "--recipe": recipe(**{**VALUES, **values})}
     words = [word for name, value in {**inputs, **paths}.items() for word in (name, str(value))]
-    command = [sys.executable, "-m", "prefopt", "--threads", "1", "--processes", str(count), "sft", *words]
-    environment = {**os.environ, "PYTHONPATH": str(Path(processes.__file__).parents[1])}
+    return ["prefopt", "--threads", "1", *options, "sft", *words]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(processes.__file__).parents[1])}
+
+
+@contextlib.contextmanager
+def training(task: Task, out: Path, count: int, **values: Any) -> Iterator[subprocess.Popen[str]]:
+    """`python -m prefopt --processes COUNT sft`; its log is OUT/log."""
+    words = [sys.executable, "-m", *command(task, out, "--processes", str(count), **values)]
     out.mkdir(parents=True, exist_ok=True)
     with (
         (out / "log").open("a") as log,
-        subprocess.Popen(command, env=environment, stderr=log, text=True, start_new_session=True) as process,
+        subprocess.Popen(words, env=environment(), stderr=log, text=True, start_new_session=True) as process,
     ):
         try:
             yield process
@@ -123,6 +132,29 @@ def test_kill_9_loses_the_steps_since_the_last_checkpoint_at_most(
         assert process.wait(timeout=300) == 0
     assert f"sft: resumed after step {step}" in (tmp_path / "log").read_text()
     assert_equal(tmp_path, undisturbed, rtol=0, atol=0)
+
+
+def test_torchrun_starts_the_same_command_on_two_nodes(task: Task, undisturbed: Path, tmp_path: Path) -> None:
+    """Two agents of one process each, as on two machines."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    words = command(task, tmp_path)
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *meeting, "--node-rank", str(node), "-m", *words],
+            env=environment(),
+            stderr=subprocess.DEVNULL,
+        )
+        for node in (0, 1)
+    ]
+    try:
+        assert [agent.wait(timeout=300) for agent in agents] == [0, 0]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert_equal(tmp_path, undisturbed, rtol=1e-3, atol=1e-4)
 
 
 def test_a_process_that_dies_ends_the_others(task: Task, tmp_path: Path) -> None:

@@ -55,20 +55,21 @@ def evaluate_policy(
     """
     prompt_ids = [tuple(ids.tolist()) for ids in prompts["prompt_ids"]]
     generator = torch.Generator().manual_seed(recipe.seed)
-    sampled = sample(
-        policy,
-        prompt_ids,
-        n=recipe.samples_per_prompt,
-        temperature=1.0,
-        max_new_tokens=recipe.max_new_tokens,
-        eos_id=tokenizer.eos_token_id,
-        seeds=torch.randint(2**62, (len(prompts),), generator=generator).tolist(),
-    )
+    device = next(policy.parameters()).device
+    with autocast(recipe.dtype, device):
+        sampled = sample(
+            policy,
+            prompt_ids,
+            n=recipe.samples_per_prompt,
+            temperature=1.0,
+            max_new_tokens=recipe.max_new_tokens,
+            eos_id=tokenizer.eos_token_id,
+            seeds=torch.randint(2**62, (len(prompts),), generator=generator).tolist(),
+        )
     rows = [
         Row(prompt, tuple(tuple(completion.token_ids) for completion in completions))
         for prompt, completions in zip(prompt_ids, sampled, strict=True)
     ]
-    device = next(policy.parameters()).device
     kls = torch.empty(len(rows), recipe.samples_per_prompt)
     for batch in micro_batches(rows, recipe.token_budget):
         with autocast(recipe.dtype, device):
