@@ -30,8 +30,8 @@ def test_jobs_side_by_side_get_what_they_ask_for_and_devices_of_their_own(cluste
     assert sft["StartTime"] < preferred_ft["EndTime"] and preferred_ft["StartTime"] < sft["EndTime"]
     given = {}
     for name, job in (("sft", sft), ("preferred_ft", preferred_ft)):
-        assert job["JobState"] == "COMPLETED" and job["Partition"] == "main" and job["TimeLimit"] == "04:00:00"
-        assert job["TresPerJob"] == "gres:gpu:1" and "mem=2000M" in job["TRES"]
+        assert job["JobState"] == "COMPLETED" and job["Partition"] == "main" and job["TimeLimit"] == "00:30:00"
+        assert job["TresPerJob"] == "gres:gpu:1" and "mem=3751M" in job["TRES"]
         log = (before_dpo / f"logs/tldr/{name}.log").read_text(encoding="utf-8")
         (given[name],) = re.findall(r"devices of Slurm: (\d+)$", log, re.MULTILINE)
     assert given["sft"] != given["preferred_ft"]
@@ -53,6 +53,6 @@ def test_a_trainer_that_meets_its_time_limit_goes_on_in_the_next_job(
         # The failed attempt's log was shown, and says where the next one goes on.
         assert resumed == saved_step(run.output()) > 0
         first, second = cluster.of_rule("dpo", after=last)
-        assert first["JobState"] == "FAILED" and second["JobState"] == "RUNNING" and second["TimeLimit"] == "04:00:00"
+        assert first["JobState"] == "FAILED" and second["JobState"] == "RUNNING" and second["TimeLimit"] == "01:00:00"
         wait_for_checkpoint(folder, after=time.time())
         assert "devices of Slurm: " in log_of_dpo(folder)
