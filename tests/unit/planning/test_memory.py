@@ -26,7 +26,8 @@ def step(model: Architecture, engine: Engine, micro_batches: int = 1, **options:
 
 
 def test_what_stands_in_the_engine_stands_here_too() -> None:
-    assert memory.KEEP_BYTES == logprobs._KEEP_BYTES and memory.CHUNK_BYTES == logprobs._CHUNK_BYTES
+    assert memory.KEEP_BYTES == logprobs._KEEP_BYTES
+    assert memory.CHUNK_BYTES == {False: logprobs._CHUNK_BYTES, True: logprobs._GPU_CHUNK_BYTES}
     assert memory.GROUP_TOKENS == attention._GROUP_TOKENS
     assert inspect.signature(sampling.sample).parameters["row_budget"].default == memory.ROW_BUDGET
     assert memory.prompts_at_once is batching.prompts_at_once

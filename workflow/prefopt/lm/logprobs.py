@@ -20,7 +20,9 @@ from prefopt.lm.sharding import within
 
 # Logits of at most this many bytes are kept for the backward pass; more are computed again there, chunk by chunk.
 _KEEP_BYTES = 256 * 2**20
+# What a chunk takes: little enough for a CPU's cache, and enough rows for a GPU's matrix product.
 _CHUNK_BYTES = 32 * 2**20
+_GPU_CHUNK_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +154,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
     ) -> Tensor:
         ctx.temperature = temperature
-        ctx.chunk = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+        ctx.chunk = max(1, (_GPU_CHUNK_BYTES if hidden.is_cuda else _CHUNK_BYTES) // (4 * weight.shape[0]))
         needs_gradient = any(ctx.needs_input_grad[:3])
         keep = needs_gradient and 4 * len(hidden) * weight.shape[0] <= _KEEP_BYTES
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)

@@ -21,7 +21,7 @@ from prefopt.planning.architecture import (
 
 # As in lm/logprobs.py, lm/attention.py and lm/sampling.py, which import torch; a test compares them.
 KEEP_BYTES = 256 * 2**20
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = {False: 32 * 2**20, True: 256 * 2**20}  # on a CPU, on a GPU
 GROUP_TOKENS = 192
 ROW_BUDGET = 512
 
@@ -262,7 +262,7 @@ def reading(models: Sequence[Resident], model: Architecture, batch: MicroBatch, 
         engine: see `Engine`.
     """
     hidden = 2 * batch.tokens(model) * model.hidden * engine.residual_width
-    logits = 3 * min(CHUNK_BYTES, batch.predicted * model.vocabulary * _FLOAT)
+    logits = 3 * min(CHUNK_BYTES[engine.gpu], batch.predicted * model.vocabulary * _FLOAT)
     return _nonzero(
         {
             "weights": sum(one.bytes(engine) for one in models),
@@ -329,7 +329,8 @@ def _passing_in_training(one: Trained, batch: MicroBatch, engine: Engine) -> int
     logits = 0
     if one.outputs is None:
         all_logits = batch.predicted * one.model.vocabulary * _FLOAT
-        logits = (all_logits if all_logits <= KEEP_BYTES else CHUNK_BYTES) + 2 * min(all_logits, CHUNK_BYTES)
+        chunk = min(all_logits, CHUNK_BYTES[engine.gpu])
+        logits = (all_logits if all_logits <= KEEP_BYTES else chunk) + 2 * chunk
     return max(logits, _passing(one.model, batch, engine))
 
 
