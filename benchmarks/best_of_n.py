@@ -31,19 +31,20 @@ def embedded() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(common.ROOT / "workflow/models/tldr_base"))
 
 
-MODELS = {"embedded": embedded, "neox": common.neox}
+MODELS = {"embedded": embedded, "neox": common.neox, "pythia-2.8b": lambda: common.random_model("pythia-2.8b")}
 
 
 def end_at_random(model: PreTrainedModel) -> PreTrainedModel:
     """Gives the head a bias under which EOS has a chance of about END at every step."""
     old = model.get_output_embeddings()
     vocabulary, width = old.weight.shape
-    head = nn.Linear(width, vocabulary, bias=True)
+    head = nn.Linear(width, vocabulary, bias=True, device=old.weight.device, dtype=old.weight.dtype)
     with torch.no_grad():
         head.weight.copy_(old.weight)
         head.weight[EOS_ID] = 0.0
         head.bias.zero_()
-        hidden = model.base_model(torch.randint(1, vocabulary, (4, 64))).last_hidden_state
+        ids = torch.randint(1, vocabulary, (4, 64)).to(model.device)
+        hidden = model.base_model(ids).last_hidden_state
         head.bias[EOS_ID] = head(hidden)[..., 1:].logsumexp(dim=-1).mean() + math.log(END / (1 - END))
     model.set_output_embeddings(head)
     return model.eval()
@@ -100,7 +101,7 @@ def logp_difference(model: PreTrainedModel, prompts: list[list[int]], groups: li
     for prompt, group in zip(prompts, groups, strict=True):
         for completion in group[:: max(1, SAMPLES // 32)]:
             full = completion_logprobs(model, [Row(prompt, (completion.token_ids,))]).tokens
-            largest = max(largest, float((full - torch.tensor(completion.logps)).abs().max()))
+            largest = max(largest, float((full.cpu() - torch.tensor(completion.logps)).abs().max()))
     return largest
 
 
@@ -140,17 +141,20 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=common.threads())
     parser.add_argument("--prompts", type=int, default=8, help="of the embedded policy")
     parser.add_argument("--neox-prompts", type=int, default=4)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["embedded", "neox"])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     lines: list[list[str]] = []
     results: dict[str, Any] = {}
     for name in args.models:
-        model = MODELS[name]()
+        model = MODELS[name]().to(args.device, getattr(torch, args.dtype))
         count = args.prompts if name == "embedded" else args.neox_prompts
         of_model, results[name] = compare(name, model, make_prompts(count, model.config.vocab_size))
         lines += of_model
-    print(f"{SAMPLES} samples a prompt, up to {MAX_NEW_TOKENS} tokens, float32, {args.threads} threads")
+    machine = f"{args.threads} threads" if args.device == "cpu" else torch.cuda.get_device_name()
+    print(f"{SAMPLES} samples a prompt, up to {MAX_NEW_TOKENS} tokens, {args.dtype}, {machine}")
     print(common.table(["model", "", "samples/s", "tokens a sample", "s", "CPU s"], lines))
     ratios = {f"samples_per_second_ratio_{name}": result["ratio"] for name, result in results.items()}
     print(

@@ -143,7 +143,9 @@ def wait_for_checkpoint(folder: Path, after: float = 0.0) -> None:
     """Waits until the running DPO has saved a checkpoint (after the time `after`)."""
 
     def saved() -> bool:
-        return any(path.stat().st_mtime > after for path in (folder / "work/tldr/dpo").glob("*/checkpoint_*/facts.json"))
+        return any(
+            path.stat().st_mtime > after for path in (folder / "work/tldr/dpo").glob("*/checkpoint_*/facts.json")
+        )
 
     wait_for("a checkpoint of DPO", saved)
 
