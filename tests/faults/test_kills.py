@@ -100,6 +100,9 @@ def run_and_kill(folder: Path, targets: list[str], kills: int, jobs: int, seed: 
 def started(folder: Path, targets: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """Snakemake in a session of its own, whose processes all end with the block."""
     words = command(folder, "--cores", "2", *targets, "--configfile", TINY)
+    if any(folder.glob(".snakemake/locks/*")):
+        # What a killed Snakemake leaves, and tells how to remove.
+        subprocess.run([*words, "--unlock"], cwd=folder, capture_output=True, check=True)
     with (folder / "output").open("wb") as out:
         process = subprocess.Popen(words, cwd=folder, stdout=out, stderr=out, start_new_session=True)
     try:

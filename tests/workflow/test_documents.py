@@ -178,6 +178,17 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def test_commands_name_their_targets_before_options_that_take_many_values() -> None:
+    """Such an option would take a target for one more of its values."""
+    places = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("config/*")]
+    for path in places:
+        text = path.read_text(encoding="utf-8")
+        spans = re.findall(r"`([^`]+)`", re.sub(r"\n#? *", " ", text))
+        for words in [*spans, *(line for line in text.splitlines() if line.startswith("    "))]:
+            greedy = re.search(r"snakemake .*--(configfile|resources|config|set-\w+) [^-]*?results/", words)
+            assert greedy is None, f"{path.name}: {words}"
+
+
 def test_the_snakefile_is_a_table_of_contents() -> None:
     lines = read("Snakefile").splitlines()
     assert len(lines) <= 60
