@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,7 +159,7 @@ def test_a_study_is_voted_through_by_keyboard_closed_reopened_exported_and_score
     page.evaluate("localStorage.clear()")
     page.goto(address)
     page.set_input_files("#import", waiting.value.path())
-    page.wait_for_function("document.getElementById('notice').textContent.startsWith('25 answers')")
+    sync_api.expect(page.locator("#notice")).to_have_text(re.compile("^25 answers"))
     page.click("#start")
     assert page.is_visible("#done")
     context.close()
@@ -260,6 +261,6 @@ def test_another_studys_export_is_refused(tmp_path: Path, browser: Any) -> None:
     ):
         (tmp_path / f"{name}.json").write_text(text)
         page.set_input_files("#import", str(tmp_path / f"{name}.json"))
-        page.wait_for_function("document.getElementById('notice').textContent.includes('nothing was changed')")
+        sync_api.expect(page.locator("#notice")).to_contain_text("nothing was changed")
         page.evaluate("document.getElementById('notice').textContent = ''")
     context.close()

@@ -26,15 +26,15 @@ MEASURED = ("compute.csv",)
 
 def test_five_kills_change_no_table(finished: Path, tmp_path: Path) -> None:
     folder = copy_workflow(tmp_path / "copy")
-    killed = run_and_kill(folder, list(TLDR), kills=5, jobs=25, seed=0)
+    killed = run_and_kill(folder, list(TLDR), kills=5, jobs=15, seed=0)
     assert len(killed) == 5
-    assert len(compare(finished, folder)) > 40
+    assert len(compare(finished, folder)) > 30
 
 
 @pytest.mark.faults
 def test_fifty_kills_change_no_table(finished: Path, tmp_path: Path) -> None:
     folder = copy_workflow(tmp_path / "copy")
-    killed = run_and_kill(folder, ["all"], kills=50, jobs=100, seed=1)
+    killed = run_and_kill(folder, ["all"], kills=50, jobs=60, seed=1)
     assert len(killed) == 50 and set(killed) == set(KINDS)
     made = {str(path.relative_to(finished)) for path in finished.glob("results/**/*.parquet")}
     assert made <= set(compare(finished, folder))
@@ -66,7 +66,7 @@ def run_and_kill(folder: Path, targets: list[str], kills: int, jobs: int, seed: 
         folder: a copy of the workflow.
         targets: of Snakemake.
         kills: how often something is killed.
-        jobs: about how many jobs the run has, over which the kills are spread.
+        jobs: over so many of the first finished jobs the kills are spread.
         seed: of what is killed when.
 
     Returns:
@@ -83,8 +83,11 @@ def run_and_kill(folder: Path, targets: list[str], kills: int, jobs: int, seed: 
             if process.poll() == 0:
                 break
             kind = rng.choice(list(KINDS))
-            if process.poll() is None and KINDS[kind](process, rng):
-                killed.append(kind)
+            while process.poll() is None:
+                if KINDS[kind](process, rng):
+                    killed.append(kind)
+                    break
+                time.sleep(0.1)  # between two stages
             process.wait(timeout=300)
         for _ in range(60):
             process = sessions.enter_context(started(folder, targets))

@@ -38,6 +38,8 @@ TRAINING: dict[str, Any] = {
     "token_budget": 40,
     "dtype": "float32",
     "seed": 0,
+    "activation_checkpointing": False,
+    "adapter": None,
 }
 SHAPE: dict[str, Any] = {
     **{"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2, "max_positions": 64},

@@ -48,7 +48,7 @@ def test_sampling_with_a_cache_reads_each_token_once(plain: PreTrainedModel) -> 
     def generate() -> None:
         output = plain(input_ids=prompt, use_cache=True, logits_to_keep=1)
         for _ in range(sampled - 1):
-            output = plain(input_ids=output.logits[:, -1:].argmax(-1), past_key_values=output.past_key_values)
+            output = plain(input_ids=output.logits[:, -1:].argmax(-1), cache=output.cache)
 
     with torch.no_grad():
         torch_counts = counted(generate)

@@ -53,7 +53,7 @@ def test_a_cache_that_grows_too_large_takes_fewer_prompts_at_once() -> None:
 
 
 def test_the_size_of_a_cache_is_what_the_model_holds(plain: PreTrainedModel) -> None:
-    cache = plain(torch.tensor([[2, 3, 4]]), use_cache=True).past_key_values
+    cache = plain(torch.tensor([[2, 3, 4]]), use_cache=True).cache
     held = sum(states.nbytes for layer in cache.layers for states in (layer.keys, layer.values))
     assert 3 * _token_bytes(plain) == held
 

@@ -1,4 +1,4 @@
-"""Tiny random models of every architecture that the paper's models have, and Llama with grouped heads."""
+"""Tiny random models of every architecture of the paper's, Llama with grouped heads, and GPT-Neo, which has attention of its own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPTJConfig,
+    GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     PreTrainedConfig,
@@ -37,6 +38,11 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "gpt2": GPT2Config(**_GPT2_SHAPE, **_NO_DROPOUT, **_IDS),
     "gpt_neox": GPTNeoXConfig(**_SHAPE, **_IDS),
     "gptj": GPTJConfig(**_GPT2_SHAPE, rotary_dim=4, **_NO_DROPOUT, **_IDS),
+    "gpt_neo": GPTNeoConfig(
+        **{"num_layers": 2, "num_heads": 2, "hidden_size": 16, "attention_types": [[["global", "local"], 1]]},
+        **{"max_position_embeddings": 64, "vocab_size": VOCABULARY, "window_size": 6},
+        **_IDS,
+    ),
     "llama": LlamaConfig(**_SHAPE, num_key_value_heads=2, **_IDS),
 }
 

@@ -37,8 +37,7 @@ PAIRS = {
         **{"work": "train", "model_type": "gpt_neox", "config": _NEOX, "prompt": 60, "completions": (30, 30)},
         **{"rows": 1, "optimizer": "adamw"},
     ),
-    # Padded rows, each with a copy of its prompt, and all weights of attention.
-    "GPT-J": Case(work="train", model_type="gptj", config=_GPTJ, prompt=200, completions=(50, 50), rows=2),
+    "GPT-J": Case(work="train", model_type="gptj", config=_GPTJ, prompt=200, completions=(50, 50), rows=6),
     "GPT-2, reference": Case(work="read", model_type="gpt2", config=_GPT2, prompt=100, completions=(40, 40), rows=4),
 }
 SAMPLES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import subprocess
 import sys
@@ -43,9 +42,7 @@ def test_micro_batches_keep_the_budget_and_share_a_step() -> None:
     assert micro_batch(PAIR, Engine(token_budget=1000), 64).count == 5
     assert micro_batch(PAIR, Engine(token_budget=1000, processes=32), 64).count == 2
     assert micro_batch(PAIR, Engine(token_budget=10), 64).count == 1, "a row longer than the budget stands alone"
-    # A padded architecture reads the prompt with each completion, both as long as the longer.
-    batch = MicroBatch(PAIR, 3)
-    assert batch.tokens(PYTHIA) == 3 * 200 and batch.tokens(GPTJ) == 3 * 2 * 160
+    assert MicroBatch(PAIR, 3).tokens == 3 * 200
     assert MicroBatch(Rows(10, (100, 100, 50)), 1).groups() == [100, 150]
 
 
@@ -111,13 +108,11 @@ def test_the_four_models_of_ppo() -> None:
     assert frozen["other models"] == sum(4 * other.parameters // 4 for other in others)
 
 
-def test_the_cache_of_a_shared_prompt_and_of_a_copied_one() -> None:
+def test_the_cache_of_shared_prompts() -> None:
     options = {"prompt": 100, "new_tokens": 20, "n": 16, "prompts": 8, "dtype": "float32"}
     token = 4 * 2 * 12 * 768
-    shared = memory.sampling([], PYTHIA, **options)["cache"]  # type: ignore[arg-type]
-    assert shared == (8 * 100 + 8 * 16 * 20) * token
-    padded = dataclasses.replace(PYTHIA, kind="gptj")
-    assert memory.sampling([], padded, **options)["cache"] == 8 * 16 * 120 * token  # type: ignore[arg-type]
+    cache = memory.sampling([], PYTHIA, **options)["cache"]  # type: ignore[arg-type]
+    assert cache == (8 * 100 + 8 * 16 * 20) * token
 
 
 def test_a_gpt_j_is_sampled_within_the_limit_of_the_cache() -> None:

@@ -1,8 +1,9 @@
 """Attention that reads a shared prompt once: for packed rows (training) and for sampling.
 
 It is registered with transformers under the name `prefopt` and is told what to do by a layout that travels through
-the model's keyword arguments. Architectures that route attention through transformers' registry take it (GPT-2,
-GPT-NeoX, Llama and most newer ones); GPT-J does not, and the callers fall back to padded batches there.
+the model's keyword arguments. Architectures that route attention through transformers' registry take it (GPT-2, GPT-J,
+GPT-NeoX, Llama and most newer ones); some old ones do not (GPT-Neo, Bloom), and the callers fall back to padded batches
+there.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class _SharedPrefix:
         hidden = backbone(model)(
             input_ids=torch.tensor([[token for prompt in prompts for token in prompt]], device=device),
             position_ids=torch.tensor([[i for length in lengths for i in range(length)]], device=device),
-            past_key_values=self._cache,
+            cache=self._cache,
             use_cache=True,
             packed=packed_layout(rows, device),
         ).last_hidden_state[0]
@@ -199,7 +199,7 @@ class _SharedPrefix:
         hidden = backbone(self._model)(
             input_ids=tokens.unsqueeze(1),
             position_ids=positions.unsqueeze(1),
-            past_key_values=self._cache,
+            cache=self._cache,
             use_cache=True,
             decode=DecodeLayout(self._mask, self._groups),
         ).last_hidden_state[:, 0]
@@ -291,7 +291,7 @@ class _Expanded:
             input_ids=torch.tensor(padded, device=device),
             attention_mask=self._mask,
             position_ids=(self._mask.cumsum(dim=1) - 1).clamp(min=0),
-            past_key_values=self._cache,
+            cache=self._cache,
             use_cache=True,
         ).last_hidden_state
         self._last = hidden[:, -1]
@@ -309,7 +309,7 @@ class _Expanded:
             input_ids=tokens.unsqueeze(1),
             attention_mask=self._mask,
             position_ids=positions.unsqueeze(1),
-            past_key_values=self._cache,
+            cache=self._cache,
             use_cache=True,
         ).last_hidden_state[:, 0]
         return _head_logits(self._model, hidden)

@@ -51,11 +51,6 @@ class Architecture:
     mlp_bias: bool
 
     @property
-    def packed(self) -> bool:
-        """Whether the engine reads it in packed rows, see `prefopt.lm.attention`."""
-        return self.kind in ("llama", "gpt2", "gpt_neox")
-
-    @property
     def attention_width(self) -> int:
         """Heads times head width."""
         return self.heads * self.head_width

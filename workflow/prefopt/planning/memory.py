@@ -32,7 +32,7 @@ _KEPT = {
     "gpt2": (2.0, 7.0, 5.0),
     "gpt_neox": (1.0, 9.0, 2.0),
     "llama": (4.0, 7.0, 4.0),
-    "gptj": (1.0, 5.0, 5.0),
+    "gptj": (1.0, 6.0, 5.0),
     "roberta": (2.0, 7.0, 2.0),
 }
 # Floats in units of the feed-forward width that a layer holds for each token while it runs, one way or the other.
@@ -86,16 +86,10 @@ class MicroBatch:
     rows: Rows
     count: int
 
-    def tokens(self, model: Architecture) -> int:
-        """Tokens that the model reads: a padded architecture reads the prompt again with each completion."""
-        if model.packed:
-            return self.count * self.rows.tokens
-        return self.count * max(1, len(self.rows.completions)) * self.longest
-
     @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return self.rows.prompt + max(self.rows.completions, default=0)
+    def tokens(self) -> int:
+        """Tokens that the model reads."""
+        return self.count * self.rows.tokens
 
     @property
     def predicted(self) -> int:
@@ -210,7 +204,7 @@ def training(
 
 def activations(one: Trained, batch: MicroBatch, engine: Engine) -> int:
     """Bytes of what the backward pass needs of the forward pass."""
-    model, tokens = one.model, batch.tokens(one.model)
+    model, tokens = one.model, batch.tokens
     layer = _kept_of_layer(model, batch, engine)
     outside = 3 * tokens * model.hidden * engine.residual_width  # the embeddings, and around the last norm
     if engine.checkpointing:
@@ -261,7 +255,7 @@ def reading(models: Sequence[Resident], model: Architecture, batch: MicroBatch, 
         batch: the largest micro-batch.
         engine: see `Engine`.
     """
-    hidden = 2 * batch.tokens(model) * model.hidden * engine.residual_width
+    hidden = 2 * batch.tokens * model.hidden * engine.residual_width
     logits = 3 * min(CHUNK_BYTES[engine.gpu], batch.predicted * model.vocabulary * _FLOAT)
     return _nonzero(
         {
@@ -296,9 +290,9 @@ def sampling(
     """
     width = _FLOAT if dtype == "float32" else 2
     token = 2 * model.layers * model.kv_heads * model.head_width * width
-    groups = min(prompts, prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET, shared_prefix=model.packed))
+    groups = min(prompts, prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET, shared_prefix=True))
     rows = groups * n
-    cache = (groups * prompt + rows * new_tokens) * token if model.packed else rows * (prompt + new_tokens) * token
+    cache = (groups * prompt + rows * new_tokens) * token
     logits = rows * model.vocabulary * _FLOAT
     scores = 3 * rows * model.heads * (prompt + new_tokens) * _FLOAT
     prefill = _passing(model, MicroBatch(Rows(prompt, ()), groups), Engine(dtype=dtype, processes=2))
@@ -336,34 +330,25 @@ def _passing_in_training(one: Trained, batch: MicroBatch, engine: Engine) -> int
 
 def _kept_of_layer(model: Architecture, batch: MicroBatch, engine: Engine) -> int:
     """Bytes that autograd keeps of one layer."""
-    tokens, (residual, rest, wide) = batch.tokens(model), _KEPT[model.kind]
+    tokens, (residual, rest, wide) = batch.tokens, _KEPT[model.kind]
     width = engine.width
     kept = tokens * model.hidden * (residual * engine.residual_width + rest * width)
     wide_width = wide * width
     if model.kind in ("gpt2", "gptj") and width != _FLOAT and engine.processes == 1:
         wide_width = 16  # on a GPU, autocast raises to a power in float32: three such numbers and two narrow ones
     kept += tokens * model.intermediate * wide_width
-    if model.packed:
-        # Each group of completions has its prompt's keys and values before its own, and a mask of floats.
-        groups = batch.groups()
-        keys = sum(batch.rows.prompt + group for group in groups)
-        masks = sum(group * (batch.rows.prompt + group) for group in groups)
-        kept += batch.count * (2 * keys * model.attention_width + masks) * width
-        kept += tokens * (model.heads + 4) * _FLOAT
-    else:
-        # All weights of attention, in float32, and once more in the width of the values.
-        weights = tokens * batch.longest * model.heads
-        kept += weights * (_FLOAT if width == _FLOAT else _FLOAT + width)
+    # Each group of completions has its prompt's keys and values before its own, and a mask of floats.
+    groups = batch.groups()
+    keys = sum(batch.rows.prompt + group for group in groups)
+    masks = sum(group * (batch.rows.prompt + group) for group in groups)
+    kept += batch.count * (2 * keys * model.attention_width + masks) * width
+    kept += tokens * (model.heads + 4) * _FLOAT
     return int(kept)
 
 
 def _passing(model: Architecture, batch: MicroBatch, engine: Engine) -> int:
     """Bytes of a layer's intermediate results that nothing keeps."""
-    tokens = batch.tokens(model)
-    passing = tokens * (_PASSING[model.kind] * model.intermediate + 4 * model.hidden) * engine.width
-    if not model.packed:
-        passing += 2 * tokens * batch.longest * model.heads * _FLOAT
-    return int(passing)
+    return int(batch.tokens * (_PASSING[model.kind] * model.intermediate + 4 * model.hidden) * engine.width)
 
 
 def _nonzero(parts: Parts) -> Parts:

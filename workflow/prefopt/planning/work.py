@@ -138,7 +138,7 @@ def assumptions() -> dict[str, Any]:
 
 
 def reading(model: Architecture, rows: Rows, count: int, outputs: int | None = None) -> int:
-    """Operations of one forward pass; a padded architecture reads the prompt again with each completion.
+    """Operations of one forward pass.
 
     Args:
         model: the architecture.
@@ -146,10 +146,7 @@ def reading(model: Architecture, rows: Rows, count: int, outputs: int | None = N
         count: how many rows.
         outputs: of a scorer's head; None is a language model.
     """
-    shape = architecture.shape(model, outputs)
-    if model.packed or not rows.completions:
-        return count * reading_flops(shape, rows.prompt, rows.completions)
-    return count * sum(reading_flops(shape, rows.prompt, [length]) for length in rows.completions)
+    return count * reading_flops(architecture.shape(model, outputs), rows.prompt, rows.completions)
 
 
 def sampling(
@@ -171,10 +168,9 @@ def sampling(
     """
     flops = prompts * sampling_flops(architecture.shape(model), prompt, [min(sampled, new_tokens)] * n)
     token = 2 * model.layers * model.kv_heads * model.head_width * width
-    at_once = prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET, shared_prefix=model.packed)
+    at_once = prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET, shared_prefix=True)
     batches = math.ceil(prompts / at_once)
-    read_prompts = prompts if model.packed else prompts * n
-    cache = (read_prompts * prompt + prompts * n * min(sampled, new_tokens) // 2) * token
+    cache = (prompts * prompt + prompts * n * min(sampled, new_tokens) // 2) * token
     weights = batches * architecture.language_model_parameters(model) * width
     return Phase(flops, new_tokens * weights + min(sampled, new_tokens) * cache)
 
