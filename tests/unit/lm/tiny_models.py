@@ -1,4 +1,4 @@
-"""Tiny random models of every architecture of the paper's, Llama with grouped heads, and GPT-Neo, which has attention of its own."""
+"""Tiny random models: the paper's architectures, Llama with grouped heads, and GPT-Neo with attention of its own."""
 
 from __future__ import annotations
 
