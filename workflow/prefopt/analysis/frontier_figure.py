@@ -88,7 +88,8 @@ def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> None:
     axes.plot(beyond["kl"], beyond["reward"], color="0.6", linewidth=1.0, linestyle=(0, (2, 1.5)), label=few)
     for wanted in (1000, 100):
         enough = reliable[reliable["effective_samples"] >= wanted]
-        if 0 < len(enough) < len(reliable):
+        # Where nearly all samples carry the weights, the mark would lie on the axis.
+        if 0 < len(enough) < len(reliable) and wanted < last["samples"] / 3:
             point = enough.iloc[-1]
             axes.plot(point["kl"], point["reward"], color="black", marker="|", markersize=7)
             axes.annotate(
