@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -82,6 +83,25 @@ def test_several_devices_are_taken_together_or_not_at_all(tmp_path: Path) -> Non
     finally:
         two.kill()
         two.wait()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which root may")
+def test_other_users_lease_the_same_devices() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        folder = Path(place) / "leases"
+        first = devices._lease(["GPU-aaa", "GPU-bbb"], 1, folder, 0)
+        assert first == ["GPU-aaa"] and (folder / "GPU-bbb.lock").stat().st_uid == 0
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setuid(65534)
+                os._exit(0 if devices._lease(["GPU-aaa", "GPU-bbb"], 1, folder, 0) == ["GPU-bbb"] else 1)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        for handle in devices.held():
+            os.close(handle)
 
 
 def test_what_the_user_lets_us_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -124,7 +124,8 @@ def _lease(devices: Sequence[str], wanted: int, folder: Path, timeout: float | N
 
 def _lock(path: Path) -> int | None:
     """A file descriptor that holds the lock; None where another job holds it."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    # To be read is enough for a lock, and what another user's umask leaves.
+    handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
