@@ -60,7 +60,7 @@ def warnings_of(config: dict[str, Any]) -> dict[str, str]:
 
 def test_what_does_not_fit_is_said_with_what_helps() -> None:
     plain = warnings_of(config_of("paper.yaml", compute={"activation_checkpointing": False}))
-    assert plain["tldr ppo"].startswith("warning: tldr ppo takes 265 GiB of 80 on NVIDIA H100 80GB, of which ")
+    assert plain["tldr ppo"].startswith("warning: tldr ppo takes 240 GiB of 80 on NVIDIA H100 80GB, of which ")
     assert plain["tldr ppo"].endswith(
         "GiB for activations; what helps: compute.activation_checkpointing, a smaller compute.token_budget, more GPUs "
         "(compute.gpus)."
