@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,8 +19,8 @@ from prefopt.errors import UserError
 _Z = float(norm.ppf(0.975))
 # Of the optimal frontier, beyond what can be relied on, this much more KL is shown in grey.
 _BEYOND = 1.5
-# The right edge, in units of the largest KL of any frontier.
-_ROOM = 1.35
+# The right edge, in units of the KL that three methods' frontiers reach.
+_ROOM = 1.5
 
 
 def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
@@ -32,7 +33,7 @@ def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
     with figure_style():
         figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
         _draw_ceiling(axes, ceiling)
-        reach = 0.0
+        ends: list[float] = []
         for method in METHODS:
             rows = table[table["method"] == method]
             if rows.empty:
@@ -48,7 +49,7 @@ def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
                 markeredgewidth=0,
             )
             line = rows[rows["on_frontier"]].sort_values("kl")
-            reach = max(reach, float(line["kl"].max()))
+            ends.append(float(line["kl"].max()))
             axes.errorbar(
                 *(line["kl"], line["reward"]),
                 xerr=_Z * line["kl_se"],
@@ -61,8 +62,7 @@ def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
                 elinewidth=0.7,
                 label=display_name(method),
             )
-        # Policies that have collapsed lie far to the right; the frontiers are what is to be seen.
-        edge = _ROOM * max(reach, 0.1)
+        edge = right_edge(ends)
         axes.set_xlim(-0.02 * edge, edge)
         outside = int((table["kl"] > edge).sum())
         axes.set_xlabel(
@@ -73,6 +73,15 @@ def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
         axes.legend(loc="lower right")
         plt.close(figure)
     return figure
+
+
+def right_edge(ends: Sequence[float]) -> float:
+    """Where the KL axis ends: policies that have collapsed lie far to the right, and may be on their frontier.
+
+    Args:
+        ends: the largest KL of each method's frontier, in nats.
+    """
+    return _ROOM * max(sorted(ends)[-3:][0], 0.1)
 
 
 def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> None:
