@@ -185,6 +185,5 @@ def test_runs_on_other_prompts_are_refused(tmp_path: Path) -> None:
 
 def test_a_collapsed_policy_does_not_stretch_the_axis() -> None:
     assert frontier_figure.right_edge([63.0, 12.0, 0.1, 13.0, 202.0, 0.2]) == 1.5 * 13.0
-    assert frontier_figure.right_edge([4.0, 6.0]) == 1.5 * 4.0 and frontier_figure.right_edge([0.0]) == pytest.approx(
-        0.15
-    )
+    assert frontier_figure.right_edge([4.0, 6.0]) == 1.5 * 4.0
+    assert frontier_figure.right_edge([0.0]) == frontier_figure.right_edge([]) == pytest.approx(0.15)

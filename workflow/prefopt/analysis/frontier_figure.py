@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import heapq
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def right_edge(ends: Sequence[float]) -> float:
     Args:
         ends: the largest KL of each method's frontier, in nats.
     """
-    return _ROOM * max(sorted(ends)[-3:][0], 0.1)
+    return _ROOM * max(min(heapq.nlargest(3, ends), default=0.0), 0.1)
 
 
 def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> None:
