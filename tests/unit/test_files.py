@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +20,7 @@ from prefopt.files import (
     check_disk_space,
     sha256_of_file,
     stable_hash,
+    try_lock,
     write_text,
 )
 
@@ -108,3 +113,56 @@ def test_disk_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_disk_space(tmp_path / "not" / "there" / "yet", 5 * 2**20)
     with pytest.raises(UserError, match=r"yet: 6 MiB are needed .* 5 MiB are free"):
         check_disk_space(tmp_path / "not" / "there" / "yet", 6 * 2**20)
+
+
+def open_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+
+
+def test_a_lock_is_held_by_one_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    first, second = open_file(path), open_file(path)
+    assert try_lock(first, path)
+    assert not try_lock(second, path)
+    os.close(first)
+    assert try_lock(second, path)
+    os.close(second)
+
+
+def test_a_byte_is_locked_against_other_processes(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    held = open_file(path)
+    assert try_lock(held, path, byte=7)
+    code = (
+        "import os, sys; from prefopt.files import try_lock; d = os.open(sys.argv[1], os.O_RDWR)\n"
+        "print(try_lock(d, 'lock', byte=7), try_lock(d, 'lock', byte=8))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert result.stdout == "False True\n"
+    os.close(held)
+
+
+@pytest.mark.parametrize("name", ["flock", "lockf"])
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of_once_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, code: int
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, name, no_locks)
+    path, byte = tmp_path / "lock", 3 if name == "lockf" else None
+    descriptor = open_file(path)
+    assert try_lock(descriptor, path, byte) and try_lock(descriptor, path, byte)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: its file system has no locks ({os.strerror(code)}); going on without: see that no second job works "
+        "there"
+    ]
+    with pytest.raises(UserError, match=rf"lock cannot be locked \({os.strerror(code)}\): choose a folder whose"):
+        try_lock(descriptor, path, byte, required=True)
+    os.close(descriptor)
+
+
+def test_another_failure_of_a_lock_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^lock cannot be locked \(Bad file descriptor\)"):
+        try_lock(987654, "lock")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# What a file system without locks answers: Lustre mounted without flock, NFS without its lock daemon, some FUSE ones.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+_HELD = {errno.EAGAIN, errno.EACCES}
+_warned: set[str] = set()  # folders that were said to have no locks
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -101,3 +111,42 @@ def check_disk_space(path: str | Path, needed_bytes: int) -> None:
             f"{path}: {needed_bytes / 2**20:.0f} MiB are needed for checkpoints and the model, "
             f"{free / 2**20:.0f} MiB are free: make room or choose another disk."
         )
+
+
+def try_lock(descriptor: int, path: str | Path, byte: int | None = None, required: bool = False) -> bool:
+    """Takes an exclusive lock on an open file, without waiting; the kernel releases it however the process ends.
+
+    Args:
+        descriptor: the open file.
+        path: its path, for messages.
+        byte: the place of one byte that is locked against other processes; None: the whole file, against other
+            descriptors too.
+        required: whether to stop where the file system has no locks, and not to go on with a warning.
+
+    Returns:
+        False where another holds it. True where it is held, and where the file system has no locks.
+
+    Raises:
+        UserError: the lock fails for another reason, or is required where there are none.
+    """
+    try:
+        if byte is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        if error.errno not in _NO_LOCKS or required:
+            raise UserError(
+                f"{path} cannot be locked ({error.strerror}): choose a folder whose disk has locks."
+            ) from error
+        folder = str(Path(path).parent)
+        if folder not in _warned:
+            _warned.add(folder)
+            logger.warning(
+                "%s: its file system has no locks (%s); going on without: see that no second job works there",
+                folder,
+                error.strerror,
+            )
+    return True

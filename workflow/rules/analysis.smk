@@ -33,9 +33,11 @@ rule win_rates:
         recipe=recipe("win_rates"),
         code=fingerprint("prefopt.analysis.win_rates"),
     shell:
-        "python -m prefopt win_rates --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
-        " --recipe {params.recipe:q} --out {output.table} --comparisons {output.comparisons}"
-        " --manifest {output.manifest} > {log} 2>&1"
+        table_stage(
+            "win_rates --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
+            " --recipe {params.recipe} --out {output.table} --comparisons {output.comparisons}"
+            " --manifest {output.manifest}"
+        )
 
 
 rule win_rate_figure:
@@ -62,8 +64,9 @@ rule win_rate_figure:
     params:
         code=fingerprint("prefopt.analysis.figures"),
     shell:
-        "python -m prefopt win_rate_figure --win-rates {input.table} --manifest {input.manifest}"
-        " --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage(
+            "win_rate_figure --win-rates {input.table} --manifest {input.manifest} --out {output.svg} {output.png}"
+        )
 
 
 rule win_rate_by_step:
@@ -99,8 +102,10 @@ rule win_rate_by_step:
         recipe=recipe("win_rate_by_step"),
         code=fingerprint("prefopt.analysis.win_rate_by_step"),
     shell:
-        "python -m prefopt win_rate_by_step --verdicts {input.verdicts} --recipe {params.recipe:q}"
-        " --table {output.table} --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage(
+            "win_rate_by_step --verdicts {input.verdicts} --recipe {params.recipe} --table {output.table}"
+            " --out {output.svg} {output.png}"
+        )
 
 
 rule compute:
@@ -127,7 +132,7 @@ rule compute:
         recipe=canonical_json(stage_recipes.compute_recipe(config)),
         code=fingerprint("prefopt.analysis.compute"),
     shell:
-        "python -m prefopt compute {params.files} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage("compute {params.files} --recipe {params.recipe} --out {output}")
 
 
 rule compute_figure:
@@ -153,7 +158,7 @@ rule compute_figure:
     params:
         code=fingerprint("prefopt.analysis.compute_figure"),
     shell:
-        "python -m prefopt compute_figure --table {input} --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage("compute_figure --table {input} --out {output.svg} {output.png}")
 
 
 rule paper:
@@ -181,8 +186,7 @@ rule paper:
         recipe=canonical_json(stage_recipes.paper_recipe(config)),
         code=fingerprint("prefopt.analysis.paper"),
     shell:
-        "python -m prefopt paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe:q} --out"
-        " {output} > {log} 2>&1"
+        table_stage("paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe} --out {output}")
 
 
 rule training_figure:
@@ -207,7 +211,7 @@ rule training_figure:
     params:
         code=fingerprint("prefopt.analysis.training_curves"),
     shell:
-        "python -m prefopt training_figure --metrics {input} --out {output} > {log} 2>&1"
+        table_stage("training_figure --metrics {input} --out {output}")
 
 
 rule examples:
@@ -231,5 +235,7 @@ rule examples:
         recipe=recipe("examples"),
         code=fingerprint("prefopt.analysis.examples"),
     shell:
-        "python -m prefopt examples --prompts {input.prompts} --samples {input.samples} --verdicts {input.verdicts}"
-        " --win-rates {input.win_rates} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage(
+            "examples --prompts {input.prompts} --samples {input.samples} --verdicts {input.verdicts}"
+            " --win-rates {input.win_rates} --recipe {params.recipe} --out {output}"
+        )

@@ -1,32 +1,28 @@
 # Helpers of the rules; no rule stands here.
 import os
 import re
-import shlex
 from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
+from prefopt.commands import environment, judging_stage, model_stage, option, path_word, quoted, table_stage
 
-def stage_environment():
-    """Shell commands before every stage: the package, and the Python that runs Snakemake unless conda brings one."""
-    path = shlex.quote(str(Path(workflow.basedir) / "workflow"))
-    commands = f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}; "
-    if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
-        commands += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
-    # Whoever tells a job to end (Slurm before a time limit) tells the shell too. It would die at once, the job would
-    # count as over, and what a trainer is still saving would be killed; with a trap the shell waits for the trainer.
-    commands += "trap : TERM USR1; "
-    # Snakemake formats the prefix.
-    return commands.replace("{", "{{").replace("}", "}}")
-
-
-shell.prefix(stage_environment())
+# Conda brings a Python of its own; else it is the one that runs Snakemake. Set in the environment and not by a prefix of
+# the shell, which would also stand before the rules of a workflow that loads this one as a module.
+os.environ.update(
+    environment(
+        Path(HOME) / "workflow",
+        "python" if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method else sys.executable,
+        config,
+        os.environ,
+    )
+)
 
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
 MODEL_THREADS = config["compute"]["threads"]
 # Relative, so that a moved checkout does not look like another model.
-SHIPPED_BASE = os.path.relpath(f"{workflow.basedir}/workflow/models/tldr_base")
+SHIPPED_BASE = os.path.relpath(f"{HOME}/workflow/models/tldr_base")
 
 
 def model_needs(stage):
@@ -56,19 +52,19 @@ def record_files(wildcards):
 
 
 def model_folder(name):
-    """Params function: the folder of a task's model, made by a rule or brought by the user."""
-    return lambda wildcards: plan.model_folder(config, wildcards.task, name, SHIPPED_BASE)
+    """Params function: the folder of a task's model, made by a rule or brought by the user, as a stage is given it."""
+    return lambda wildcards: path_word(plan.model_folder(config, wildcards.task, name, SHIPPED_BASE))
 
 
 def model_files(name):
     """Input function: a model that a rule makes as its folder, any other as its files, whose changes are seen."""
 
     def files(wildcards):
-        folder = model_folder(name)(wildcards)
+        folder = plan.model_folder(config, wildcards.task, name, SHIPPED_BASE)
         if folder.startswith("results/"):
             return folder
         kinds = {".json", ".safetensors", ".model", ".txt"}
-        found = sorted(str(path) for path in Path(folder).glob("*") if path.suffix in kinds)
+        found = sorted(str(path) for path in Path(folder).glob("*") if path.suffix in kinds and "{" not in path.name)
         return found or f"{folder}/config.json"
 
     return files
@@ -89,7 +85,7 @@ def of_every_method(kind):
 
 def arguments_of(files):
     """Params function: what an input function gives by name, as arguments of a stage."""
-    return lambda wildcards, input: " ".join(f"--{key.replace('_', '-')} {input[key]}" for key in files(wildcards))
+    return lambda wildcards, input: [word for key in files(wildcards) for word in option(key, input[key])]
 
 
 def judge_of(wildcards):
@@ -184,7 +180,7 @@ def true_reward_files(wildcards):
     """The model that is the true reward of reviews; nothing where it is a rule."""
     if config["tasks"][wildcards.task]["true_reward"]["source"] == "rule":
         return {}
-    return {"true_reward_model": model_folder("true_reward")(wildcards)}
+    return {"true_reward_model": plan.model_folder(config, wildcards.task, "true_reward", SHIPPED_BASE)}
 
 
 def reward_files(wildcards):
@@ -201,8 +197,8 @@ def runs_of_sweep(wildcards):
 
 def by_step_arguments(wildcards, input, output):
     """Params function: what DPO's stage needs to sample while it trains."""
-    values = shlex.quote(stage_recipes.recipe_json(config, wildcards.task, "by_step"))
-    return f"--by-step {values} --prompts {input.prompts} --samples {output.samples}"
+    values = stage_recipes.recipe_json(config, wildcards.task, "by_step")
+    return ["--by-step", values, "--prompts", input.prompts, "--samples", output.samples]
 
 
 def one_of(names):
@@ -240,7 +236,7 @@ def of_shard(process, path):
 
 def shard_argument(wildcards):
     """Params function: the shard that a job makes as an argument; none where the work is not cut."""
-    return f"--shard {wildcards.scatteritem}" if hasattr(wildcards, "scatteritem") else ""
+    return ["--shard", wildcards.scatteritem] if hasattr(wildcards, "scatteritem") else []
 
 
 def shards_of_table(wildcards):

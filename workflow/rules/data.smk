@@ -23,8 +23,10 @@ rule records:
         recipe=recipe("records"),
         code=fingerprint("prefopt.data.records"),
     shell:
-        "python -m prefopt records --task {wildcards.task} --recipe {params.recipe:q}"
-        " --out-dir results/data/{wildcards.task}/raw > {log} 2>&1"
+        table_stage(
+            "records --task {wildcards.task} --recipe - --out-dir results/data/{wildcards.task}/raw",
+            stdin="{params.recipe}",
+        )
 
 
 rule prepare:
@@ -54,5 +56,7 @@ rule prepare:
         recipe=recipe("prepare"),
         code=fingerprint("prefopt.data.prepare"),
     shell:
-        "python -m prefopt prepare --raw-dir results/data/{wildcards.task}/raw --model {params.base:q}"
-        " --recipe {params.recipe:q} --out-dir results/data/{wildcards.task} > {log} 2>&1"
+        table_stage(
+            "prepare --raw-dir results/data/{wildcards.task}/raw --model {params.base} --recipe {params.recipe}"
+            " --out-dir results/data/{wildcards.task}"
+        )

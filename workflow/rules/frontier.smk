@@ -28,11 +28,12 @@ rule frontier_run:
         recipe=lambda wildcards: stage_recipes.recipe_json(config, wildcards.task, "frontier_run", wildcards.run),
         code=fingerprint("prefopt.training.frontier_run"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} frontier_run --model {params.model:q} --data"
-        " {input.data}"
-        " --reference {input.reference} --prompts {input.prompts} {params.rewards} --recipe {params.recipe:q}"
-        " --work work/{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations} --metrics {output.metrics}"
-        " > {log} 2>&1"
+        model_stage(
+            "frontier_run --model {params.model} --data {input.data} --reference {input.reference}"
+            " --prompts {input.prompts} {params.rewards} --recipe {params.recipe}"
+            " --work work/{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations}"
+            " --metrics {output.metrics}"
+        )
 
 
 rule optimal_frontier:
@@ -60,8 +61,7 @@ rule optimal_frontier:
         recipe=recipe("optimal_frontier"),
         code=fingerprint("prefopt.analysis.optimal_frontier"),
     shell:
-        "python -m prefopt optimal_frontier --scores {input.scores}"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage("optimal_frontier --scores {input.scores} --recipe {params.recipe} --out {output}")
 
 
 rule frontier:
@@ -90,8 +90,10 @@ rule frontier:
     params:
         code=fingerprint("prefopt.analysis.frontier"),
     shell:
-        "python -m prefopt frontier --evaluations {input.evaluations} --scores {input.scores}"
-        " --ceiling {input.ceiling} --out {output} > {log} 2>&1"
+        table_stage(
+            "frontier --evaluations {input.evaluations} --scores {input.scores} --ceiling {input.ceiling}"
+            " --out {output}"
+        )
 
 
 rule dominance:
@@ -119,8 +121,7 @@ rule dominance:
         recipe=recipe("dominance"),
         code=fingerprint("prefopt.analysis.dominance"),
     shell:
-        "python -m prefopt dominance --evaluations {input.evaluations} --recipe {params.recipe:q} --out {output}"
-        " > {log} 2>&1"
+        table_stage("dominance --evaluations {input.evaluations} --recipe {params.recipe} --out {output}")
 
 
 rule frontier_figure:
@@ -149,5 +150,6 @@ rule frontier_figure:
     params:
         code=fingerprint("prefopt.analysis.frontier_figure"),
     shell:
-        "python -m prefopt frontier_figure --frontier {input.frontier} --ceiling {input.ceiling}"
-        " --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage(
+            "frontier_figure --frontier {input.frontier} --ceiling {input.ceiling} --out {output.svg} {output.png}"
+        )

@@ -22,8 +22,10 @@ rule human_study:
         recipe=recipe("human_study"),
         code=fingerprint("prefopt.judging.human.study"),
     shell:
-        "python -m prefopt human_study --samples {input.samples} --prompts {input.prompts} --recipe {params.recipe:q}"
-        " --pages {output.pages} --items {output.compared} --key {output.key} > {log} 2>&1"
+        table_stage(
+            "human_study --samples {input.samples} --prompts {input.prompts} --recipe {params.recipe}"
+            " --pages {output.pages} --items {output.compared} --key {output.key}"
+        )
 
 
 rule simulated_votes:
@@ -45,8 +47,9 @@ rule simulated_votes:
         recipe=recipe("simulated_votes"),
         code=fingerprint("prefopt.judging.human.simulated"),
     shell:
-        "python -m prefopt simulated_votes --key {input.key} --items {input.compared} --recipe {params.recipe:q}"
-        " --out {output} > {log} 2>&1"
+        table_stage(
+            "simulated_votes --key {input.key} --items {input.compared} --recipe {params.recipe} --out {output}"
+        )
 
 
 rule human_votes:
@@ -70,8 +73,10 @@ rule human_votes:
         recipe=recipe("human_votes"),
         code=fingerprint("prefopt.judging.human.votes"),
     shell:
-        "python -m prefopt human_votes --exports {input.exports} --key {input.key} --items {input.compared}"
-        " --recipe {params.recipe:q} --out {output.votes} --raters {output.raters} > {log} 2>&1"
+        table_stage(
+            "human_votes --exports {input.exports} --key {input.key} --items {input.compared}"
+            " --recipe {params.recipe} --out {output.votes} --raters {output.raters}"
+        )
 
 
 rule judge_items:
@@ -95,9 +100,10 @@ rule judge_items:
         recipe=judge_values,
         code=fingerprint("prefopt.judging.items"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} judge_items --items {input.compared} --prompts"
-        " {input.prompts}"
-        " {params.judge} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        judging_stage(
+            "judge_items --items {input.compared} --prompts {input.prompts} {params.judge} --recipe {params.recipe}"
+            " --out {output}"
+        )
 
 
 rule human_agreement:
@@ -124,5 +130,7 @@ rule human_agreement:
         recipe=canonical_json(stage_recipes.human_agreement_recipe(config)),
         code=fingerprint("prefopt.analysis.human_agreement"),
     shell:
-        "python -m prefopt human_agreement --votes {input.votes} --verdicts {input.verdicts}"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage(
+            "human_agreement --votes {input.votes} --verdicts {input.verdicts} --recipe {params.recipe}"
+            " --out {output}"
+        )

@@ -20,15 +20,15 @@ rule judge:
         **judge_needs("judge"),
     params:
         judge=arguments_of(judge_files),
-        selected="",
+        selected=[],
         recipe=judge_values,
         shard=shard_argument,
         code=fingerprint("prefopt.judging.stage"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} judge --samples {input.samples} --prompts"
-        " {input.prompts}"
-        " --demonstrations {input.demonstrations} {params.judge} {params.selected} --recipe {params.recipe:q}"
-        " {params.shard} --out {output} > {log} 2>&1"
+        judging_stage(
+            "judge --samples {input.samples} --prompts {input.prompts} --demonstrations {input.demonstrations}"
+            " {params.judge} {params.selected} --recipe {params.recipe} {params.shard} --out {output}"
+        )
 
 
 # Another judge sees what each method writes at the temperature that the task's own judge selected.
@@ -47,7 +47,7 @@ use rule judge as other_judge with:
         of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl")
     params:
         judge=arguments_of(judge_files),
-        selected=lambda wildcards, input: f"--win-rates {input.win_rates}",
+        selected=lambda wildcards, input: ["--win-rates", input.win_rates],
         recipe=judge_values,
         shard=shard_argument,
         code=fingerprint("prefopt.judging.stage"),
@@ -76,6 +76,4 @@ rule judge_agreement:
         recipe=canonical_json(stage_recipes.agreement_recipe(config)),
         code=fingerprint("prefopt.analysis.judge_agreement"),
     shell:
-        "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}"
-        " > {log}"
-        " 2>&1"
+        table_stage("judge_agreement --verdicts {input} --recipe {params.recipe} --out {output}")

@@ -26,6 +26,7 @@ rule sample:
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
-        " --reference-model {params.reference:q} --prompts {input.prompts} --method {wildcards.method}"
-        " --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
+        model_stage(
+            "sample --model {params.model} --reference-model {params.reference} --prompts {input.prompts}"
+            " --method {wildcards.method} --recipe {params.recipe} {params.shard} --out {output}"
+        )

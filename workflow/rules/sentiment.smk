@@ -22,7 +22,7 @@ rule reviews:
         recipe=recipe("reviews"),
         code=fingerprint("prefopt.data.reviews"),
     shell:
-        "python -m prefopt reviews --recipe {params.recipe:q} --out-dir results/data/{wildcards.task}/raw > {log} 2>&1"
+        table_stage("reviews --recipe - --out-dir results/data/{wildcards.task}/raw", stdin="{params.recipe}")
 
 
 rule prefixes:
@@ -49,8 +49,10 @@ rule prefixes:
         recipe=recipe("prefixes"),
         code=fingerprint("prefopt.data.prefixes"),
     shell:
-        "python -m prefopt prefixes --reviews {input.reviews} --model {params.base:q}"
-        " --recipe {params.recipe:q} --out-dir results/data/{wildcards.task} > {log} 2>&1"
+        table_stage(
+            "prefixes --reviews {input.reviews} --model {params.base} --recipe {params.recipe}"
+            " --out-dir results/data/{wildcards.task}"
+        )
 
 
 # Several completions of each prefix, of which the preference pairs are made.
@@ -77,9 +79,10 @@ rule pair_samples:
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
-        " --prompts {input.prompts} --method sft"
-        " --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
+        model_stage(
+            "sample --model {params.model} --prompts {input.prompts} --method sft --recipe {params.recipe}"
+            " {params.shard} --out {output}"
+        )
 
 
 # Many completions of each test prefix, from which the optimal frontier is estimated.
@@ -124,9 +127,10 @@ rule true_rewards:
         shard=shard_argument,
         code=fingerprint("prefopt.rewards.stage"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} true_rewards --samples {input.samples}"
-        " --prompts {input.prompts}"
-        " {params.true_reward} --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
+        model_stage(
+            "true_rewards --samples {input.samples} --prompts {input.prompts} {params.true_reward}"
+            " --recipe {params.recipe} {params.shard} --out {output}"
+        )
 
 
 rule sampled_pairs:
@@ -151,8 +155,10 @@ rule sampled_pairs:
     params:
         code=fingerprint("prefopt.data.sampled_pairs"),
     shell:
-        "python -m prefopt sampled_pairs --samples {input.samples} --scores {input.scores} --prompts {input.prompts}"
-        " --out {output.preferences} --summary {output.summary} > {log} 2>&1"
+        table_stage(
+            "sampled_pairs --samples {input.samples} --scores {input.scores} --prompts {input.prompts}"
+            " --out {output.preferences} --summary {output.summary}"
+        )
 
 
 # The true reward of real reviews: a classifier trained on their labels, and how far it can be trusted.
@@ -188,7 +194,8 @@ rule classifier:
         recipe=recipe("classifier"),
         code=fingerprint("prefopt.training.classifier"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} classifier --model {params.model:q} --reviews"
-        " {input.reviews}"
-        " --recipe {params.recipe:q} --work work/{wildcards.task}/classifier"
-        " --out {output.model} --metrics {output.metrics} --table {output.table} > {log} 2>&1"
+        model_stage(
+            "classifier --model {params.model} --reviews {input.reviews} --recipe {params.recipe}"
+            " --work work/{wildcards.task}/classifier --out {output.model} --metrics {output.metrics}"
+            " --table {output.table}"
+        )
