@@ -42,9 +42,14 @@ def test_a_reply_is_found_by_all_that_it_depends_on(tmp_path: Path) -> None:
         assert store.tokens("http://x/v1", "n") == (0, 0)
 
 
-def test_an_empty_reply_is_not_stored(tmp_path: Path) -> None:
-    with VerdictStore(tmp_path / "s.sqlite") as store, pytest.raises(ValueError, match="empty"):
-        store.put(request(), Reply(" \n", "stop", "m", 1, 0))
+def test_what_was_paid_is_stored_whatever_it_holds(tmp_path: Path) -> None:
+    with VerdictStore(tmp_path / "s.sqlite") as store:
+        empty = Reply(" \n", "length", "", 1, 0)
+        store.put(request(), empty)
+        assert store.get(request()) == empty
+        # A row that cannot be stored is not lost without a word.
+        with pytest.raises(UserError, match=r"the store of verdicts failed \(NOT NULL constraint"):
+            store.put(request(repeat=1), Reply("A", "stop", "m", None, 1))  # type: ignore[arg-type]
 
 
 def test_several_writers_at_once_lose_nothing(tmp_path: Path) -> None:
