@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import json
 import logging
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,62 +16,11 @@ import pytest
 from prefopt.errors import UserError
 from prefopt.judging.endpoint import Endpoint
 from prefopt.judging.verdict_store import REFUSED, UNREADABLE, Reply
+from servers import Handler, Server, completion
 
 KEY = "sk-a-very-secret-key"
 ASKED = [{"role": "user", "content": "Which of these is better? " * 3}]  # 78 bytes: 26 tokens at most
 ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-MODELS = {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]}
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.server.seen.append((self.path, dict(self.headers), None))  # type: ignore[attr-defined]
-        self._send(*self.server.models)  # type: ignore[attr-defined]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, dict(self.headers), body))  # type: ignore[attr-defined]
-        answer = self.server.answer  # type: ignore[attr-defined]
-        if callable(answer):
-            answer(self)
-        else:
-            self._send(*answer)
-
-    def _send(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Answers every call with `answer` and every list of models with `models`; keeps what it was sent."""
-
-    daemon_threads = True
-    answer: Any = None
-    models: Any = (200, MODELS)
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.seen: list[tuple[str, dict[str, str], Any]] = []
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def handle_error(self, *_: Any) -> None:  # clients that hang up
-        pass
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    @property
-    def calls(self) -> int:
-        return sum("chat" in path for path, _, _ in self.seen)
 
 
 @pytest.fixture
@@ -93,20 +40,6 @@ def endpoint(server: Server, retries: int = 0, timeout: float = 5.0, **changes: 
 
 def ask(server: Server, **changes: Any) -> Reply:
     return endpoint(server, **changes).ask(ASKED, {"max_tokens": 50}, "prompt 'p0'")
-
-
-def completion(content: Any = "Preferred: A", finish: Any = "stop", **changes: Any) -> dict[str, Any]:
-    message = {"role": "assistant", "content": content}
-    usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
-    choices = [{"index": 0, "message": message, "finish_reason": finish}]
-    return {
-        "id": "x",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m-2",
-        "choices": choices,
-        "usage": usage,
-    } | changes
 
 
 THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Preferred: B"}]}
@@ -397,7 +330,7 @@ def test_a_list_of_models_of_any_shape_is_no_error(server: Server, models: Any) 
 
 
 def test_the_end_of_a_model_is_told(server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    server.models = (200, {"object": "list", "data": [{**MODELS["data"][0], "shutdown_date": "2027-01-14"}]})  # type: ignore[index]
+    server.models = (200, {"object": "list", "data": [{"id": "m", "object": "model", "shutdown_date": "2027-01-14"}]})
     endpoint(server).check()
     assert caplog.messages == [f"{server.url} will stop serving 'm' on 2027-01-14."]
     caplog.clear()
