@@ -27,12 +27,14 @@ def completion(content: Any = "Preferred: A", finish: Any = "stop", **changes: A
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.seen.append((self.path, dict(self.headers), None))  # type: ignore[attr-defined]
-        self._send(*self.server.models)  # type: ignore[attr-defined]
+        self._answer(self.server.models)  # type: ignore[attr-defined]
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.path, dict(self.headers), body))  # type: ignore[attr-defined]
-        answer = self.server.answer  # type: ignore[attr-defined]
+        self._answer(self.server.answer)  # type: ignore[attr-defined]
+
+    def _answer(self, answer: Any) -> None:
         if callable(answer):
             answer(self)
         else:
@@ -52,7 +54,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers every call with `answer` and every list of models with `models`; keeps what it was sent."""
+    """Answers every call with `answer` and every list of models with `models`; keeps what it was sent.
+
+    Both are a status, a body and perhaps headers, or a function of the handler.
+    """
 
     daemon_threads = True
     answer: Any = None

@@ -290,6 +290,15 @@ def test_a_server_that_drips_meets_the_deadline(server: Server, head: bytes) -> 
     assert time.monotonic() - start < 1.5
 
 
+def test_a_list_that_drips_is_not_waited_for(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.models = lambda handler: slowly(handler, HEAD + b"\r\n", b" ", 0.05)
+    start = time.monotonic()
+    with caplog.at_level(logging.INFO):
+        endpoint(server, timeout=0.3).check()
+    assert time.monotonic() - start < 3
+    assert "lists no models (Request timed out" in caplog.text
+
+
 def test_an_answer_without_end_is_not_taken(server: Server) -> None:
     server.answer = lambda handler: slowly(handler, HEAD + b"\r\n", b" " * 2**18, 0)
     with pytest.raises(UserError, match="the answer is longer than 1,049,376 bytes"):

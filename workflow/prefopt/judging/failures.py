@@ -43,8 +43,8 @@ def failure(error: openai.OpenAIError, key_env: str | None, timeout: float, retr
         return f"the key was refused ({said}); check {wanted}."
     if isinstance(error, openai.NotFoundError):
         return (
-            f"the endpoint does not serve this model, which may be retired ({said}); name another in "
-            f"judge.chat.model, or replay recorded verdicts with judge.kind 'recorded'."
+            f"the endpoint does not serve this model, which may be retired ({said}); name another in judge.chat.model, "
+            f"check judge.chat.base_url, or replay recorded verdicts with judge.kind 'recorded'."
         )
     if status == 407:
         return f"the proxy refused the call ({said}){from_environment()}."
