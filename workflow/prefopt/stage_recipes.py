@@ -267,6 +267,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "task": name,
         "suffix": PROMPT_SUFFIX[name],
         **{key: task["human"][key] for key in _STUDY},
+        "simulated": task["human"]["simulated_raters"] is not None,
         "matchups": [{"raters_per_item": 1, **_sides(matchup)} for matchup in plan.matchups(config, name)],
     },
     "simulated_votes": lambda config, task, name: {

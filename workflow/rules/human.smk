@@ -23,7 +23,9 @@ rule human_study:
         code=fingerprint("prefopt.judging.human.study"),
     shell:
         "python -m prefopt human_study --samples {input.samples} --prompts {input.prompts} --recipe {params.recipe:q}"
-        " --pages {output.pages} --items {output.compared} --key {output.key} > {log} 2>&1"
+        " --pages {output.pages} --items {output.compared} --key {output.key}"
+        # Beside the votes and outside results/: Snakemake deletes outputs before a job, and people delete results/.
+        " --secret human/secrets/{wildcards.task} > {log} 2>&1"
 
 
 rule simulated_votes:
