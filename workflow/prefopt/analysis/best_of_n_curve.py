@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from prefopt.analysis.statistics import score_interval
+from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import SCORE, read_verdicts
-from prefopt.analysis.win_rates import select_temperatures, write_csv
+from prefopt.analysis.win_rates import select_temperatures
 from prefopt.errors import UserError
 from prefopt.flops import Shape, attended_pairs, forward_flops
 from prefopt.generation.subsets import subset_weights

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.style import figure_style, position_style, save, task_name
+from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import read_verdicts
-from prefopt.analysis.win_rates import tally, write_csv
+from prefopt.analysis.win_rates import tally
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
 

@@ -22,9 +22,10 @@ from prefopt.analysis.statistics import (
     score_interval,
     simultaneous_half_widths,
 )
+from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts
 from prefopt.errors import UserError
-from prefopt.files import atomic_path, sha256_of_file, write_text
+from prefopt.files import sha256_of_file, write_text
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table
 
@@ -246,13 +247,6 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
     return comparisons
 
 
-def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Writes a table as CSV; text that a spreadsheet would run as a formula gets a leading apostrophe."""
-    safe = table.map(lambda cell: _neutral(cell) if isinstance(cell, str) else cell)
-    with atomic_path(path) as temporary:
-        safe.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `win_rates`."""
     parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a method")
@@ -451,7 +445,3 @@ def _read_summary(path: Path) -> dict[str, Any]:
 def _synthetic(summary: dict[str, Any]) -> dict[str, Any]:
     synthetic = bool(summary.get("synthetic", summary.get("notes", {}).get("synthetic", False)))
     return {"synthetic": True, "note": _SYNTHETIC} if synthetic else {"synthetic": False}
-
-
-def _neutral(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.judging.human.study import read_key
 from prefopt.recipes import from_json, to_dict
