@@ -13,6 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from made_up import make_files, make_frames
 from prefopt.analysis import win_rates
+from prefopt.analysis.judge_statistics import length_controlled_rate
 from prefopt.analysis.win_rates import (
     COLUMNS,
     JUDGE_COLUMNS,
@@ -80,8 +81,22 @@ def test_what_else_stands_beside_a_win_rate() -> None:
     # 10 to 17 tokens against 20: every completion is the shorter one.
     assert (dpo["n_longer"], dpo["n_shorter"]) == (0, 6)
     assert dpo["shorter_win_rate"] == dpo["win_rate"] and math.isnan(dpo["longer_win_rate"])
-    assert 0 < dpo["length_controlled_win_rate"] < 1
+    # So nothing is known of equal length.
+    assert math.isnan(dpo["length_controlled_win_rate"])
     assert dpo["band_low"] < dpo["ci_low"] + 0.05 and dpo["band_high"] >= dpo["win_rate"]
+
+
+def test_the_length_controlled_rate_stands_where_both_lengths_are_there() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    verdicts["reference_tokens"] = 14
+    table = win_rate_table(verdicts, samples, recipe())
+    # 10 to 17 tokens against 14: two and a half wins of four among the shorter, one and a half of three of the longer.
+    dpo = row(table, "dpo", 0.25)
+    assert (dpo["n_shorter"], dpo["n_longer"]) == (4, 1)
+    assert dpo["shorter_win_rate"] == pytest.approx(3.5 / 4) and dpo["longer_win_rate"] == 0
+    expected = length_controlled_rate([1, 1, 1, 0.5, 0.5, 0], [-4, -3, -2, -1, 0, 1])
+    assert dpo["length_controlled_win_rate"] == pytest.approx(expected) and 0 < expected < 0.5
+    assert row(table, "dpo", 1.0)["length_controlled_win_rate"] == pytest.approx(0.899, abs=1e-3)
 
 
 def test_one_temperature_needs_no_validation() -> None:

@@ -67,7 +67,8 @@ _ORDER = (
 )
 _LENGTH = (
     "longer_win_rate and shorter_win_rate: among completions with more and with fewer tokens than the reference. "
-    "length_controlled_win_rate: at equal length, by a logistic regression on tanh of the standardised difference."
+    "length_controlled_win_rate: at equal length, by a logistic regression on tanh of the standardised difference with "
+    "Firth's penalty; empty where all completions are longer, or all are shorter, than the reference."
 )
 _KL = (
     "Nats per completion, EOS included: log-probability under the policy at the row's temperature less that under "
