@@ -257,6 +257,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "optimal_frontier": lambda config, task, name: {
         key: task["ceiling"][key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
     },
+    "frontier_figure": lambda config, task, name: {"task": name, "true_reward": _true_reward(task)["kind"]},
     "dominance": lambda config, task, name: {
         "confidence": task["evaluation"]["confidence"],
         "bootstrap": task["evaluation"]["bootstrap"],

@@ -69,6 +69,8 @@ rule win_rate_figure:
 rule win_rate_by_step:
     input:
         verdicts="results/verdicts/{task}/dpo_by_step.parquet",
+        samples="results/samples/{task}/dpo_by_step.parquet",
+        summary="results/data/{task}/summary.json",
     output:
         table=report(
             "results/{task}_winrate_by_step.csv",
@@ -99,7 +101,8 @@ rule win_rate_by_step:
         recipe=recipe("win_rate_by_step"),
         code=fingerprint("prefopt.analysis.win_rate_by_step"),
     shell:
-        "python -m prefopt win_rate_by_step --verdicts {input.verdicts} --recipe {params.recipe:q}"
+        "python -m prefopt win_rate_by_step --verdicts {input.verdicts} --samples {input.samples}"
+        " --summary {input.summary} --recipe {params.recipe:q}"
         " --table {output.table} --out {output.svg} {output.png} > {log} 2>&1"
 
 
@@ -132,7 +135,8 @@ rule compute:
 
 rule compute_figure:
     input:
-        "results/compute.csv",
+        table="results/compute.csv",
+        manifests=[f"results/{task}_winrates.manifest.json" for task in plan.tasks_of(config, "comparison", "transfer")],
     output:
         svg=report(
             "results/compute.svg",
@@ -153,7 +157,7 @@ rule compute_figure:
     params:
         code=fingerprint("prefopt.analysis.compute_figure"),
     shell:
-        "python -m prefopt compute_figure --table {input} --out {output.svg} {output.png} > {log} 2>&1"
+        "python -m prefopt compute_figure --table {input.table} --manifests {input.manifests} --out {output.svg} {output.png} > {log} 2>&1"
 
 
 rule paper:

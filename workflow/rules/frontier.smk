@@ -127,6 +127,7 @@ rule frontier_figure:
     input:
         frontier="results/{task}_frontier.csv",
         ceiling="results/{task}_ceiling.csv",
+        summary="results/data/{task}/summary.json",
     output:
         svg=report(
             "results/{task}_frontier.svg",
@@ -147,7 +148,9 @@ rule frontier_figure:
     resources:
         **TABLE_RESOURCES,
     params:
+        recipe=recipe("frontier_figure"),
         code=fingerprint("prefopt.analysis.frontier_figure"),
     shell:
         "python -m prefopt frontier_figure --frontier {input.frontier} --ceiling {input.ceiling}"
+        " --summary {input.summary} --recipe {params.recipe:q}"
         " --out {output.svg} {output.png} > {log} 2>&1"
