@@ -72,6 +72,8 @@ rule win_rate_figure:
 rule win_rate_by_step:
     input:
         verdicts="results/verdicts/{task}/dpo_by_step.parquet",
+        samples="results/samples/{task}/dpo_by_step.parquet",
+        summary="results/data/{task}/summary.json",
     output:
         table=report(
             "results/{task}_winrate_by_step.csv",
@@ -103,8 +105,8 @@ rule win_rate_by_step:
         code=fingerprint("prefopt.analysis.win_rate_by_step"),
     shell:
         table_stage(
-            "win_rate_by_step --verdicts {input.verdicts} --recipe {params.recipe} --table {output.table}"
-            " --out {output.svg} {output.png}"
+            "win_rate_by_step --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
+            " --recipe {params.recipe} --table {output.table} --out {output.svg} {output.png}"
         )
 
 
@@ -137,7 +139,8 @@ rule compute:
 
 rule compute_figure:
     input:
-        "results/compute.csv",
+        table="results/compute.csv",
+        manifests=[f"results/{task}_winrates.manifest.json" for task in plan.tasks_of(config, "comparison", "transfer")],
     output:
         svg=report(
             "results/compute.svg",
@@ -158,7 +161,9 @@ rule compute_figure:
     params:
         code=fingerprint("prefopt.analysis.compute_figure"),
     shell:
-        table_stage("compute_figure --table {input} --out {output.svg} {output.png}")
+        table_stage(
+            "compute_figure --table {input.table} --manifests {input.manifests} --out {output.svg} {output.png}"
+        )
 
 
 rule paper:

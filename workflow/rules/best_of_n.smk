@@ -165,7 +165,8 @@ rule best_of_n_curve:
 
 rule best_of_n_figure:
     input:
-        curves_of_tasks,
+        curves=curves_of_tasks,
+        summaries=summaries_of_curves,
     output:
         table=report(
             "results/best_of_n.csv",
@@ -192,4 +193,7 @@ rule best_of_n_figure:
     params:
         code=fingerprint("prefopt.analysis.best_of_n_figure"),
     shell:
-        table_stage("best_of_n_figure --curves {input} --table {output.table} --out {output.svg} {output.png}")
+        table_stage(
+            "best_of_n_figure --curves {input.curves} --summaries {input.summaries} --table {output.table}"
+            " --out {output.svg} {output.png}"
+        )

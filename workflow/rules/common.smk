@@ -176,6 +176,11 @@ def curves_of_tasks(wildcards):
     return [f"results/candidates/{task}_curve.csv" for task in config["tasks"] if plan.has_candidates(config, task)]
 
 
+def summaries_of_curves(wildcards):
+    """The summary of the data of each of these tasks."""
+    return [f"results/data/{task}/summary.json" for task in config["tasks"] if plan.has_candidates(config, task)]
+
+
 def true_reward_files(wildcards):
     """The model that is the true reward of reviews; nothing where it is a rule."""
     if config["tasks"][wildcards.task]["true_reward"]["source"] == "rule":

@@ -128,6 +128,7 @@ rule frontier_figure:
     input:
         frontier="results/{task}_frontier.csv",
         ceiling="results/{task}_ceiling.csv",
+        summary="results/data/{task}/summary.json",
     output:
         svg=report(
             "results/{task}_frontier.svg",
@@ -148,8 +149,10 @@ rule frontier_figure:
     resources:
         **TABLE_RESOURCES,
     params:
+        recipe=recipe("frontier_figure"),
         code=fingerprint("prefopt.analysis.frontier_figure"),
     shell:
         table_stage(
-            "frontier_figure --frontier {input.frontier} --ceiling {input.ceiling} --out {output.svg} {output.png}"
+            "frontier_figure --frontier {input.frontier} --ceiling {input.ceiling} --summary {input.summary}"
+            " --recipe {params.recipe} --out {output.svg} {output.png}"
         )

@@ -22,9 +22,11 @@ rule human_study:
         recipe=recipe("human_study"),
         code=fingerprint("prefopt.judging.human.study"),
     shell:
+        # The secret lies beside the votes and outside results/: Snakemake deletes outputs before a job, and people results/.
         table_stage(
             "human_study --samples {input.samples} --prompts {input.prompts} --recipe {params.recipe}"
             " --pages {output.pages} --items {output.compared} --key {output.key}"
+            " --secret human/secrets/{wildcards.task}"
         )
 
 

@@ -63,16 +63,23 @@ def test_short_and_unlabelled_reviews_are_dropped_and_counted(model: Path) -> No
     assert kept == [] and dropped == {"too_short": 1, "unlabelled": 1}
 
 
-def test_the_stage_accounts_for_every_review(model: Path, tmp_path: Path) -> None:
+def test_the_stage_accounts_for_every_review(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "the plot was superb . the plot was dull ."
     rows = [review(split, text, split=split) for split in ("train", "validation", "test")]
     account = {"read": 4, "kept": 3, "dropped": {"duplicate_text": 1}}
-    write_table(tmp_path / "reviews.parquet", "raw_reviews", [*rows, review("s", "a")], account=account)
+    facts = {"account": account, "recipe": {"source": "embedded"}}
+    write_table(tmp_path / "reviews.parquet", "raw_reviews", [*rows, review("s", "a")], **facts)
     values = {"min_prefix": 2, "max_prefix": 8, "max_length": 24}
     arguments = {"reviews": tmp_path / "reviews.parquet", "model": model, "out_dir": tmp_path / "out"}
     prefixes.run(argparse.Namespace(**arguments, recipe=json.dumps(values)))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["raw"] == account
+    assert (summary["task"], summary["synthetic"]) == ("out", True)
+    assert summary["warnings"] == [
+        "1 of 4 records of reviews (25%) are lost: they have nothing left after the prefix; lower "
+        "tasks.out.lengths.max_prefix."
+    ]
+    assert summary["warnings"][0] in caplog.text
     assert summary["reviews"]["read"] == 4 == summary["reviews"]["kept"] + sum(summary["reviews"]["dropped"].values())
     prompts = read_table(tmp_path / "out" / "prompts.parquet", "prompts", tokenizer_hash=tokenizer_hash(model))
     assert set(prompts["split"]) == {"train", "validation", "test"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
 from prefopt.tables import read_manifest, read_table

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from prefopt.analysis.optimal_frontier import Optimum, optimum, reward_matrix
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.tables import read_table
 

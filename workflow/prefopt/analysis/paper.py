@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from prefopt.analysis.texts import escape_markdown
 from prefopt.errors import UserError
 from prefopt.files import write_text
 from prefopt.recipes import from_json
@@ -75,8 +76,9 @@ def page(win_rates: dict[str, pd.DataFrame], human: pd.DataFrame | None, scale: 
     lines = []
     for entry in yaml.safe_load(NUMBERS.read_text(encoding="utf-8")):
         here = counterpart(entry, win_rates, human)
-        cells = [entry["where"], entry["what"], str(entry["paper"]), here, scale[entry["task"]] if here else ""]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n")
+        # The scale holds what a config names: paths, models.
+        where = escape_markdown(scale[entry["task"]]) if here else ""
+        lines.append("| " + " | ".join([entry["where"], entry["what"], str(entry["paper"]), here, where]) + " |\n")
     return _HEAD + "".join(lines)
 
 

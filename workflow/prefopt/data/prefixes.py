@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.data.losses import loss_warnings
 from prefopt.data.prepare import encode_all
 from prefopt.data.reviews import UNLABELLED
 from prefopt.data.splits import position
@@ -116,6 +117,12 @@ def run(args: argparse.Namespace) -> None:
     }
     write_table(args.out_dir / "demonstrations.parquet", "demonstrations", rows, **provenance)
     write_table(args.out_dir / "prompts.parquet", "prompts", prompts, **provenance)
-    account = {"raw": reviews.attrs["manifest"]["account"], "reviews": summary}
-    write_text(args.out_dir / "summary.json", json.dumps(account, indent=2, sort_keys=True) + "\n")
+    raw = reviews.attrs["manifest"]
+    account = {"raw": raw["account"], "reviews": summary}
+    task = args.out_dir.name  # results/data/TASK
+    warnings = list(loss_warnings(task, account))
+    for warning in warnings:
+        logger.warning("warning: %s", warning)
+    facts = {"task": task, "synthetic": raw["recipe"]["source"] == "embedded", "warnings": warnings}
+    write_text(args.out_dir / "summary.json", json.dumps({**account, **facts}, indent=2, sort_keys=True) + "\n")
     logger.info("prefixes: %d reviews, %d kept, %d of them cut", len(reviews), len(rows), cut)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.data.losses import loss_warnings
 from prefopt.errors import UserError
 from prefopt.files import write_text
 from prefopt.lm.models import encode, load_tokenizer, max_positions, tokenizer_hash
@@ -210,6 +211,8 @@ def run(args: argparse.Namespace) -> None:
         **prepare_preferences(tokenizer, preferences.to_dict("records"), recipe),
     }
     summary = _summary(tables, raw)
+    for warning in summary["warnings"]:
+        logger.warning("warning: %s", warning)
     for name, table in tables.items():
         origin = raw["demonstrations" if name in ("demonstrations", "prompts") else "preferences"]
         # The gold pairs have the schema of all pairs.
@@ -246,5 +249,5 @@ def _summary(tables: dict[str, Prepared], raw: dict[str, Manifest]) -> dict[str,
         "source": manifest["recipe"]["source"],
         "synthetic": manifest["notes"]["synthetic"],
         "tables": counts,
-        "warnings": manifest["notes"]["warnings"],
+        "warnings": [*manifest["notes"]["warnings"], *loss_warnings(manifest["task"], counts)],
     }
