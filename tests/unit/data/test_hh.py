@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prefopt.data.hh import Pair, Unusable, parse_pair, raw_tables
+from prefopt.data.hh import Pair, parse_pair, raw_tables
+from prefopt.data.raw import Unusable
 from prefopt.data.sources import Malformed, read_rows
 from prefopt.errors import UserError
 

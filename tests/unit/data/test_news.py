@@ -30,7 +30,7 @@ def test_articles_become_prompts_once_each() -> None:
     account = tables.accounts["raw_demonstrations"].as_dict()
     assert account == {"read": 4, "kept": 1, "dropped": {"duplicate_article": 1, "empty_text": 1, "malformed": 1}}
     assert tables.preferences == [] and tables.pretraining == []
-    with pytest.raises(UserError, match=r"^f:1: 'article' is None, which is not text"):
+    with pytest.raises(UserError, match=r"^f:1: the field 'article' is missing; "):
         cnn_dailymail.raw_tables([("f:1", {})], validation_share=0.2, max_malformed=0)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from prefopt.cli import main
+from prefopt.data.limits import Limits
 from prefopt.files import sha256_of_file
 from prefopt.tables import read_table
 
@@ -129,7 +130,7 @@ def test_what_a_user_can_put_right(
 
 
 def test_a_hub_that_is_not_pinned_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows(name: str, kind: str, revision: str | None) -> list[tuple[str, Any]]:
+    def rows(name: str, kind: str, revision: str | None, *_: Any) -> list[tuple[str, Any]]:
         assert (name, kind, revision) in {("me/posts", "posts", None), ("me/pairs", "comparisons", "abc")}
         post = {"id": "t3_1", "subreddit": "cats", "title": "t", "post": "p"}
         if kind == "posts":
@@ -218,7 +219,7 @@ def test_other_tasks_read_their_own_kinds_and_a_hubs_configuration(
     hub = {"articles": "someone/news", "articles_revision": "abc", "articles_configuration": "3.0.0"}
     recipe = json.dumps({**RECIPE, "source": "hub", "hub": hub, "gold_fraction": 0.0})
     assert main(["records", "--task", "cnndm", "--recipe", recipe, "--out-dir", str(tmp_path)]) == 0
-    assert asked == [("someone/news", "3.0.0", "abc")]
+    assert asked == [("someone/news", "3.0.0", "abc", ("article", "highlights"), Limits(16, 2048))]
     assert len(read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")) == 30
     assert len(read_table(tmp_path / "preferences.parquet", "raw_preferences")) == 0
 

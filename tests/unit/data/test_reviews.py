@@ -29,7 +29,7 @@ RECIPE: dict[str, Any] = {
 
 def run(folder: Path, **values: Any) -> pd.DataFrame:
     recipe = json.dumps({**RECIPE, **values})
-    reviews.run(argparse.Namespace(recipe=recipe, out_dir=folder))
+    reviews.run(argparse.Namespace(recipe=recipe, out_dir=folder, max_record_mb=1, max_total_mb=9))
     return read_table(folder / "reviews.parquet", "raw_reviews")
 
 

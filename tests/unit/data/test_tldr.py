@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from prefopt.data.raw import RawTables
+from prefopt.data.raw import RawTables, Unusable
 from prefopt.data.sources import Malformed
 from prefopt.data.splits import content_hash
 from prefopt.data.tldr import (
-    Unusable,
     parse_comparison,
     parse_demonstration,
     parse_post,

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.data import cnn_dailymail, dialogues, embedded, hh, news, tldr
+from prefopt.data import cnn_dailymail, dialogues, embedded, hh, limits, news, tldr
+from prefopt.data.limits import Limits
 from prefopt.data.raw import RawTables
 from prefopt.data.sources import Records, describe_files, hub_rows, read_rows
 from prefopt.errors import UserError
@@ -20,12 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Fewer test prompts than this give win rates that say next to nothing.
 FEW_TEST_PROMPTS = 20
-# Kinds of records of each task, in files and on a hub, and its generator.
-_FILE_KINDS = {
-    "tldr": ("posts", "demonstrations", "comparisons", "preferences"),
-    "hh": ("comparisons",),
-    "cnndm": ("articles",),
-}
+# Kinds of records of each task with the fields that are read, those of them on a hub, and its generator.
+_FILE_KINDS = {"tldr": tldr.FIELDS, "hh": hh.FIELDS, "cnndm": cnn_dailymail.FIELDS}
 _HUB_KINDS = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",)}
 _GENERATORS = {"tldr": embedded.generate, "hh": dialogues.generate, "cnndm": news.generate}
 
@@ -47,11 +44,11 @@ class RecordsRecipe:
     embedded: dict[str, int]  # seed and sizes, see `prefopt.data.embedded.generate`
 
 
-def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict[str, Any]]]:
+def read_records(task: str, recipe: RecordsRecipe, allowed: Limits) -> tuple[RawTables, list[dict[str, Any]]]:
     """The raw tables of the recipe's source, and what they were read from (for a manifest).
 
     Raises:
-        UserError: records are missing, unreachable, or malformed beyond `max_malformed`.
+        UserError: records are missing, unreachable, larger than the limits, or malformed beyond `max_malformed`.
     """
     if recipe.source == "embedded":
         return _GENERATORS[task](recipe.embedded), []
@@ -60,7 +57,7 @@ def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
         inputs: list[dict[str, Any]] = [
             {"kind": kind, **entry} for kind in paths for entry in describe_files(paths[kind])
         ]
-        records = {kind: read_rows(paths[kind]) for kind in paths}
+        records = {kind: read_rows(paths[kind], fields, allowed) for kind, fields in _FILE_KINDS[task].items()}
     else:
         named = {kind: (_hub_name(recipe, kind), recipe.hub.get(f"{kind}_revision")) for kind in _HUB_KINDS[task]}
         inputs = [
@@ -68,7 +65,9 @@ def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
             for kind, (name, revision) in named.items()
         ]
         records = {
-            kind: hub_rows(name, recipe.hub.get(f"{kind}_configuration") or kind, revision)
+            kind: hub_rows(
+                name, recipe.hub.get(f"{kind}_configuration") or kind, revision, _FILE_KINDS[task][kind], allowed
+            )
             for kind, (name, revision) in named.items()
         }
     return _raw_tables(task, records, recipe), inputs
@@ -90,12 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, choices=list(_GENERATORS), help="which task's records")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the raw tables that are made")
+    limits.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes demonstrations.parquet, preferences.parquet and pretraining.parquet, each whole or not at all."""
     recipe = from_json(RecordsRecipe, args.recipe)
-    tables, inputs = read_records(args.task, recipe)
+    tables, inputs = read_records(args.task, recipe, limits.of_arguments(args))
     warnings = _warnings(tables, inputs)
     for warning in warnings:
         logger.warning("warning: %s", warning)

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.data import review_world
-from prefopt.data.raw import Account
-from prefopt.data.sources import Malformed, Records, describe_files, hub_rows, read_rows
-from prefopt.data.splits import check_shares, content_hash, split_of
+from prefopt.data import limits, review_world
+from prefopt.data.limits import Limits
+from prefopt.data.raw import Account, Parser, Unusable
+from prefopt.data.sources import Malformed, Records, describe_files, hub_rows, read_rows, text_of
+from prefopt.data.splits import PostKeys, check_shares, is_blank, split_of
 from prefopt.errors import UserError
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import write_table
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 UNLABELLED = -1
 _LABELS = {"pos": 1, "positive": 1, "1": 1, "neg": 0, "negative": 0, "0": 0, "": UNLABELLED, "-1": UNLABELLED}
-_LINE_BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
+_FIELDS = ("text", "label")
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,14 +70,17 @@ def parse_review(row: Mapping[str, Any]) -> Review:
 
     Raises:
         Malformed: the text is no text, or the label is no label.
+        Unusable: "empty_text".
     """
-    text, given = row.get("text"), row.get("label")
-    if not isinstance(text, str):
-        raise Malformed(f"'text' is {reprlib.repr(text)}, which is not text")
+    text, given = text_of(row, "text"), row.get("label")
     label = UNLABELLED if given is None else _LABELS.get(str(given).strip().lower())
     if label is None:
         raise Malformed(f"'label' is {reprlib.repr(given)}, which is neither 1, 0, pos, neg nor -1")
-    return Review(_LINE_BREAK.sub("\n", text).strip(), label)
+    # Stripped part by part: a pattern with the white space before a break takes for ever on a text of blanks.
+    text = "\n".join(part.strip() for part in _LINE_BREAK.split(text)).strip()
+    if is_blank(text):
+        raise Unusable("empty_text")
+    return Review(text, label)
 
 
 def raw_reviews(
@@ -97,27 +102,14 @@ def raw_reviews(
         UserError: more than `max_malformed` records are malformed; names the file and line of the last.
     """
     check_shares(splits)
-    account, reviews, malformed = Account(), [], 0
-    for where, row in records:
-        try:
-            if isinstance(row, Malformed):
-                raise row
-            reviews.append(parse_review(row))
-        except Malformed as problem:
-            malformed += 1
-            if malformed > max_malformed:
-                raise UserError(
-                    f"{where}: {problem}; correct the record, or raise data.max_malformed, now {max_malformed}."
-                ) from problem
-            logger.warning("%s: %s; the record is dropped", where, problem)
-            account.drop("malformed")
+    account = Account()
+    reviews = list(Parser(max_malformed)(records, parse_review, account))
+    keys = PostKeys.of(review.text for review in reviews)
     rows: dict[str, dict[str, Any]] = {}
     # An unlabelled copy of a labelled review gives way to it.
     for review in sorted(reviews, key=lambda review: review.label == UNLABELLED):
-        name = content_hash(review.text)
-        if not review.text:
-            account.drop("empty_text")
-        elif name in rows:
+        name = keys.key(review.text)
+        if name in rows:
             account.drop("duplicate_text")
         else:
             account.keep()
@@ -126,24 +118,24 @@ def raw_reviews(
     return list(rows.values()), account
 
 
-def read_reviews(recipe: ReviewsRecipe) -> tuple[list[dict[str, Any]], Account, list[dict[str, Any]]]:
+def read_reviews(recipe: ReviewsRecipe, allowed: Limits) -> tuple[list[dict[str, Any]], Account, list[dict[str, Any]]]:
     """The rows of the recipe's source, their account, and what they were read from (for a manifest).
 
     Raises:
-        UserError: records are missing, unreachable, or malformed beyond `max_malformed`.
+        UserError: records are missing, unreachable, larger than the limits, or malformed beyond `max_malformed`.
     """
     if recipe.source == "embedded":
         rows = generate(recipe.embedded)
         return rows, Account(read=len(rows), kept=len(rows)), []
     if recipe.source == "files":
         inputs: list[dict[str, Any]] = [{"kind": "reviews", **entry} for entry in describe_files(recipe.reviews)]
-        records = read_rows(recipe.reviews)
+        records = read_rows(recipe.reviews, _FIELDS, allowed)
     else:
         name, revision = recipe.hub["name"], recipe.hub["revision"]
         if name is None:
             raise UserError("hub.name is null: with the source 'hub' it must name a data set.")
         inputs = [{"kind": "reviews", "name": name, "revision": revision, "pinned": revision is not None}]
-        records = hub_rows(name, "reviews", revision)
+        records = hub_rows(name, "reviews", revision, _FIELDS, allowed)
     return *raw_reviews(records, recipe.splits, recipe.max_malformed), inputs
 
 
@@ -151,12 +143,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `reviews`."""
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the raw tables that are made")
+    limits.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes reviews.parquet, and pretraining.parquet of the training reviews, labelled or not."""
     recipe = from_json(ReviewsRecipe, args.recipe)
-    rows, account, inputs = read_reviews(recipe)
+    rows, account, inputs = read_reviews(recipe, limits.of_arguments(args))
     for split in ("train", "validation", "test"):
         if not any(row["split"] == split and row["label"] != UNLABELLED for row in rows):
             raise UserError(f"No labelled review is in the split {split!r}: give more reviews or change data.splits.")
