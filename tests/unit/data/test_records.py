@@ -39,6 +39,8 @@ RECIPE: dict[str, Any] = {
     "splits": {"train": 0.7, "validation": 0.1, "test": 0.2},
     "gold_fraction": 0.5,
     "max_malformed": 0,
+    "max_record_mb": 1,
+    "max_total_mb": 30,
     "embedded": EMBEDDED,
 }
 TABLES = {"demonstrations": "raw_demonstrations", "preferences": "raw_preferences", "pretraining": "pretraining"}
@@ -219,7 +221,7 @@ def test_other_tasks_read_their_own_kinds_and_a_hubs_configuration(
     hub = {"articles": "someone/news", "articles_revision": "abc", "articles_configuration": "3.0.0"}
     recipe = json.dumps({**RECIPE, "source": "hub", "hub": hub, "gold_fraction": 0.0})
     assert main(["records", "--task", "cnndm", "--recipe", recipe, "--out-dir", str(tmp_path)]) == 0
-    assert asked == [("someone/news", "3.0.0", "abc", ("article", "highlights"), Limits(16, 2048))]
+    assert asked == [("someone/news", "3.0.0", "abc", ("article", "highlights"), Limits(1, 30))]
     assert len(read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")) == 30
     assert len(read_table(tmp_path / "preferences.parquet", "raw_preferences")) == 0
 

@@ -23,13 +23,15 @@ RECIPE: dict[str, Any] = {
     "hub": {"name": None, "revision": None},
     "splits": SPLITS,
     "max_malformed": 0,
+    "max_record_mb": 1,
+    "max_total_mb": 9,
     "embedded": {"seed": 0, "train": 20, "validation": 5, "test": 6, "unlabelled": 10},
 }
 
 
 def run(folder: Path, **values: Any) -> pd.DataFrame:
     recipe = json.dumps({**RECIPE, **values})
-    reviews.run(argparse.Namespace(recipe=recipe, out_dir=folder, max_record_mb=1, max_total_mb=9))
+    reviews.run(argparse.Namespace(recipe=recipe, out_dir=folder))
     return read_table(folder / "reviews.parquet", "raw_reviews")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Iterable
 from typing import Any, BinaryIO
@@ -16,31 +15,20 @@ ROW_BYTES = 64  # what any value, and so any row, is taken for at least
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is read at most, in MiB after decompression: of one record, and of all files of one kind together.
+    """What is read at most, in MiB after decompression: of one record, and of all files of one kind together."""
 
-    No part of a stage's recipe: where they do not stop a stage they change nothing that it makes.
-    """
-
-    record_mb: int = 16
-    total_mb: int = 2048
+    record_mb: int
+    total_mb: int
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the stages that read a user's records."""
-    usual = Limits()
-    parser.add_argument("--max-record-mb", type=int, default=usual.record_mb, help="MiB of a record, decompressed")
-    parser.add_argument("--max-total-mb", type=int, default=usual.total_mb, help="MiB of all files of one kind")
-
-
-def of_arguments(args: argparse.Namespace) -> Limits:
-    """The limits that a stage was started with."""
-    return Limits(args.max_record_mb, args.max_total_mb)
+UNLIMITED = Limits(2**30, 2**30)
 
 
 class Meter:
     """Adds up the sizes of records, and stops beyond the limits."""
 
     def __init__(self, limits: Limits) -> None:
+        self.record_bytes = limits.record_mb * _MIB
         self._limits = limits
         self._total = 0
 
@@ -63,7 +51,7 @@ class Meter:
 
     def check_record(self, where: str, size: int) -> None:
         """Raises UserError where a record of this many bytes is larger than `record_mb`; names file and line."""
-        if size > self._limits.record_mb * _MIB:
+        if size > self.record_bytes:
             raise UserError(
                 f"{where}: the record holds more than {self._limits.record_mb} MiB, the limit data.max_record_mb: "
                 f"correct the record, or raise it."

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.data import cnn_dailymail, dialogues, embedded, hh, limits, news, tldr
+from prefopt.data import cnn_dailymail, dialogues, embedded, hh, news, tldr
 from prefopt.data.limits import Limits
 from prefopt.data.raw import RawTables
 from prefopt.data.sources import Records, describe_files, hub_rows, read_rows
@@ -41,10 +41,12 @@ class RecordsRecipe:
     splits: dict[str, float]  # share of the prompts: train, validation, test
     gold_fraction: float  # share of the pairs' posts that the gold judge is trained and measured on
     max_malformed: int  # malformed records that are dropped and counted before one stops the stage
+    max_record_mb: int  # MiB of a record, and of all records of one kind, that are read at most
+    max_total_mb: int
     embedded: dict[str, int]  # seed and sizes, see `prefopt.data.embedded.generate`
 
 
-def read_records(task: str, recipe: RecordsRecipe, allowed: Limits) -> tuple[RawTables, list[dict[str, Any]]]:
+def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict[str, Any]]]:
     """The raw tables of the recipe's source, and what they were read from (for a manifest).
 
     Raises:
@@ -52,6 +54,7 @@ def read_records(task: str, recipe: RecordsRecipe, allowed: Limits) -> tuple[Raw
     """
     if recipe.source == "embedded":
         return _GENERATORS[task](recipe.embedded), []
+    allowed = Limits(recipe.max_record_mb, recipe.max_total_mb)
     if recipe.source == "files":
         paths = {kind: getattr(recipe, kind) for kind in _FILE_KINDS[task]}
         inputs: list[dict[str, Any]] = [
@@ -89,13 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", required=True, choices=list(_GENERATORS), help="which task's records")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the raw tables that are made")
-    limits.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes demonstrations.parquet, preferences.parquet and pretraining.parquet, each whole or not at all."""
     recipe = from_json(RecordsRecipe, args.recipe)
-    tables, inputs = read_records(args.task, recipe, limits.of_arguments(args))
+    tables, inputs = read_records(args.task, recipe)
     warnings = _warnings(tables, inputs)
     for warning in warnings:
         logger.warning("warning: %s", warning)

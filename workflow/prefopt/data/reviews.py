@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.data import limits, review_world
+from prefopt.data import review_world
 from prefopt.data.limits import Limits
 from prefopt.data.raw import Account, Parser, Unusable
 from prefopt.data.sources import Malformed, Records, describe_files, hub_rows, read_rows, text_of
@@ -38,6 +38,8 @@ class ReviewsRecipe:
     hub: dict[str, Any]  # name, revision
     splits: dict[str, float]  # share of the labelled reviews: train, validation, test
     max_malformed: int  # malformed records that are dropped and counted before one stops the stage
+    max_record_mb: int  # MiB of a record, and of all records of one kind, that are read at most
+    max_total_mb: int
     embedded: dict[str, int]  # seed, train, validation, test, unlabelled
 
 
@@ -118,7 +120,7 @@ def raw_reviews(
     return list(rows.values()), account
 
 
-def read_reviews(recipe: ReviewsRecipe, allowed: Limits) -> tuple[list[dict[str, Any]], Account, list[dict[str, Any]]]:
+def read_reviews(recipe: ReviewsRecipe) -> tuple[list[dict[str, Any]], Account, list[dict[str, Any]]]:
     """The rows of the recipe's source, their account, and what they were read from (for a manifest).
 
     Raises:
@@ -127,6 +129,7 @@ def read_reviews(recipe: ReviewsRecipe, allowed: Limits) -> tuple[list[dict[str,
     if recipe.source == "embedded":
         rows = generate(recipe.embedded)
         return rows, Account(read=len(rows), kept=len(rows)), []
+    allowed = Limits(recipe.max_record_mb, recipe.max_total_mb)
     if recipe.source == "files":
         inputs: list[dict[str, Any]] = [{"kind": "reviews", **entry} for entry in describe_files(recipe.reviews)]
         records = read_rows(recipe.reviews, _FIELDS, allowed)
@@ -143,13 +146,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `reviews`."""
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out-dir", required=True, type=Path, help="folder of the raw tables that are made")
-    limits.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes reviews.parquet, and pretraining.parquet of the training reviews, labelled or not."""
     recipe = from_json(ReviewsRecipe, args.recipe)
-    rows, account, inputs = read_reviews(recipe, limits.of_arguments(args))
+    rows, account, inputs = read_reviews(recipe)
     for split in ("train", "validation", "test"):
         if not any(row["split"] == split and row["label"] != UNLABELLED for row in rows):
             raise UserError(f"No labelled review is in the split {split!r}: give more reviews or change data.splits.")

@@ -11,6 +11,7 @@ import re
 import reprlib
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefopt.data.limits import ROW_BYTES, Limits, Meter
+from prefopt.data.limits import ROW_BYTES, UNLIMITED, Limits, Meter
 from prefopt.errors import UserError
 from prefopt.files import sha256_of_file
 
@@ -28,7 +29,8 @@ _BATCH_BYTES = 2**28
 _BATCH_ROWS = 1024
 # What a value of a list is taken for, since Parquet can say a million of them in a few bytes.
 _LISTED_BYTES = 256
-_WIDE = ((b"\xff\xfe", "UTF-16 or UTF-32"), (b"\xfe\xff", "UTF-16"))
+# Marks at the start of a file; that of UTF-32 begins with one of UTF-16.
+_WIDE = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 # U+0085 is left out: where it stands in English text it is a mangled ellipsis.
 _LINE_END = re.compile("\r\n|[\r\u2028\u2029]")
 
@@ -42,7 +44,7 @@ Records = Iterable[Record]
 
 
 def read_rows(
-    paths: Sequence[str | Path], fields: Sequence[str] | None = None, limits: Limits | None = None
+    paths: Sequence[str | Path], fields: Sequence[str] | None = None, limits: Limits = UNLIMITED
 ) -> Iterator[Record]:
     """Records of JSON-lines, Parquet or CSV files, in their order.
 
@@ -63,7 +65,6 @@ def read_rows(
         UserError: a file is missing, has another ending, is not what its ending says, names a column twice, or is
             larger than the limits allow.
     """
-    limits = limits or Limits()
     meter = Meter(limits)
     for path in paths:
         check_file(path)
@@ -122,7 +123,7 @@ def hub_rows(
     kind: str,
     revision: str | None = None,
     fields: Sequence[str] | None = None,
-    limits: Limits | None = None,
+    limits: Limits = UNLIMITED,
 ) -> Iterator[Record]:
     """Records of all splits of a hub's data set (the workflow splits by post itself).
 
@@ -158,11 +159,12 @@ def hub_rows(
             f"{name} (revision {revision or 'not pinned'}) cannot be loaded ({_first_line(error)}): check the name, "
             f"the revision and the network, or set data.source to 'files'."
         ) from error
-    meter = Meter(limits or Limits())
+    meter = Meter(limits)
     for split, rows in loaded.items():
         if fields is not None:
-            columns = {field.partition(".")[0] for field in fields}
-            rows = rows.select_columns([column for column in rows.column_names if column in columns])
+            named = {field.partition(".")[0] for field in fields}
+            # Where it has none of them all are read, so that its rows count as malformed.
+            rows = rows.select_columns([c for c in rows.column_names if c in named] or rows.column_names)
         tables = rows.with_format("arrow").iter(batch_size=_BATCH_ROWS)
         for record in _python_rows(f"{name}/{split}", (batch for table in tables for batch in table.to_batches())):
             meter.add_records(f"{name}/{split}", [record])
@@ -186,7 +188,7 @@ def _readable(path: str | Path) -> Iterator[None]:
     """What a damaged file raises while it is read, as one sentence."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zlib.error, MemoryError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, zlib.error, MemoryError, RecursionError, pa.ArrowException) as error:
         raise UserError(f"{path} cannot be read to its end ({_first_line(error)}): replace the file.") from error
 
 
@@ -205,7 +207,7 @@ def _open(path: str | Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def _text_lines(path: str | Path) -> Iterator[Iterable[str]]:
+def _text_lines(path: str | Path) -> Iterator[io.TextIOBase]:
     """The lines of a UTF-8 file, with or without a mark at its start, whatever ends them; a byte that is not UTF-8
     becomes half a surrogate pair."""
     with _open(path) as file:
@@ -245,8 +247,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Readers differ in which of two values they take, so none is."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise Malformed(f"the field {reprlib.repr(twice)} stands twice in one object")
     return row
 
@@ -255,28 +256,39 @@ def _parquet_rows(path: str | Path, fields: Sequence[str] | None, meter: Meter) 
     with pq.ParquetFile(path) as file:
         _check_names(path, file.schema_arrow.names, fields)
         leaves = [i for i in range(len(file.schema)) if _wanted(file.schema.column(i).path, fields)]
-        columns = [file.schema.column(i).path for i in leaves]
-        yield from _python_rows(path, _batches(path, file, leaves, columns, meter))
+        _check_groups(path, file, leaves, meter)
+        yield from _python_rows(path, _batches(file, leaves))
 
 
 def _wanted(path: str, fields: Sequence[str] | None) -> bool:
     """Whether a leaf ("info.id", or "summaries.list.element.text") belongs to the fields."""
     if fields is None:
         return True
-    first, *_, last = [*path.split("."), ""] if "." not in path else path.split(".")
-    return any(first == column and last in ("", name) for column, _, name in (field.partition(".") for field in fields))
+    first, *within = path.split(".")
+    # A column that should hold objects, and does not, is read too, so that its rows are malformed and not bare.
+    return any(
+        first == column and (not name or not within or within[-1] == name)
+        for column, _, name in (field.partition(".") for field in fields)
+    )
 
 
-def _batches(
-    path: str | Path, file: pq.ParquetFile, leaves: Sequence[int], columns: list[str], meter: Meter
-) -> Iterator[pa.RecordBatch]:
+def _check_groups(path: str | Path, file: pq.ParquetFile, leaves: Sequence[int], meter: Meter) -> None:
+    """What the file says of its size, before any of it is decoded: a page of gigabytes, or as many rows of nothing."""
+    size = 0
+    for group in map(file.metadata.row_group, range(file.num_row_groups)):
+        columns = [(group.column(i), file.schema.column(i).max_repetition_level) for i in leaves]
+        listed = max((column.num_values for column, depth in columns if depth), default=0)
+        encoded = sum(column.total_uncompressed_size for column, _ in columns)
+        size += max(encoded, listed * _LISTED_BYTES, group.num_rows * ROW_BYTES)
+        meter.check_total(path, size)
+
+
+def _batches(file: pq.ParquetFile, leaves: Sequence[int]) -> Iterator[pa.RecordBatch]:
     """Batches so small that they fit into memory even where each row holds all of its column's data once more."""
+    columns = [file.schema.column(i).path for i in leaves]
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         largest = max((group.column(i).total_uncompressed_size for i in leaves), default=0)
-        lists = [i for i in leaves if file.schema.column(i).max_repetition_level]
-        listed = max((group.column(i).num_values for i in lists), default=0)
-        meter.check_total(path, max(largest, listed * _LISTED_BYTES, group.num_rows * ROW_BYTES))
         size = min(max(_BATCH_BYTES // max(largest, 1), 1), _BATCH_ROWS)
         yield from file.iter_batches(batch_size=size, row_groups=[number], columns=columns, use_threads=False)
 
@@ -306,9 +318,9 @@ def _one_by_one(batch: pa.RecordBatch) -> Iterator[Any]:
 def _csv_rows(path: str | Path, fields: Sequence[str] | None, meter: Meter) -> Iterator[Record]:
     number = size = 0  # rows after the header; characters of the row that is being read
 
-    def counted(lines: Iterable[str]) -> Iterator[str]:
+    def counted(lines: io.TextIOBase) -> Iterator[str]:
         nonlocal size
-        for line in lines:
+        while line := lines.readline(meter.record_bytes + 1):
             size += len(line)
             meter.check_record(f"{path}:{number + 1}", size)
             yield line
