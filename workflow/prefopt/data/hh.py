@@ -14,7 +14,7 @@ from typing import Any
 
 from prefopt.data.raw import Account, Parser, RawTables, Unusable
 from prefopt.data.sources import Malformed, Records, text_of
-from prefopt.data.splits import PostKeys, check_shares, content_hash, gold_split_of, is_blank, split_of
+from prefopt.data.splits import PostKeys, check_shares, content_hash, gold_split_of, identity, is_blank, split_of
 
 # What is read of each kind of file.
 FIELDS: dict[str, tuple[str, ...]] = {"comparisons": ("chosen", "rejected")}
@@ -118,11 +118,14 @@ def tables_of_pairs(
     preferences: dict[str, dict[str, Any]] = {}
     demonstrations: dict[str, dict[str, Any]] = {}
     documents: dict[str, None] = {}
+    seen = set()
     for pair, key, split in placed:
         pair_id = f"{key}-{content_hash(pair.chosen + chr(0) + pair.rejected)}"
-        if pair_id in preferences:
+        content = (key, identity(pair.chosen), identity(pair.rejected))
+        if content in seen:
             accounts["raw_preferences"].drop("duplicate_pair")
         else:
+            seen.add(content)
             accounts["raw_preferences"].keep()
             texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
             preferences[pair_id] = {"pair_id": pair_id, "prompt_id": key, **texts, "split": split, "source": "hh"}
