@@ -294,6 +294,7 @@ INHERITED: typing.Final = (
     "tasks.*.data.preferences",
     "tasks.*.data.articles",
     "tasks.*.data.reviews",
+    "tasks.*.data.max_*_mb",  # how much is read at most
     "tasks.hh.data.hub.posts*",  # HH has none
     "tasks.*.data.embedded.*",  # not used
     "tasks.*.pretrain.*",  # not used: the bases come from the hub

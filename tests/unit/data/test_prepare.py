@@ -281,6 +281,7 @@ def test_real_records(tmp_path: Path) -> None:
         **{kind: [str(SHARED / f"data/tldr_{kind}.jsonl.gz")] for kind in ("posts", "comparisons")},
         **{"source": "files", "demonstrations": [], "preferences": [], "articles": [], "hub": {}, "embedded": {}},
         **{"splits": {"train": 0.7, "validation": 0.1, "test": 0.2}, "gold_fraction": 0.5, "max_malformed": 0},
+        **{"max_record_mb": 16, "max_total_mb": 2048},
     }
     raw = tmp_path / "raw"
     assert main(["records", "--task", "tldr", "--recipe", json.dumps(records), "--out-dir", str(raw)]) == 0
