@@ -21,10 +21,10 @@ configfile: f"{HOME}/config/config.yaml"
 
 
 try:
-    config = resolve(config)
+    config = resolve(config, workflow.configfiles)
 except UserError as error:
     # Snakemake would add file, line and traceback to an exception of its own.
-    sys.exit(f"config: {error}")
+    sys.exit("\n".join(f"config: {line}" for line in str(error).splitlines()))
 
 
 report: "workflow/report/workflow.rst"
