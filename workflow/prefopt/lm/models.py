@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,7 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from prefopt.errors import UserError
 from prefopt.files import atomic_directory
-from prefopt.lm.attention import use_engine_attention
+from prefopt.lm.engine import position_limit, score_head
+from prefopt.lm.verify import use_engine
 
 transformers_logging.disable_progress_bar()
 
@@ -37,7 +37,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.t
 def load_policy(
     path: str | Path, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in evaluation mode with the engine's attention, and its tokenizer.
+    """A causal language model in evaluation mode, ready for the engine, and its tokenizer.
 
     Args:
         path: a model folder.
@@ -45,18 +45,22 @@ def load_policy(
         dtype: of the weights.
 
     Raises:
-        UserError: the folder is not there or holds no safetensors weights.
+        UserError: the folder is not there, holds no safetensors weights, or a model that the engine does not compute.
     """
-    model = _load(AutoModelForCausalLM, path, dtype)
-    return use_engine_attention(model).to(device or torch.device("cpu")).eval(), load_tokenizer(path)
+    model = _load(AutoModelForCausalLM, path, dtype).eval()
+    return use_engine(model, path).to(device or torch.device("cpu")), load_tokenizer(path)
 
 
 def load_scorer(
     path: str | Path, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """A sequence-classification model with one output in evaluation mode: a reward model (see `load_policy`)."""
-    model = _load(AutoModelForSequenceClassification, path, dtype, num_labels=1)
-    return use_engine_attention(model).to(device or torch.device("cpu")).eval()
+    """A sequence-classification model with one output in evaluation mode: a reward model (see `load_policy`).
+
+    Raises:
+        UserError: as `load_policy`; transformers has no such model of the architecture.
+    """
+    model = _load(AutoModelForSequenceClassification, path, dtype, num_labels=1).eval()
+    return use_engine(model, path).to(device or torch.device("cpu"))
 
 
 def new_scorer(
@@ -161,34 +165,20 @@ def tokenizer_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def backbone(model: PreTrainedModel) -> nn.Module:
-    """The transformer without its head; its output has `last_hidden_state`."""
-    return model.base_model
-
-
-def output_head(model: PreTrainedModel) -> nn.Linear:
-    """The vocabulary head, which may share its weight with the embedding."""
-    head: nn.Linear = model.get_output_embeddings()
-    return head
-
-
-def score_head(model: PreTrainedModel) -> nn.Linear:
-    """A scorer's head, from hidden state to one score."""
-    head: nn.Linear = model.score
-    return head
-
-
 def max_positions(path: str | Path) -> int | None:
-    """The longest sequence that a folder's model takes, or None where its config does not say."""
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    limit: int | None = getattr(config, "max_position_embeddings", None)
-    return limit
+    """The longest sequence that a folder's model takes, or None where its config sets no limit."""
+    return position_limit(AutoConfig.from_pretrained(path, trust_remote_code=False))
 
 
 def _load(auto_class: Any, path: str | Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     if not (Path(path) / "config.json").is_file():
         raise UserError(f"{path} is not a model folder (it has no config.json): run the stage that makes it.")
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
+    if auto_class is AutoModelForSequenceClassification and type(config) not in auto_class._model_mapping:
+        raise UserError(
+            f"{path} cannot become a reward model, since transformers has no sequence classifier of the architecture "
+            f"{config.model_type}: start from a model of another architecture."
+        )
     for name in _DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, 0.0)
