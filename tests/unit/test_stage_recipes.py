@@ -40,6 +40,8 @@ RECIPES = {
     "judge": "prefopt.judging.stage",
     "win_rates": "prefopt.analysis.win_rates",
     "examples": "prefopt.analysis.examples",
+    "human_study": "prefopt.judging.human.study",
+    "human_votes": "prefopt.judging.human.votes",
 }
 
 
@@ -72,6 +74,7 @@ OTHERS = {
         "reward_model": "prefopt.training.reward",
         "optimal_frontier": "prefopt.analysis.optimal_frontier",
         "dominance": "prefopt.analysis.dominance",
+        "frontier_figure": "prefopt.analysis.frontier_figure",
     },
     "hh": {
         "records": "prefopt.data.records",

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from running import REPOSITORY, overlay, snakemake
+from running import overlay, snakemake
 
 from prefopt.tables import read_table, write_table
-
-sys.path.insert(0, str(REPOSITORY / "tests" / "unit" / "judging"))
 from test_human import export, world
 
 pytestmark = pytest.mark.workflow

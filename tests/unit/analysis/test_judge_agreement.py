@@ -39,6 +39,29 @@ def test_agreement_of_two_judges() -> None:
     assert math.isnan(agreement(["win"] * 4, ["win"] * 4, [1, 2, 3, 4], 0.95, seed=0).kappa)
 
 
+def test_the_interval_of_kappa_is_the_bootstrap_over_clusters() -> None:
+    """Against the same resamples, taken one by one: all pairs of a drawn prompt count, as often as it is drawn."""
+    first = ["win", "loss", "win", "tie", "loss", "win", "win", "loss"]
+    second = ["win", "loss", "loss", "tie", "win", "win", "loss", "loss"]
+    clusters = ["a", "a", "b", "b", "c", "d", "e", "e"]
+    found = agreement(first, second, clusters, 0.8, seed=3, resamples=200)
+    drawn = np.random.default_rng(3).multinomial(5, np.full(5, 0.2), size=200)
+    kappas = []
+    for counts in drawn:
+        weight = dict(zip("abcde", counts, strict=True))
+        pairs = [(x, y) for x, y, name in zip(first, second, clusters, strict=True) for _ in range(weight[name])]
+        n = len(pairs)
+        observed = sum(x == y for x, y in pairs) / n
+        chance = sum(
+            sum(x == label for x, _ in pairs) * sum(y == label for _, y in pairs) for label in ("win", "loss", "tie")
+        )
+        if chance != n**2:
+            kappas.append((observed - chance / n**2) / (1 - chance / n**2))
+    low, high = np.quantile(kappas, [0.1, 0.9])
+    assert (found.kappa_interval.low, found.kappa_interval.high) == pytest.approx((low, high))
+    assert (found.n, found.rate) == (8, 5 / 8)
+
+
 def test_the_length_controlled_rate() -> None:
     rng = np.random.default_rng(0)
     difference = rng.normal(5, 10, 4000)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from statsmodels.stats.proportion import proportion_confint
@@ -14,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from made_up import make_files, make_frames
 from prefopt.analysis import win_rates
 from prefopt.analysis.judge_statistics import length_controlled_rate
+from prefopt.analysis.statistics import simultaneous_half_widths
 from prefopt.analysis.win_rates import (
     COLUMNS,
     JUDGE_COLUMNS,
@@ -84,6 +86,33 @@ def test_what_else_stands_beside_a_win_rate() -> None:
     # So nothing is known of equal length.
     assert math.isnan(dpo["length_controlled_win_rate"])
     assert dpo["band_low"] < dpo["ci_low"] + 0.05 and dpo["band_high"] >= dpo["win_rate"]
+
+
+def test_bands_are_over_prompts_that_are_valid_at_every_temperature() -> None:
+    rows = {0.0: ("wwww", "wwwwwwww"), 0.5: ("wwww", "wwwwllli"), 1.0: ("wwww", "llllllwl")}
+    verdicts, samples = make_frames({"dpo": rows})
+    table = win_rate_table(verdicts, samples, recipe(methods=("dpo",)))
+    # The last prompt is invalid at 0.5 and left out of all three.
+    scores = np.array([[1, 1, 0]] * 4 + [[1, 0, 0]] * 2 + [[1, 0, 1]], dtype=float)
+    means, widths = scores.mean(axis=0), simultaneous_half_widths(scores, 0.95, seed=1)
+    assert table["band_low"].tolist() == pytest.approx(np.clip(means - widths, 0, 1).tolist())
+    assert table["band_high"].tolist() == pytest.approx(np.clip(means + widths, 0, 1).tolist())
+    assert table["band_high"].iloc[0] == 1.0 and 0 <= table["band_low"].iloc[2] < 1 / 7
+    never = win_rate_table(*make_frames({"dpo": {0.0: ("w", "i"), 0.5: ("w", "w")}}), recipe(methods=("dpo",)))
+    assert never["band_low"].isna().all() and never["band_high"].isna().all()
+
+
+def test_order_figures_by_hand() -> None:
+    verdicts, samples = make_frames({"dpo": {1.0: ("w", "wwlt")}})
+    test = verdicts["split"] == "test"
+    verdicts.loc[test, "decided"] = [2, 2, 1, 0]
+    verdicts.loc[test, "first_wins"] = [1, 2, 0, 0]
+    verdicts.loc[test, "flipped"] = [True, False, False, None]
+    (only,) = win_rate_table(verdicts, samples, recipe(methods=("dpo",))).to_dict("records")
+    assert (only["first_position_rate"], only["flip_rate"]) == (3 / 5, pytest.approx(1 / 3))
+    verdicts.loc[test, ["decided", "first_wins"]] = 0
+    (none,) = win_rate_table(verdicts, samples, recipe(methods=("dpo",))).to_dict("records")
+    assert math.isnan(none["first_position_rate"])
 
 
 def test_the_length_controlled_rate_stands_where_both_lengths_are_there() -> None:
@@ -226,7 +255,12 @@ def test_paired_comparisons() -> None:
     assert first["ci_low"] < 0.5 < first["ci_high"]
     # Differences 0, 1, 1, 1/2, 1/2, 0: of 2^4 equally likely signs two reach a sum of 3 on either side.
     assert first["p"] == pytest.approx(2 / 16)
-    assert (comparisons["p_holm"] >= comparisons["p"]).all()
+    # Holm: the smallest p times three, the next times two, the largest once, and never falling.
+    ordered = comparisons.sort_values("p")
+    expected = [min(1.0, p * k) for p, k in zip(ordered["p"], (3, 2, 1), strict=True)]
+    assert ordered["p_holm"].tolist() == pytest.approx([max(expected[: i + 1]) for i in range(3)])
+    assert comparisons["opponent_temperature"].tolist() == [0.0, 0.0, 0.25]
+    assert comparisons.loc[1, "difference"] == 3 / 8 - 1 / 8 and comparisons.loc[1, "n"] == 8
 
 
 def arguments(files: dict[str, list[str]], folder: Path, text: str) -> argparse.Namespace:

@@ -162,6 +162,15 @@ def _one_prompt(prompt_id: str, candidates: pd.DataFrame, weights: np.ndarray) -
     }
 
 
+def distinct_texts(samples: pd.DataFrame) -> pd.Series:
+    """How many different texts a test prompt's candidates are, on average, by temperature.
+
+    Where it is 1, there is nothing to choose and the curve is level.
+    """
+    texts = samples[samples["split"] == "test"].groupby(["temperature", "prompt_id"])["text"].nunique()
+    return texts.groupby("temperature").mean()
+
+
 def best_of_n_flops(prompt: int, lengths: Sequence[int], n: int, policy: Shape, reward_model: Shape) -> float:
     """Operations of sampling n completions of a prompt and, where there is a choice, of scoring them.
 
@@ -209,9 +218,7 @@ def run(args: argparse.Namespace) -> None:
     policy = Shape(**samples.attrs["manifest"]["shape"])
     tables = [curve_table(candidates, verdicts, lengths, policy, reward_model, recipe.n, recipe)]
     tables[0]["method"] = samples["method"].iloc[0]
-    # Where a prompt's candidates are one text, there is nothing to choose and the curve is level.
-    texts = samples[samples["split"] == "test"].groupby(["temperature", "prompt_id"])["text"].nunique()
-    tables[0]["distinct_texts"] = tables[0]["temperature"].map(texts.groupby("temperature").mean())
+    tables[0]["distinct_texts"] = tables[0]["temperature"].map(distinct_texts(samples))
     if args.one_sample is not None:
         samples, verdicts = _samples_and_verdicts(args.one_sample, args.one_sample_verdicts, prompts)
         policy = Shape(**samples.attrs["manifest"]["shape"])

@@ -66,7 +66,11 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
         figure.subplots_adjust(left=0.1, right=0.8, top=0.93 - (0.01 + 0.036 * above if above else 0), bottom=below)
         figure.text(
             *(0.015, 0.015, note),
-            **{"fontsize": 7, "color": "#333333", "va": "bottom", "linespacing": 1.35, "parse_math": False},
+            fontsize=7,
+            color="#333333",
+            va="bottom",
+            linespacing=1.35,
+            parse_math=False,
         )
         plt.close(figure)
     return figure
@@ -75,10 +79,11 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
 def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
     """What a reader must know of the numbers: judge, n, intervals, and what they do not mean."""
     confidence = manifest.get("recipe", {}).get("confidence", 0.95)
+    task = str(table["task"].iloc[0])
     parts = [
         f"Judge: {manifest['judge']}. {manifest['test_prompts']} test prompts.",
         f"Bars: {confidence:.0%} intervals over prompts; thin lines: for all temperatures of a method at once. Filled "
-        f"marker: the temperature chosen on validation prompts.",
+        f"marker: the temperature chosen on validation prompts. Dashed: as good as {reference_name(task)}.",
     ]
     if (invalid := int(table["invalid"].sum())) > 0:
         parts.append(f"{invalid} invalid verdicts are left out.")
@@ -90,9 +95,12 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
             f"[{manifest['judge_accuracy_low']:.0%}, {manifest['judge_accuracy_high']:.0%}]; "
             f'"the longer one wins" with {manifest["longer_wins_accuracy"]:.0%}.'
         )
-    facts = {"task": str(table["task"].iloc[0]), "warnings": [], "synthetic": False, **manifest}
-    facts |= {"warnings": manifest.get("data_warnings", [])}
-    return " ".join([*parts, *data_notes([facts], {facts["task"]: str(manifest["judge"])})])
+    facts = {
+        "task": task,
+        "synthetic": manifest.get("synthetic", False),
+        "warnings": manifest.get("data_warnings", []),
+    }
+    return " ".join([*parts, *data_notes([facts], {task: str(manifest["judge"])})])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,6 +218,9 @@ def _write_above(axes: Axes, caveats: Sequence[str], lines: int) -> None:
     axes.text(
         *(0.0, 1.025, "\n".join(caveats)),
         transform=axes.transAxes,
-        **{"fontsize": 8, "fontweight": "bold", "va": "bottom", "parse_math": False},
+        fontsize=8,
+        fontweight="bold",
+        va="bottom",
+        parse_math=False,
         bbox={"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "pad": 2.5},
     )

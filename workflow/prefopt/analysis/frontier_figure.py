@@ -145,7 +145,10 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, method: str) -> tuple[Any, ...]
             these = of_value[of_value["on_frontier"] == on_frontier]
             axes.plot(
                 *(these["kl"], these["reward"]),
-                **{"color": style.color, "marker": style.marker, "linestyle": "none", "markersize": size},
+                color=style.color,
+                marker=style.marker,
+                linestyle="none",
+                markersize=size,
                 alpha=alpha,
                 markeredgewidth=0.5 if on_frontier else 0,
                 markeredgecolor="white",

@@ -89,7 +89,7 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
     Text and headers are quoted, so that a reader who splits at other characters finds no cell in them.
     """
-    rows = [table.columns, *table.itertuples(index=False, name=None)]
+    rows: list[tuple[Any, ...]] = [tuple(table.columns), *table.itertuples(index=False, name=None)]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(",".join(map(_cell, row)) + "\n" for row in rows), encoding="utf-8")
 

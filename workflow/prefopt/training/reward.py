@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from prefopt import collectives
 from prefopt.lm.batching import Row
+from prefopt.lm.engine import score_head
 from prefopt.lm.logprobs import completion_hidden_states
-from prefopt.lm.models import new_scorer, score_head, tokenizer_hash
+from prefopt.lm.models import new_scorer, tokenizer_hash
 from prefopt.lm.sharding import dealt_micro_batches, within
 from prefopt.objectives import bradley_terry_loss
 from prefopt.recipes import from_json

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from prefopt import collectives, objectives
 from prefopt.lm.batching import Row
+from prefopt.lm.engine import score_head
 from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs, pad_flat
-from prefopt.lm.models import score_head
 from prefopt.lm.sampling import Completion, sample
 from prefopt.lm.sharding import dealt_micro_batches, gathered, within
 from prefopt.training.optimization import autocast
