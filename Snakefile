@@ -10,6 +10,7 @@ sys.path.insert(0, f"{workflow.basedir}/workflow")
 
 from prefopt import plan, stage_recipes
 from prefopt.config import resolve
+from prefopt.contents import content_of
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
 from prefopt.files import canonical_json

@@ -30,7 +30,7 @@ rule win_rates:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("win_rates"),
+        **recipe("win_rates"),
         code=fingerprint("prefopt.analysis.win_rates"),
     shell:
         "python -m prefopt win_rates --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
@@ -96,7 +96,7 @@ rule win_rate_by_step:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("win_rate_by_step"),
+        **recipe("win_rate_by_step"),
         code=fingerprint("prefopt.analysis.win_rate_by_step"),
     shell:
         "python -m prefopt win_rate_by_step --verdicts {input.verdicts} --recipe {params.recipe:q}"
@@ -228,7 +228,7 @@ rule examples:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("examples"),
+        **recipe("examples"),
         code=fingerprint("prefopt.analysis.examples"),
     shell:
         "python -m prefopt examples --prompts {input.prompts} --samples {input.samples} --verdicts {input.verdicts}"

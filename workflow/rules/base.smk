@@ -17,7 +17,7 @@ rule pretrain:
     resources:
         **model_needs("pretrain"),
     params:
-        recipe=recipe("pretrain"),
+        **recipe("pretrain"),
         code=fingerprint("prefopt.training.pretrain"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} pretrain --text {input.text} --recipe"

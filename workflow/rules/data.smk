@@ -2,8 +2,6 @@
 
 
 rule records:
-    input:
-        record_files,
     output:
         demonstrations="results/data/{task}/raw/demonstrations.parquet",
         preferences="results/data/{task}/raw/preferences.parquet",
@@ -20,7 +18,8 @@ rule records:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("records"),
+        **recipe("records"),
+        content=brought(record_files),
         code=fingerprint("prefopt.data.records"),
     shell:
         "python -m prefopt records --task {wildcards.task} --recipe {params.recipe:q}"
@@ -50,8 +49,8 @@ rule prepare:
     resources:
         **TABLE_RESOURCES,
     params:
-        base=model_folder("base"),
-        recipe=recipe("prepare"),
+        **model("base", "base"),
+        **recipe("prepare"),
         code=fingerprint("prefopt.data.prepare"),
     shell:
         "python -m prefopt prepare --raw-dir results/data/{wildcards.task}/raw --model {params.base:q}"

@@ -19,7 +19,7 @@ rule human_study:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("human_study"),
+        **recipe("human_study"),
         code=fingerprint("prefopt.judging.human.study"),
     shell:
         "python -m prefopt human_study --samples {input.samples} --prompts {input.prompts} --recipe {params.recipe:q}"
@@ -42,7 +42,7 @@ rule simulated_votes:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("simulated_votes"),
+        **recipe("simulated_votes"),
         code=fingerprint("prefopt.judging.human.simulated"),
     shell:
         "python -m prefopt simulated_votes --key {input.key} --items {input.compared} --recipe {params.recipe:q}"
@@ -67,7 +67,7 @@ rule human_votes:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("human_votes"),
+        **recipe("human_votes"),
         code=fingerprint("prefopt.judging.human.votes"),
     shell:
         "python -m prefopt human_votes --exports {input.exports} --key {input.key} --items {input.compared}"
@@ -76,7 +76,7 @@ rule human_votes:
 
 rule judge_items:
     input:
-        unpack(judge_files),
+        unpack(made(judge_files)),
         compared="results/human/{task}/items.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
@@ -91,8 +91,7 @@ rule judge_items:
     resources:
         **judge_needs("judge"),
     params:
-        judge=arguments_of(judge_files),
-        recipe=judge_values,
+        **judge_params(),
         code=fingerprint("prefopt.judging.items"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} judge_items --items {input.compared} --prompts"

@@ -3,7 +3,7 @@
 
 rule judge:
     input:
-        unpack(judge_files),
+        unpack(made(judge_files)),
         samples="results/samples/{task}/{method}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
@@ -19,9 +19,8 @@ rule judge:
     resources:
         **judge_needs("judge"),
     params:
-        judge=arguments_of(judge_files),
+        **judge_params(),
         selected="",
-        recipe=judge_values,
         shard=shard_argument,
         code=fingerprint("prefopt.judging.stage"),
     shell:
@@ -34,11 +33,11 @@ rule judge:
 # Another judge sees what each method writes at the temperature that the task's own judge selected.
 use rule judge as other_judge with:
     input:
-        unpack(judge_files),
+        unpack(made(judge_files)),
         samples="results/samples/{task}/{method}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
-        win_rates="results/{task}_winrates.csv",
+        verdicts="results/verdicts/{task}/{method}.parquet",
     output:
         shard_table("judging", "results/verdicts/{task}/{judge}/{method}.parquet"),
     log:
@@ -46,9 +45,8 @@ use rule judge as other_judge with:
     benchmark:
         of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl")
     params:
-        judge=arguments_of(judge_files),
-        selected=lambda wildcards, input: f"--win-rates {input.win_rates}",
-        recipe=judge_values,
+        **judge_params(),
+        selected="--selected-by results/verdicts/{task}/{method}.parquet",
         shard=shard_argument,
         code=fingerprint("prefopt.judging.stage"),
 

@@ -21,8 +21,8 @@ rule ppo:
     resources:
         **model_needs("ppo"),
     params:
-        model=model_folder("reference"),
-        recipe=recipe("ppo"),
+        **model("reference"),
+        **recipe("ppo"),
         code=fingerprint("prefopt.training.ppo"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} ppo --model {params.model:q} --reward-model"

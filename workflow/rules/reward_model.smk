@@ -21,8 +21,8 @@ rule reward_model:
     resources:
         **model_needs("reward_model"),
     params:
-        model=model_folder("reference"),
-        recipe=recipe("reward_model"),
+        **model("reference"),
+        **recipe("reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} reward --model {params.model:q} --data"
@@ -49,8 +49,8 @@ rule gold_reward_model:
     resources:
         **model_needs("gold_reward_model"),
     params:
-        model=model_folder("base"),
-        recipe=recipe("gold_reward_model"),
+        **model("base"),
+        **recipe("gold_reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} reward --model {params.model:q} --data"

@@ -2,8 +2,6 @@
 
 
 rule reviews:
-    input:
-        record_files,
     output:
         reviews="results/data/{task}/raw/reviews.parquet",
         pretraining="results/data/{task}/raw/pretraining.parquet",
@@ -19,7 +17,8 @@ rule reviews:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("reviews"),
+        **recipe("reviews"),
+        content=brought(record_files),
         code=fingerprint("prefopt.data.reviews"),
     shell:
         "python -m prefopt reviews --recipe {params.recipe:q} --out-dir results/data/{wildcards.task}/raw > {log} 2>&1"
@@ -45,8 +44,8 @@ rule prefixes:
     resources:
         **TABLE_RESOURCES,
     params:
-        base=model_folder("base"),
-        recipe=recipe("prefixes"),
+        **model("base", "base"),
+        **recipe("prefixes"),
         code=fingerprint("prefopt.data.prefixes"),
     shell:
         "python -m prefopt prefixes --reviews {input.reviews} --model {params.base:q}"
@@ -72,8 +71,8 @@ rule pair_samples:
     resources:
         **model_needs("pair_samples"),
     params:
-        model=model_folder("sft"),
-        recipe=recipe("pair_samples"),
+        **model("sft"),
+        **recipe("pair_samples"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
@@ -93,15 +92,15 @@ use rule pair_samples as ceiling_samples with:
     resources:
         **model_needs("ceiling_samples"),
     params:
-        model=model_folder("sft"),
-        recipe=recipe("ceiling_samples"),
+        **model("sft"),
+        **recipe("ceiling_samples"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
 
 
 rule true_rewards:
     input:
-        unpack(true_reward_files),
+        unpack(made(true_reward_files)),
         samples="results/{purpose}/{task}_samples.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
@@ -119,8 +118,9 @@ rule true_rewards:
     resources:
         **model_needs("true_rewards"),
     params:
+        **recipe("true_rewards"),
         true_reward=arguments_of(true_reward_files),
-        recipe=recipe("true_rewards"),
+        true_reward_content=brought(true_reward_files),
         shard=shard_argument,
         code=fingerprint("prefopt.rewards.stage"),
     shell:
@@ -184,8 +184,8 @@ rule classifier:
     resources:
         **model_needs("classifier"),
     params:
-        model=model_folder("base"),
-        recipe=recipe("classifier"),
+        **model("base"),
+        **recipe("classifier"),
         code=fingerprint("prefopt.training.classifier"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} classifier --model {params.model:q} --reviews"

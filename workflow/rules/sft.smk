@@ -20,8 +20,8 @@ rule sft:
     resources:
         **model_needs("sft"),
     params:
-        model=model_folder("base"),
-        recipe=recipe("sft"),
+        **model("base"),
+        **recipe("sft"),
         code=fingerprint("prefopt.training.sft"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} sft --model {params.model:q} --data {input.data}"
@@ -46,8 +46,8 @@ rule preferred_ft:
     resources:
         **model_needs("preferred_ft"),
     params:
-        model=model_folder("base"),
-        recipe=recipe("preferred_ft"),
+        **model("base"),
+        **recipe("preferred_ft"),
         code=fingerprint("prefopt.training.sft"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} sft --model {params.model:q} --data {input.data}"

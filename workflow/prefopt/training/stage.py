@@ -16,6 +16,7 @@ from prefopt.lm.adapter import AdapterRecipe, add_adapter, merged
 from prefopt.lm.models import save_model, tokenizer_hash, weights_hash
 from prefopt.lm.sharding import place, recompute_activations, whole_weights
 from prefopt.recipes import from_dict, to_dict
+from prefopt.stage_recipes import compared
 from prefopt.tables import package_versions
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.loop import write_metrics
@@ -53,12 +54,12 @@ def describe_run(module: str, recipe: Any, inputs: dict[str, str]) -> dict[str, 
 
     Args:
         module: the stage's module, whose code (and what it imports) is part of the identity.
-        recipe: the stage's recipe.
+        recipe: the stage's recipe; how often it saves is left out.
         inputs: content hash of each input table and weights hash of each input model.
     """
     return {
         "stage": module,
-        "recipe": to_dict(recipe),
+        "recipe": compared(to_dict(recipe)),
         "inputs": inputs,
         "code": fingerprint(module),
         "device": default_device().type,
