@@ -17,7 +17,7 @@ from running import REPOSITORY, snakemake
 
 from prefopt.cli import STAGES
 from prefopt.config import _allowed, load_schema
-from prefopt.fingerprint import import_closure
+from prefopt.fingerprint import reached
 
 RULES = sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))
 ENVIRONMENTS = sorted((REPOSITORY / "envs").glob("*.yaml"))
@@ -74,7 +74,8 @@ def test_a_rule_names_the_code_that_it_runs_and_an_environment_that_suffices(rul
     environment = re.search(r"\.\./\.\./envs/(\w+)\.yaml", text)[1]  # type: ignore[index]
     lines = yaml.safe_load(read(f"envs/{environment}.yaml"))["dependencies"]
     offered = {re.match(r"[\w.-]+", line)[0] for line in lines}  # type: ignore[index]
-    needed = {CONDA_NAMES.get(name, name) for name in third_party_imports(import_closure(module))}
+    modules = {name.partition(":")[0] for name in reached(module)}
+    needed = {CONDA_NAMES.get(name, name) for name in third_party_imports(modules)}
     assert needed <= offered, f"envs/{environment}.yaml lacks {', '.join(sorted(needed - offered))}"
 
 

@@ -19,11 +19,12 @@ import torch
 from prefopt import collectives, processes
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sharding import place
+from prefopt.tables import write_table
 from prefopt.training import classifier, dpo, ppo, pretrain, reference, reward, sft
 from test_logprobs import ROWS
 from test_reward_and_ppo import PPO
 from tiny_models import CONFIGS, make_model
-from tiny_task import SHAPE, TRAINING
+from tiny_task import SHAPE, TRAINING, WORDS
 
 # The last batch of an epoch is smaller than four processes' hands, and the budget cuts each into micro-batches.
 VALUES: dict[str, dict[str, Any]] = {
@@ -69,6 +70,20 @@ def run(name: str, task: Path, out: Path, **values: Any) -> None:
     paths |= {"table": out / f"{name}.csv"}
     recipe = json.dumps({**VALUES[name], **values})
     MODULES[name].run(argparse.Namespace(**inputs(name, task), **paths, recipe=recipe))  # type: ignore[attr-defined]
+
+
+def make_inputs(task: Path, out: Path) -> None:
+    """Makes what the tiny task lacks for every trainer: texts, reviews, a reference table and a reward model."""
+    write_table(task / "text.parquet", "pretraining", [{"text": " ".join(WORDS[i % 5 :])} for i in range(60)])
+    reviews = [
+        {"review_id": f"r{i}", "text": " ".join(WORDS[i % 7 :]), "label": i % 2, "split": split}
+        for i, split in enumerate(["train"] * 9 + ["validation"] * 4 + ["test"] * 5)
+    ]
+    write_table(task / "reviews.parquet", "raw_reviews", reviews)
+    for name, target in (("reference", "logps.parquet"), ("reward", "scorer")):
+        if not (task / target).exists():
+            run(name, task, out)
+            (out / name).rename(task / target)
 
 
 def compare_shards(architecture: str) -> None:

@@ -17,8 +17,8 @@ import every_trainer
 from prefopt import processes
 from prefopt.lm.batching import Row
 from prefopt.lm.sharding import dealt_micro_batches
-from prefopt.tables import read_manifest, read_table, write_table
-from tiny_task import WORDS, Task
+from prefopt.tables import read_manifest, read_table
+from tiny_task import Task
 
 SIZES = (1, 2, 4)
 TRAINERS = [name for name in every_trainer.VALUES if name != "reference"]
@@ -28,17 +28,7 @@ TRAINERS = [name for name in every_trainer.VALUES if name != "reference"]
 def runs(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for each number of processes, with what every trainer made there."""
     folder = tmp_path_factory.mktemp("processes")
-    text = [{"text": " ".join(WORDS[i % 5 :])} for i in range(60)]
-    write_table(task.folder / "text.parquet", "pretraining", text)
-    reviews = [
-        {"review_id": f"r{i}", "text": " ".join(WORDS[i % 7 :]), "label": i % 2, "split": split}
-        for i, split in enumerate(["train"] * 9 + ["validation"] * 4 + ["test"] * 5)
-    ]
-    write_table(task.folder / "reviews.parquet", "raw_reviews", reviews)
-    every_trainer.run("reference", task.folder, folder / "first")
-    (folder / "first" / "reference").rename(task.folder / "logps.parquet")
-    every_trainer.run("reward", task.folder, folder / "first")
-    (folder / "first" / "reward").rename(task.folder / "scorer")
+    every_trainer.make_inputs(task.folder, folder / "first")
     for size in SIZES:
         assert group([every_trainer.__file__, str(task.folder), str(folder / str(size))], size) == [0] * size
     return folder
