@@ -108,7 +108,9 @@ def compared(recipe: Config, kind: str | None = None) -> Config:
     if "embedded" in recipe:
         return {key: recipe[key] for key in _OF_SOURCE[recipe["source"]] if key in recipe}
     kind = recipe.get("kind", kind)
-    kept = {key: value for key, value in recipe.items() if key not in _OF_NO_RESULT.union(_NOT_READ.get(kind or "", ()))}
+    kept = {
+        key: value for key, value in recipe.items() if key not in _OF_NO_RESULT.union(_NOT_READ.get(kind or "", ()))
+    }
     if "prompt" in kept:  # a file's content is compared, and its name is part of the judge's
         kept["prompt"] = Path(kept["prompt"]).stem
     return {key: compared(value, kind) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -16,7 +16,6 @@ from prefopt.lm.adapter import AdapterRecipe, add_adapter, merged
 from prefopt.lm.models import save_model, tokenizer_hash, weights_hash
 from prefopt.lm.sharding import place, recompute_activations, whole_weights
 from prefopt.recipes import from_dict, to_dict
-from prefopt.stage_recipes import compared
 from prefopt.tables import package_versions
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.loop import write_metrics
@@ -57,9 +56,12 @@ def describe_run(module: str, recipe: Any, inputs: dict[str, str]) -> dict[str, 
         recipe: the stage's recipe; how often it saves is left out.
         inputs: content hash of each input table and weights hash of each input model.
     """
+    values = to_dict(recipe)
+    for part in (values, values.get("trainer", {})):
+        part.pop("checkpoint_every", None)
     return {
         "stage": module,
-        "recipe": compared(to_dict(recipe)),
+        "recipe": values,
         "inputs": inputs,
         "code": fingerprint(module),
         "device": default_device().type,
