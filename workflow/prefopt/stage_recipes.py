@@ -188,13 +188,36 @@ def judge_recipe(config: Config, task: str, judge: Config) -> Config:
     return values | {"chat": {**judge["chat"], "prices": {model: judge["chat"]["prices"][model]}}}
 
 
-def _records(section: Config) -> Config:
-    """The data section with every key that some task's has; a transfer task's articles are for evaluation only."""
-    data = {**{kind: [] for kind in plan.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **section["data"]}
+# What of embedded data each raw table holds. No review stands twice, so that each split depends on those before it.
+_EMBEDDED = {
+    "demonstrations": ("demonstrations", "validation_prompts", "test_prompts"),
+    "training/demonstrations": ("demonstrations", "validation_prompts"),
+    "preferences": ("pairs", "validation_pairs"),
+    "gold_preferences": ("gold_pairs", "gold_test_pairs"),
+    "pretraining": ("pretraining_documents", "train", "unlabelled"),
+    "training/reviews": ("train", "unlabelled", "validation"),
+    "reviews": ("train", "unlabelled", "validation", "test"),
+}
+
+
+def records_recipe(config: Config, task: str, table: str) -> Config:
+    """The values that a raw table of a task is made with: of embedded data no row that another table holds.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        table: a raw table.
+    """
+    data = config["tasks"][task]["data"]
+    made = {key: size if key in ("seed", *_EMBEDDED[table]) else 0 for key, size in data["embedded"].items()}
+    if plan.kind(config["tasks"][task]) == "frontier":
+        return {**data, "embedded": made}
+    # Every key that some task's data have; a transfer task's articles are for evaluation only.
+    data = {**{kind: [] for kind in plan.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **data}
     if "validation_share" in data:
         share = data.pop("validation_share")
         data["splits"] = {"train": 0.0, "validation": share, "test": 1 - share}
-    return data
+    return {**data, "embedded": made}
 
 
 _STUDY = (
@@ -225,7 +248,6 @@ def _sampling(config: Config, task: Config, **others: Any) -> Config:
 
 
 _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
-    "records": lambda config, task, name: _records(task),
     "pretrain": lambda config, task, name: _training(config, task["pretrain"]),
     "prepare": lambda config, task, name: {
         **task["lengths"],
@@ -274,7 +296,6 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seed"],
     },
-    "reviews": lambda config, task, name: task["data"],
     "prefixes": lambda config, task, name: task["lengths"],
     # The preferences are among completions as the policy writes them, at temperature 1.
     "pair_samples": lambda config, task, name: {

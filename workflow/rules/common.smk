@@ -94,6 +94,25 @@ def record_files(wildcards):
     return {f"{key}_{i}": path for key in plan.RECORD_FILES for i, path in enumerate(data.get(key, []))}
 
 
+def records_params():
+    """Params of a rule that makes a raw table."""
+    of_table = lambda wildcards: stage_recipes.records_recipe(config, wildcards.task, wildcards.table)
+    return {**recipe_params(of_table), "content": brought(record_files)}
+
+
+def prepared_tables(wildcards):
+    """The tokenized tables of a task; a transfer task has no pairs."""
+    names = ["demonstrations", "prompts"]
+    names += ["preferences", "gold_preferences"] if plan.kind(config["tasks"][wildcards.task]) == "comparison" else []
+    return [f"results/data/{wildcards.task}/{name}.parquet" for name in names]
+
+
+def scored_prompts(wildcards):
+    """The prompts of the completions that have a true reward: of training, or of the ceiling."""
+    side = {"pairs": "training/", "ceiling": ""}[wildcards.purpose]
+    return f"results/data/{wildcards.task}/{side}prompts.parquet"
+
+
 def model_folder(name):
     """Function of the wildcards: the folder of a task's model, made by a rule or brought by the user; None: a method's."""
     return lambda wildcards: plan.model_folder(config, wildcards.task, name or wildcards.method, SHIPPED_BASE)
@@ -158,9 +177,10 @@ def judge_needs(stage):
     return {key: need(key) for key in TABLE_RESOURCES}
 
 
-def judge_params():
-    """Params of a rule that judges."""
+def judge_params(module):
+    """Params of a rule that judges by a stage's module."""
     return {
+        "code": lambda wildcards: fingerprint(module, apart=plan.other_judges(judge_of(wildcards))),
         "judge": arguments_of(judge_files),
         "judge_content": brought(judge_files),
         **recipe_params(lambda wildcards: stage_recipes.judge_recipe(config, wildcards.task, judge_of(wildcards))),

@@ -91,8 +91,7 @@ rule judge_items:
     resources:
         **judge_needs("judge"),
     params:
-        **judge_params(),
-        code=fingerprint("prefopt.judging.items"),
+        **judge_params("prefopt.judging.items"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} judge_items --items {input.compared} --prompts"
         " {input.prompts}"

@@ -19,10 +19,9 @@ rule judge:
     resources:
         **judge_needs("judge"),
     params:
-        **judge_params(),
+        **judge_params("prefopt.judging.stage"),
         selected="",
         shard=shard_argument,
-        code=fingerprint("prefopt.judging.stage"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} judge --samples {input.samples} --prompts"
         " {input.prompts}"
@@ -45,10 +44,9 @@ use rule judge as other_judge with:
     benchmark:
         of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl")
     params:
-        **judge_params(),
+        **judge_params("prefopt.judging.stage"),
         selected="--selected-by results/verdicts/{task}/{method}.parquet",
         shard=shard_argument,
-        code=fingerprint("prefopt.judging.stage"),
 
 
 rule judge_agreement:

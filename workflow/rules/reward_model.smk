@@ -5,7 +5,7 @@ rule reward_model:
     input:
         model=model_files("reference"),
         data="results/data/{task}/preferences.parquet",
-        demonstrations="results/data/{task}/demonstrations.parquet",
+        demonstrations="results/data/{task}/training/demonstrations.parquet",
     output:
         model=directory("results/models/{task}/reward_model"),
         metrics="results/training/{task}/reward_model.jsonl",
@@ -35,7 +35,7 @@ rule gold_reward_model:
     input:
         model=model_files("base"),
         data="results/data/{task}/gold_preferences.parquet",
-        demonstrations="results/data/{task}/demonstrations.parquet",
+        demonstrations="results/data/{task}/training/demonstrations.parquet",
     output:
         model=directory("results/models/{task}/gold_reward_model"),
         metrics="results/training/{task}/gold_reward_model.jsonl",

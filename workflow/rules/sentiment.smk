@@ -3,41 +3,41 @@
 
 rule reviews:
     output:
-        reviews="results/data/{task}/raw/reviews.parquet",
-        pretraining="results/data/{task}/raw/pretraining.parquet",
+        "results/data/{task}/raw/{table}.parquet",
     log:
-        "logs/{task}/reviews.log",
+        "logs/{task}/reviews/{table}.log",
     benchmark:
-        "logs/benchmarks/{task}/reviews.jsonl"
+        "logs/benchmarks/{task}/reviews/{table}.jsonl"
     wildcard_constraints:
         task=one_of(plan.tasks_of(config, "frontier")),
+        table="(training/)?reviews|pretraining",
     conda:
         "../../envs/model.yaml"
     threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
-        **recipe("reviews"),
-        content=brought(record_files),
+        **records_params(),
         code=fingerprint("prefopt.data.reviews"),
     shell:
-        "python -m prefopt reviews --recipe {params.recipe:q} --out-dir results/data/{wildcards.task}/raw > {log} 2>&1"
+        "python -m prefopt reviews --table {wildcards.table} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
 
 
 rule prefixes:
     input:
-        reviews="results/data/{task}/raw/reviews.parquet",
+        reviews="results/data/{task}/raw/{side}reviews.parquet",
         base=model_files("base"),
     output:
-        demonstrations="results/data/{task}/demonstrations.parquet",
-        prompts="results/data/{task}/prompts.parquet",
-        summary="results/data/{task}/summary.json",
+        demonstrations="results/data/{task}/{side}demonstrations.parquet",
+        prompts="results/data/{task}/{side}prompts.parquet",
+        summary="results/data/{task}/{side}summary.json",
     log:
-        "logs/{task}/prefixes.log",
+        "logs/{task}/{side}prefixes.log",
     benchmark:
-        "logs/benchmarks/{task}/prefixes.jsonl"
+        "logs/benchmarks/{task}/{side}prefixes.jsonl"
     wildcard_constraints:
         task=one_of(plan.tasks_of(config, "frontier")),
+        side="(training/)?",
     conda:
         "../../envs/model.yaml"
     threads: 1
@@ -48,15 +48,15 @@ rule prefixes:
         **recipe("prefixes"),
         code=fingerprint("prefopt.data.prefixes"),
     shell:
-        "python -m prefopt prefixes --reviews {input.reviews} --model {params.base:q}"
-        " --recipe {params.recipe:q} --out-dir results/data/{wildcards.task} > {log} 2>&1"
+        "python -m prefopt prefixes --reviews {input.reviews} --model {params.base:q} --recipe {params.recipe:q}"
+        " --demonstrations {output.demonstrations} --prompts {output.prompts} --summary {output.summary} > {log} 2>&1"
 
 
 # Several completions of each prefix, of which the preference pairs are made.
 rule pair_samples:
     input:
         model=model_files("sft"),
-        prompts="results/data/{task}/prompts.parquet",
+        prompts="results/data/{task}/training/prompts.parquet",
     output:
         shard_table("sampling", "results/pairs/{task}_samples.parquet"),
     log:
@@ -83,6 +83,9 @@ rule pair_samples:
 
 # Many completions of each test prefix, from which the optimal frontier is estimated.
 use rule pair_samples as ceiling_samples with:
+    input:
+        model=model_files("sft"),
+        prompts="results/data/{task}/prompts.parquet",
     output:
         shard_table("sampling", "results/ceiling/{task}_samples.parquet"),
     log:
@@ -102,7 +105,7 @@ rule true_rewards:
     input:
         unpack(made(true_reward_files)),
         samples="results/{purpose}/{task}_samples.parquet",
-        prompts="results/data/{task}/prompts.parquet",
+        prompts=scored_prompts,
     output:
         shard_table("scoring", "results/{purpose}/{task}_scores.parquet"),
     log:
@@ -133,7 +136,7 @@ rule sampled_pairs:
     input:
         samples="results/pairs/{task}_samples.parquet",
         scores="results/pairs/{task}_scores.parquet",
-        prompts="results/data/{task}/prompts.parquet",
+        prompts="results/data/{task}/training/prompts.parquet",
     output:
         preferences="results/data/{task}/preferences.parquet",
         summary="results/data/{task}/pairs_summary.json",

@@ -4,7 +4,7 @@
 rule sft:
     input:
         model=model_files("base"),
-        data="results/data/{task}/demonstrations.parquet",
+        data="results/data/{task}/training/demonstrations.parquet",
     output:
         model=directory("results/models/{task}/sft"),
         metrics="results/training/{task}/sft.jsonl",

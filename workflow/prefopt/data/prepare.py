@@ -14,16 +14,14 @@ from typing import Any, Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import UserError
-from prefopt.files import write_text
 from prefopt.lm.models import encode, load_tokenizer, max_positions, tokenizer_hash
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
-from prefopt.tables import Manifest, read_table, write_table
+from prefopt.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 
 _TEXTS_AT_ONCE = 1024
-_GOLD_SPLITS = {"gold_train": "train", "gold_test": "test"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,21 +144,16 @@ def prepare_demonstrations(
 
 def prepare_preferences(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[Any, Any]], recipe: PrepareRecipe
-) -> dict[str, Prepared]:
-    """The tables `preferences` and `gold_preferences`, whose splits are train and test.
+) -> Prepared:
+    """The table `preferences`, of all pairs or of the gold judge's, whose splits become train and test.
 
-    To the account of the preferences the gold judge's pairs are dropped ("reserved_for_gold"). So are pairs with a
-    completion that does not fit whole ("completion_too_long"), or whose completions have the same token ids
-    ("equal_after_tokenization").
+    Pairs with a completion that does not fit whole are dropped ("completion_too_long"), and those whose completions have
+    the same token ids ("equal_after_tokenization").
     """
     prompts = encode_prompts(tokenizer, (row["prompt"] for row in rows), recipe)
     completions = encode_completions(tokenizer, (row[side] for row in rows for side in ("chosen", "rejected")))
-    tables = {"preferences": Prepared(), "gold_preferences": Prepared()}
+    table = Prepared()
     for row in rows:
-        gold_split = _GOLD_SPLITS.get(row["split"])
-        if gold_split is not None:
-            tables["preferences"].dropped["reserved_for_gold"] += 1
-        table = tables["preferences" if gold_split is None else "gold_preferences"]
         chosen_ids, rejected_ids = completions[row["chosen"]], completions[row["rejected"]]
         if max(len(chosen_ids), len(rejected_ids)) > recipe.max_length - recipe.max_prompt_length:
             table.dropped["completion_too_long"] += 1
@@ -168,8 +161,8 @@ def prepare_preferences(
             table.dropped["equal_after_tokenization"] += 1
         else:
             ids = {"chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
-            table.keep({**row, **ids, "split": gold_split or row["split"]}, prompts[row["prompt"]])
-    return tables
+            table.keep({**row, **ids, "split": row["split"].removeprefix("gold_")}, prompts[row["prompt"]])
+    return table
 
 
 def check_lengths(recipe: PrepareRecipe, model: Path) -> None:
@@ -191,60 +184,44 @@ def check_lengths(recipe: PrepareRecipe, model: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `prepare`."""
-    parser.add_argument("--raw-dir", required=True, type=Path, help="folder of the raw tables")
+    parser.add_argument("--raw", required=True, type=Path, help="raw table of demonstrations or of preferences")
     parser.add_argument("--model", required=True, type=Path, help="base model, whose tokenizer is used")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
-    parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables that are made")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        nargs="+",
+        help="tables that are made: demonstrations and prompts of demonstrations, preferences of preferences",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the four tokenized tables and summary.json, each whole or not at all."""
+    """Writes the tokenized tables of one raw table, each whole or not at all."""
     recipe = from_json(PrepareRecipe, args.recipe)
     check_lengths(recipe, args.model)
     tokenizer = load_tokenizer(args.model)
-    demonstrations = read_table(args.raw_dir / "demonstrations.parquet", "raw_demonstrations")
-    preferences = read_table(args.raw_dir / "preferences.parquet", "raw_preferences")
-    raw = {"demonstrations": demonstrations.attrs["manifest"], "preferences": preferences.attrs["manifest"]}
-    tables = {
-        **prepare_demonstrations(tokenizer, demonstrations.to_dict("records"), recipe),
-        **prepare_preferences(tokenizer, preferences.to_dict("records"), recipe),
-    }
-    summary = _summary(tables, raw)
-    for name, table in tables.items():
-        origin = raw["demonstrations" if name in ("demonstrations", "prompts") else "preferences"]
-        # The gold pairs have the schema of all pairs.
-        schema = "preferences" if name == "gold_preferences" else name
+    tables: dict[str, Prepared]
+    if len(args.out) == 2:
+        raw = read_table(args.raw, "raw_demonstrations")
+        tables = prepare_demonstrations(tokenizer, raw.to_dict("records"), recipe)
+    else:
+        raw = read_table(args.raw, "raw_preferences")
+        tables = {"preferences": prepare_preferences(tokenizer, raw.to_dict("records"), recipe)}
+    origin = raw.attrs["manifest"]
+    for path, (name, table) in zip(args.out, tables.items(), strict=True):
+        account = table.summary(origin["account"]["read"], origin["account"]["dropped"])
         write_table(
-            args.out_dir / f"{name}.parquet",
-            schema,
+            path,
+            name,
             table.rows,
-            task=summary["task"],
+            task=origin["task"],
             recipe=to_dict(recipe),
             lengths=to_dict(recipe),
             tokenizer_hash=tokenizer_hash(args.model),
+            source=origin["recipe"]["source"],
             raw=origin["content_hash"],
-            account=summary["tables"][name],
+            account=account,
             notes=origin["notes"],
         )
-        logger.info("%s: %s", name, json.dumps(summary["tables"][name]))
-    write_text(args.out_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-
-
-def _summary(tables: dict[str, Prepared], raw: dict[str, Manifest]) -> dict[str, Any]:
-    """What summary.json holds; the drops of the stage `records` and of this one are counted together."""
-    demonstrations, preferences = raw["demonstrations"]["account"], raw["preferences"]["account"]
-    reserved = tables["preferences"].dropped["reserved_for_gold"]
-    counts = {
-        "demonstrations": tables["demonstrations"].summary(demonstrations["read"], demonstrations["dropped"]),
-        "preferences": tables["preferences"].summary(preferences["read"], preferences["dropped"]),
-        "gold_preferences": tables["gold_preferences"].summary(reserved, {}),
-        "prompts": tables["prompts"].summary(demonstrations["read"], demonstrations["dropped"]),
-    }
-    manifest = raw["demonstrations"]
-    return {
-        "task": manifest["task"],
-        "source": manifest["recipe"]["source"],
-        "synthetic": manifest["notes"]["synthetic"],
-        "tables": counts,
-        "warnings": manifest["notes"]["warnings"],
-    }
+        logger.info("%s: %s", name, json.dumps(account))

@@ -1,0 +1,30 @@
+"""The stage `summary`: what became of every record of a task, over all the stages that drop some."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from prefopt.files import write_text
+from prefopt.tables import read_manifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `summary`."""
+    parser.add_argument("--tables", required=True, type=Path, nargs="+", help="prepared tables, each named as its file")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the account of each table, as the stage `prepare` put it into the table, and all their warnings."""
+    manifests = {path.stem: read_manifest(path) for path in args.tables}
+    first = next(iter(manifests.values()))
+    summary = {
+        "task": first["task"],
+        "source": first["source"],
+        "synthetic": first["notes"]["synthetic"],
+        "tables": {name: manifest["account"] for name, manifest in manifests.items()},
+        "warnings": list(dict.fromkeys(text for each in manifests.values() for text in each["notes"]["warnings"])),
+    }
+    write_text(args.out, json.dumps(summary, indent=1) + "\n")
