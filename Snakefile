@@ -57,4 +57,4 @@ include: "workflow/rules/analysis.smk"
 
 rule all:
     input:
-        plan.result_files(config),
+        lambda wildcards: plan.result_files(config),

@@ -48,7 +48,7 @@ def package(tmp_path: Path) -> Path:
 
 def of(module: str, package: Path) -> str:
     """The fingerprint as a new process would see it."""
-    for cached in (subject.reached, subject._read, subject._code, subject._path_of):
+    for cached in (subject.fingerprint, subject.reached, subject._read, subject._code, subject._path_of):
         cached.cache_clear()
     return fingerprint(module, package)
 

@@ -27,6 +27,7 @@ _SENTENCES = {"UserError", "Interrupted", "Malformed"} | {
 }
 
 
+@functools.cache
 def fingerprint(module: str, package: Path = _PACKAGE, apart: frozenset[str] = frozenset()) -> str:
     """SHA-256 (hex, 16 digits) of the code that a stage reaches: see `reached`.
 

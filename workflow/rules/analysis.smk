@@ -105,7 +105,7 @@ rule win_rate_by_step:
 
 rule compute:
     input:
-        **plan.compute_files(config),
+        unpack(compute_files),
     output:
         report(
             "results/compute.csv",
@@ -123,8 +123,8 @@ rule compute:
     resources:
         **TABLE_RESOURCES,
     params:
-        files=arguments_of(lambda wildcards: plan.compute_files(config)),
-        recipe=canonical_json(stage_recipes.compute_recipe(config)),
+        files=arguments_of(compute_files),
+        recipe=recipe_of_all(stage_recipes.compute_recipe),
         code=fingerprint("prefopt.analysis.compute"),
     shell:
         "python -m prefopt compute {params.files} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
@@ -159,7 +159,9 @@ rule compute_figure:
 rule paper:
     input:
         unpack(human_table),
-        win_rates=[f"results/{task}_winrates.csv" for task in plan.tasks_of(config, "comparison", "transfer")],
+        win_rates=lambda wildcards: [
+            f"results/{task}_winrates.csv" for task in plan.tasks_of(config, "comparison", "transfer")
+        ],
     output:
         report(
             "results/paper_vs_here.md",
@@ -178,7 +180,7 @@ rule paper:
         **TABLE_RESOURCES,
     params:
         human=arguments_of(human_table),
-        recipe=canonical_json(stage_recipes.paper_recipe(config)),
+        recipe=recipe_of_all(stage_recipes.paper_recipe),
         code=fingerprint("prefopt.analysis.paper"),
     shell:
         "python -m prefopt paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe:q} --out"

@@ -62,6 +62,11 @@ def recipe_params(recipe_of):
     }
 
 
+def recipe_of_all(recipe_of):
+    """Params function: the values of a stage that reads all tasks, as JSON; all of them decide its result."""
+    return lambda wildcards: canonical_json(recipe_of(config))
+
+
 def made(files):
     """Input function: of what an input function gives by name, that which rules make."""
     return lambda wildcards: {name: path for name, path in files(wildcards).items() if _is_made(path)}
@@ -199,6 +204,11 @@ def exported_votes(wildcards):
     if config["tasks"][wildcards.task]["human"]["simulated_raters"]:
         return f"results/human/{wildcards.task}/simulated_votes"
     return plan.exported_votes(wildcards.task)
+
+
+def compute_files(wildcards):
+    """What every stage that runs a model recorded of itself."""
+    return plan.compute_files(config)
 
 
 def human_table(wildcards):

@@ -100,8 +100,8 @@ rule judge_items:
 
 rule human_agreement:
     input:
-        votes=[f"results/human/{task}/votes.parquet" for task in plan.counted_studies(config)],
-        verdicts=[path for _, _, path in plan.study_tables(config)],
+        votes=lambda wildcards: [f"results/human/{task}/votes.parquet" for task in plan.counted_studies(config)],
+        verdicts=lambda wildcards: [path for _, _, path in plan.study_tables(config)],
     output:
         report(
             "results/human_agreement.csv",
@@ -119,7 +119,7 @@ rule human_agreement:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=canonical_json(stage_recipes.human_agreement_recipe(config)),
+        recipe=recipe_of_all(stage_recipes.human_agreement_recipe),
         code=fingerprint("prefopt.analysis.human_agreement"),
     shell:
         "python -m prefopt human_agreement --votes {input.votes} --verdicts {input.verdicts}"

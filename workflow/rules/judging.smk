@@ -51,7 +51,7 @@ use rule judge as other_judge with:
 
 rule judge_agreement:
     input:
-        [path for _, _, path in plan.verdict_tables(config)],
+        lambda wildcards: [path for _, _, path in plan.verdict_tables(config)],
     output:
         report(
             "results/judge_agreement.csv",
@@ -69,7 +69,7 @@ rule judge_agreement:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=canonical_json(stage_recipes.agreement_recipe(config)),
+        recipe=recipe_of_all(stage_recipes.agreement_recipe),
         code=fingerprint("prefopt.analysis.judge_agreement"),
     shell:
         "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}"
