@@ -11,6 +11,7 @@ sys.path.insert(0, f"{HOME}/workflow")
 
 from prefopt import plan, stage_recipes
 from prefopt.config import resolve
+from prefopt.contents import content_of
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
 from prefopt.files import canonical_json
@@ -57,4 +58,4 @@ include: "workflow/rules/analysis.smk"
 
 rule all:
     input:
-        plan.result_files(config),
+        lambda wildcards: plan.result_files(config),

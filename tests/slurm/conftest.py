@@ -11,6 +11,8 @@ from cluster import Cluster, Unavailable, install, running_cluster
 from running import TINY, copy_workflow, snakemake
 from submitting import GPU_JOBS, submitted
 
+DATA = [f"results/data/tldr/{table}.parquet" for table in ("training/demonstrations", "preferences")]
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -31,7 +33,7 @@ def before_dpo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pa
     What comes before is made without Slurm, which is quicker.
     """
     folder = copy_workflow(tmp_path_factory.mktemp("slurm") / "copy")
-    result = snakemake("--cores", "2", "results/data/tldr/prompts.parquet", "--configfile", TINY, folder=folder)
+    result = snakemake("--cores", "2", *DATA, "--configfile", TINY, folder=folder)
     assert result.returncode == 0, result.stderr[-4000:]
     targets = ["results/models/tldr/preferred_ft", "results/logprobs/tldr/reference.parquet"]
     output = submitted(cluster, folder, *targets, values=GPU_JOBS)

@@ -53,7 +53,7 @@ def test_the_table_is_the_one_of_a_run_without_slurm(cluster: Cluster, tmp_path:
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     with_device = {job["Rule"] for job in jobs if job.get("TresPerJob") == "gres:gpu:1"}
     without = {job["Rule"] for job in jobs if "TresPerJob" not in job}
-    assert without == {"records", "prepare", "judge", "win_rates"}
+    assert without == {"records", "prepare", "prepare_preferences", "summary", "judge", "win_rates"}
     assert with_device | without == planned(WIN_RATES, "--forceall", "--configfile", TINY, folder=here).keys()
     logs = [path.read_text(encoding="utf-8") for path in sorted((folder / "logs/tldr").glob("sample_*.log"))]
     assert len(logs) == 5 and all(re.search(r"devices of Slurm: \d$", log, re.MULTILINE) for log in logs)

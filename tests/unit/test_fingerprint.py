@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prefopt import fingerprint as subject
+from prefopt import plan
 from prefopt.cli import STAGES
 from prefopt.fingerprint import fingerprint, reached
 
@@ -47,7 +48,7 @@ def package(tmp_path: Path) -> Path:
 
 def of(module: str, package: Path) -> str:
     """The fingerprint as a new process would see it."""
-    for cached in (subject.reached, subject._read, subject._code, subject._path_of):
+    for cached in (subject.fingerprint, subject.reached, subject._read, subject._code, subject._path_of):
         cached.cache_clear()
     return fingerprint(module, package)
 
@@ -139,3 +140,29 @@ def test_stages_of_this_package_reach_what_they_compute_with_and_no_more() -> No
 def test_every_stage_has_a_fingerprint_of_its_own() -> None:
     prints = {fingerprint(module) for module, _ in STAGES.values()}
     assert len(prints) == len(STAGES)
+
+
+def test_what_is_named_apart_is_left_out_with_what_it_alone_reaches(package: Path) -> None:
+    whole = set(reached("toy.stage", package))
+    assert whole - set(reached("toy.stage", package, frozenset({"toy.stage:Scale"}))) >= {
+        "toy.stage:Scale",
+        "toy.other:f",
+    }
+    assert "toy.lm.core:factor" in reached("toy.stage", package, frozenset({"toy.stage:Scale"}))
+
+
+def test_records_and_judges_of_one_kind_leave_the_code_of_others_out() -> None:
+    """Every definition that a plan names apart is there to be left out."""
+    config = {"tasks": {task: {"data": {"source": "embedded"}} for task in ("tldr", "hh", "cnndm")}}
+    every = set(reached("prefopt.data.records"))
+    for task, reader in {"tldr": "embedded", "hh": "dialogues", "cnndm": "news"}.items():
+        apart = plan.other_readers(config, task)
+        assert len(apart) == 5 and apart <= every
+        kept = set(reached("prefopt.data.records", apart=apart))
+        assert f"prefopt.data.{reader}:generate" in kept and not kept & apart
+    for stage in ("prefopt.judging.stage", "prefopt.judging.items"):
+        every = set(reached(stage))
+        for kind in ("oracle", "reward_model", "human", "chat", "recorded"):
+            apart = plan.other_judges({"kind": kind})
+            assert len(apart) == 3 and apart <= every
+        assert "prefopt.judging.endpoint:Endpoint" not in reached(stage, apart=plan.other_judges({"kind": "oracle"}))

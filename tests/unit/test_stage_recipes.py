@@ -13,7 +13,14 @@ from test_config import merged, read, with_value
 from prefopt import plan
 from prefopt.config import resolve
 from prefopt.recipes import from_dict, from_json
-from prefopt.stage_recipes import frontier_run_recipe, recipe_json, stage_recipe
+from prefopt.stage_recipes import (
+    compared,
+    frontier_run_recipe,
+    judge_recipe,
+    recipe_json,
+    records_recipe,
+    stage_recipe,
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +29,6 @@ def config() -> dict[str, Any]:
 
 
 RECIPES = {
-    "records": "prefopt.data.records",
     "pretrain": "prefopt.training.pretrain",
     "prepare": "prefopt.data.prepare",
     "sft": "prefopt.training.sft",
@@ -62,7 +68,6 @@ def test_each_stage_accepts_its_recipe(stage: str, overlay: str | None) -> None:
 
 OTHERS = {
     "imdb": {
-        "reviews": "prefopt.data.reviews",
         "pretrain": "prefopt.training.pretrain",
         "prefixes": "prefopt.data.prefixes",
         "sft": "prefopt.training.sft",
@@ -77,7 +82,6 @@ OTHERS = {
         "frontier_figure": "prefopt.analysis.frontier_figure",
     },
     "hh": {
-        "records": "prefopt.data.records",
         "prepare": "prefopt.data.prepare",
         "preferred_ft": "prefopt.training.sft",
         "dpo": "prefopt.training.dpo",
@@ -86,7 +90,6 @@ OTHERS = {
         "win_rate_by_step": "prefopt.analysis.win_rate_by_step",
     },
     "cnndm": {
-        "records": "prefopt.data.records",
         "prepare": "prefopt.data.prepare",
         "sample": "prefopt.generation.sample",
         "judge": "prefopt.judging.stage",
@@ -105,6 +108,58 @@ def test_each_stage_of_the_other_tasks_accepts_its_recipe(task: str, stage: str,
     recipes = [value for value in own or [vars(module)[name] for name in names] if value.__name__ != "ByStepRecipe"]
     text = recipe_json(config, task, stage)
     assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(from_json(recipes[0], text))))
+
+
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_records_accept_the_recipe_of_each_of_their_tables(overlay: str | None) -> None:
+    from prefopt.data import records, reviews
+
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    accepted = {"imdb": (reviews.TABLES, reviews.ReviewsRecipe)}
+    for task in config["tasks"]:
+        tables, recipe_type = accepted.get(task, (records.TABLES, records.RecordsRecipe))
+        for table in tables:
+            recipe = records_recipe(config, task, table)
+            assert recipe == json.loads(json.dumps(dataclasses.asdict(from_dict(recipe_type, recipe))))
+
+
+def test_a_count_of_embedded_data_changes_the_tables_that_hold_its_rows(config: dict[str, Any]) -> None:
+    """More test prompts leave what is trained on as it is, and so do gold pairs."""
+    names = ["demonstrations", "training/demonstrations", "preferences", "gold_preferences", "pretraining"]
+
+    def different(key: str) -> set[str]:
+        changed = resolve(with_value(f"tasks.tldr.data.embedded.{key}", 999))
+        return {name for name in names if records_recipe(config, "tldr", name) != records_recipe(changed, "tldr", name)}
+
+    both = {"demonstrations", "training/demonstrations"}
+    assert different("seed") == set(names)
+    assert different("demonstrations") == different("validation_prompts") == both
+    assert different("test_prompts") == {"demonstrations"}
+    assert different("pairs") == different("validation_pairs") == {"preferences"}
+    assert different("gold_pairs") == different("gold_test_pairs") == {"gold_preferences"}
+    assert different("pretraining_documents") == {"pretraining"}
+
+
+def test_values_that_change_no_result_are_not_compared(config: dict[str, Any]) -> None:
+    """How often a trainer saves, what an endpoint costs and how it is asked; what a source or judge does not read."""
+    dpo = stage_recipe(config, "tldr", "dpo")
+    assert compared(dpo) == {key: value for key, value in dpo.items() if key != "checkpoint_every"}
+    run = frontier_run_recipe(config, "imdb", "ppo_6")
+    assert run["trainer"].keys() - compared(run)["trainer"].keys() == {"checkpoint_every"}
+    assert run["reward"].keys() - compared(run)["reward"].keys() == {"max_length", "batch_size"}
+    chat = resolve(merged(read("config.yaml"), read("chat_judge.yaml")))["tasks"]["tldr"]["judge"]
+    left_out = {"concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env", "budget_usd"}
+    for kind, more in (("chat", {"store"}), ("recorded", set())):
+        recipe = judge_recipe(config, "tldr", {**chat, "kind": kind})
+        assert recipe.keys() - compared(recipe).keys() == {"token_budget"}
+        assert recipe["chat"].keys() - compared(recipe)["chat"].keys() == left_out | more
+        assert list(recipe["chat"]["prices"]) == [chat["chat"]["model"]]
+    gold = judge_recipe(config, "tldr", config["tasks"]["tldr"]["other_judges"]["gold"])
+    assert compared(gold) == gold
+    records = records_recipe(config, "tldr", "preferences")
+    assert compared(records) == {"source": "embedded", "embedded": records["embedded"]}
+    files = compared({**records, "source": "files", "posts": ["posts.jsonl"]})
+    assert files == {key: records[key] for key in ("splits", "gold_fraction", "max_malformed")} | {"source": "files"}
 
 
 @pytest.mark.parametrize("overlay", [None, "paper.yaml"])
@@ -161,7 +216,7 @@ def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> 
 def test_the_top_level_seed_leaves_data_base_and_judge_alone(config: dict[str, Any]) -> None:
     changed = resolve(with_value("seed", 1))
     same = {stage for stage in RECIPES if recipe_json(config, "tldr", stage) == recipe_json(changed, "tldr", stage)}
-    assert same == {"records", "pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"}
+    assert same == {"pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"}
 
 
 def test_a_section_may_name_a_seed_of_its_own(config: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ TRAINED_ON_EMBEDDED = {"sft": 1, "preferred_ft": 1, "reference": 1, "dpo": 1, "r
 
 def test_the_embedded_default_starts_from_the_shipped_base(tmp_path: Path) -> None:
     jobs = planned("results/tldr_winrates.csv", folder=tmp_path)
-    expected = {"records": 1, "prepare": 1, **TRAINED_ON_EMBEDDED, "candidates": 1, "score": 1, "best_of_n": 1}
+    data = {"records": 4, "prepare": 2, "prepare_preferences": 2, "summary": 1}
+    expected = {**data, **TRAINED_ON_EMBEDDED, "candidates": 1, "score": 1, "best_of_n": 1}
     assert jobs == {**expected, "sample": METHODS - 1, "judge": METHODS, "win_rates": 1}
 
 

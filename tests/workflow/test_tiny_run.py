@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from compared import loaded
 from running import REPOSITORY, TINY, overlay, planned, snakemake
 
 from prefopt.config import resolve
@@ -210,6 +212,29 @@ def test_another_judge_trains_nothing_but_the_judge(finished: Path) -> None:
     jobs = plan(finished, changed={"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
     judged = {"judge": len(METHODS), "judge_candidates": 1}
     assert jobs == {**judged, **TABLES, **CURVE}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tasks.hh.by_step.points", 3),
+        ("tasks.hh.sampling.max_new_tokens", 10),
+        ("tasks.tldr.data.embedded.test_prompts", 9),
+        ("tasks.tldr.dpo.checkpoint_every", 1),
+        ("tasks.tldr.other_judges.gold.order", "both"),
+        ("tasks.imdb.ppo_gt.learning_rate", 1e-4),
+    ],
+)
+def test_snakemake_runs_what_the_comparison_of_every_key_says(finished: Path, key: str, value: Any) -> None:
+    """See `test_every_key`, which holds every key against what reads it without a dry run of each."""
+    change = value
+    for part in reversed(key.split(".")):
+        change = {part: change}
+    with loaded(finished, TINY) as rules:
+        before = rules.jobs()
+        with rules.with_config(resolve(merged(rules.config, change))):
+            _, every = rules.rerun(before, rules.jobs())
+    assert plan(finished, changed=change, everything=True) == Counter(rule for rule, _ in every)
 
 
 def test_threads_and_memory_rerun_nothing(finished: Path) -> None:

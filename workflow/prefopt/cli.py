@@ -22,6 +22,7 @@ STAGES = {
     "model_card": ("prefopt.training.model_card", "what a pretrained base is and was made of"),
     "fetch": ("prefopt.lm.fetch", "a base model from a hub"),
     "prepare": ("prefopt.data.prepare", "raw tables to tokenized tables"),
+    "summary": ("prefopt.data.summary", "what became of every record of a task"),
     "prefixes": ("prefopt.data.prefixes", "reviews to prompts of their first tokens"),
     "classifier": ("prefopt.training.classifier", "the true reward of real reviews"),
     "sft": ("prefopt.training.sft", "supervised fine-tuning; Preferred-FT"),

@@ -97,7 +97,7 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
             elif key in value:
                 value[key] = _complete(value[key], below)
             elif "default" in below:
-                value[key] = copy.deepcopy(below["default"])
+                value[key] = _complete(copy.deepcopy(below["default"]), below)
             elif "properties" in below and not below.get("x-optional"):
                 value[key] = _complete({}, below)
     elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):

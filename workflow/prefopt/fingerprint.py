@@ -27,24 +27,26 @@ _SENTENCES = {"UserError", "Interrupted", "Malformed"} | {
 }
 
 
-def fingerprint(module: str, package: Path = _PACKAGE) -> str:
+@functools.cache
+def fingerprint(module: str, package: Path = _PACKAGE, apart: frozenset[str] = frozenset()) -> str:
     """SHA-256 (hex, 16 digits) of the code that a stage reaches: see `reached`.
 
     Args:
         module: dotted name, e.g. "prefopt.training.dpo".
         package: folder of the top-level package.
+        apart: definitions that this run of the stage does not call, e.g. "prefopt.data.hh:raw_tables".
 
     Raises:
         ModuleNotFoundError: the package has no such module.
     """
     digest = hashlib.sha256()
-    for name, code in sorted(reached(module, package).items()):
+    for name, code in sorted(reached(module, package, apart).items()):
         digest.update(f"{name} {code}\n".encode() if code else b"")
     return digest.hexdigest()[:16]
 
 
 @functools.cache
-def reached(module: str, package: Path = _PACKAGE) -> dict[str, str]:
+def reached(module: str, package: Path = _PACKAGE, apart: frozenset[str] = frozenset()) -> dict[str, str]:
     """What runs when a stage's module is imported and its entries are called.
 
     Whatever a reached definition names counts as called, a class as a whole, and a module that is handed on by name
@@ -53,6 +55,7 @@ def reached(module: str, package: Path = _PACKAGE) -> dict[str, str]:
     Args:
         module: dotted name; without `run` all of it is reached.
         package: folder of the top-level package.
+        apart: definitions that are left out, and with them what they alone reach.
 
     Returns:
         The code without what it says, by "module:name", and by "module:" what else runs when that module is imported.
@@ -64,6 +67,8 @@ def reached(module: str, package: Path = _PACKAGE) -> dict[str, str]:
     waiting: list[Reference] = [(module, name) for name in entries]
     while waiting:
         place, name = waiting.pop()
+        if f"{place}:{name}" in apart:
+            continue
         own = _read(place, package)
         if place not in imported:
             imported.add(place)

@@ -16,6 +16,32 @@ PROMPTS = Path(__file__).parents[1] / "prompts"
 # Keys of a task's `data` that hold paths of records.
 RECORD_FILES = ("posts", "comparisons", "demonstrations", "preferences", "articles", "reviews")
 
+# What reads or makes the records of each task; embedded ones come from the first, all others from the second.
+_READERS = {
+    "tldr": ("prefopt.data.embedded:generate", "prefopt.data.tldr:raw_tables"),
+    "hh": ("prefopt.data.dialogues:generate", "prefopt.data.hh:raw_tables"),
+    "cnndm": ("prefopt.data.news:generate", "prefopt.data.cnn_dailymail:raw_tables"),
+}
+# What makes the judge of each kind.
+_JUDGES = {
+    "oracle": "prefopt.judging.oracle:OracleJudge",
+    "reward_model": "prefopt.judging.reward_model:load_judge",
+    "human": "prefopt.judging.human.judge:load_votes",
+    "chat": "prefopt.judging.judges:_chat_judge",
+    "recorded": "prefopt.judging.judges:_chat_judge",
+}
+
+
+def other_readers(config: Config, task: str) -> frozenset[str]:
+    """Code of the stage `records` that reads other tasks' records, or this task's from another source."""
+    own = _READERS[task][config["tasks"][task]["data"]["source"] != "embedded"]
+    return frozenset(reader for readers in _READERS.values() for reader in readers) - {own}
+
+
+def other_judges(judge: Config) -> frozenset[str]:
+    """Code of judging stages that makes judges of other kinds."""
+    return frozenset(_JUDGES.values()) - {_JUDGES[judge["kind"]]}
+
 
 def kind(section: Config) -> Literal["comparison", "transfer", "frontier"]:
     """What is asked of a task: win rates of its methods, win rates of another task's models, or reward against KL."""

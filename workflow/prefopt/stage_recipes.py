@@ -6,6 +6,7 @@ A stage's recipe holds nothing that it does not read, so that a change of one st
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prefopt import plan
@@ -70,6 +71,49 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
 def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -> str:
     """`stage_recipe`, or `frontier_run_recipe` of that run, as text: equal values give equal text."""
     return canonical_json(stage_recipe(config, task, stage) if run is None else frontier_run_recipe(config, task, run))
+
+
+# How a stage goes about its work, which changes no result: how often it saves, how it asks an endpoint and what it may
+# spend there.
+_OF_NO_RESULT = frozenset(
+    {
+        *("checkpoint_every", "concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env"),
+        "budget_usd",
+    }
+)
+# What decides the records of each source; files themselves are compared by their content.
+_OF_SOURCE = {
+    "embedded": ("source", "embedded"),
+    "files": ("source", "splits", "gold_fraction", "max_malformed"),
+    "hub": ("source", "hub", "splits", "gold_fraction", "max_malformed"),
+}
+
+
+# What a judge or a true reward of some kind does not read.
+_NOT_READ = {
+    "rule": ("max_length", "batch_size"),
+    **dict.fromkeys(("oracle", "recorded", "human"), ("token_budget",)),
+    # Where replies are kept is where a recorded judge reads them.
+    "chat": ("token_budget", "store"),
+}
+
+
+def compared(recipe: Config, kind: str | None = None) -> Config:
+    """What of a recipe decides the stage's result: a change of the rest makes nothing again.
+
+    Args:
+        recipe: a stage's, or a section of it.
+        kind: of the judge or true reward that the section belongs to.
+    """
+    if "embedded" in recipe:
+        return {key: recipe[key] for key in _OF_SOURCE[recipe["source"]] if key in recipe}
+    kind = recipe.get("kind", kind)
+    kept = {
+        key: value for key, value in recipe.items() if key not in _OF_NO_RESULT.union(_NOT_READ.get(kind or "", ()))
+    }
+    if "prompt" in kept:  # a file's content is compared, and its name is part of the judge's
+        kept["prompt"] = Path(kept["prompt"]).stem
+    return {key: compared(value, kind) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _training(config: Config, section: Config, **others: Any) -> Config:
@@ -138,16 +182,42 @@ def judge_recipe(config: Config, task: str, judge: Config) -> Config:
         judge: its section `judge`, or one of `other_judges`.
     """
     values = {"chat": None, **judge, "suffix": PROMPT_SUFFIX[task], "token_budget": config["compute"]["token_budget"]}
-    return values if judge["kind"] in ("chat", "recorded") else values | {"chat": None, "repeat": 0.0}
+    if judge["kind"] not in ("chat", "recorded"):
+        return values | {"chat": None, "repeat": 0.0}
+    model = judge["chat"]["model"]
+    return values | {"chat": {**judge["chat"], "prices": {model: judge["chat"]["prices"][model]}}}
 
 
-def _records(section: Config) -> Config:
-    """The data section with every key that some task's has; a transfer task's articles are for evaluation only."""
-    data = {**{kind: [] for kind in plan.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **section["data"]}
+# What of embedded data each raw table holds. No review stands twice, so that each split depends on those before it.
+_EMBEDDED = {
+    "demonstrations": ("demonstrations", "validation_prompts", "test_prompts"),
+    "training/demonstrations": ("demonstrations", "validation_prompts"),
+    "preferences": ("pairs", "validation_pairs"),
+    "gold_preferences": ("gold_pairs", "gold_test_pairs"),
+    "pretraining": ("pretraining_documents", "train", "unlabelled"),
+    "training/reviews": ("train", "unlabelled", "validation"),
+    "reviews": ("train", "unlabelled", "validation", "test"),
+}
+
+
+def records_recipe(config: Config, task: str, table: str) -> Config:
+    """The values that a raw table of a task is made with: of embedded data no row that another table holds.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        table: a raw table.
+    """
+    data = config["tasks"][task]["data"]
+    made = {key: size if key in ("seed", *_EMBEDDED[table]) else 0 for key, size in data["embedded"].items()}
+    if plan.kind(config["tasks"][task]) == "frontier":
+        return {**data, "embedded": made}
+    # Every key that some task's data have; a transfer task's articles are for evaluation only.
+    data = {**{kind: [] for kind in plan.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **data}
     if "validation_share" in data:
         share = data.pop("validation_share")
         data["splits"] = {"train": 0.0, "validation": share, "test": 1 - share}
-    return data
+    return {**data, "embedded": made}
 
 
 _STUDY = (
@@ -178,7 +248,6 @@ def _sampling(config: Config, task: Config, **others: Any) -> Config:
 
 
 _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
-    "records": lambda config, task, name: _records(task),
     "pretrain": lambda config, task, name: _training(config, task["pretrain"]),
     "prepare": lambda config, task, name: {
         **task["lengths"],
@@ -227,7 +296,6 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seed"],
     },
-    "reviews": lambda config, task, name: task["data"],
     "prefixes": lambda config, task, name: task["lengths"],
     # The preferences are among completions as the policy writes them, at temperature 1.
     "pair_samples": lambda config, task, name: {

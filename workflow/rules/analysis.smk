@@ -30,7 +30,7 @@ rule win_rates:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("win_rates"),
+        **recipe("win_rates"),
         code=fingerprint("prefopt.analysis.win_rates"),
     shell:
         table_stage(
@@ -101,7 +101,7 @@ rule win_rate_by_step:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("win_rate_by_step"),
+        **recipe("win_rate_by_step"),
         code=fingerprint("prefopt.analysis.win_rate_by_step"),
     shell:
         table_stage(
@@ -112,7 +112,7 @@ rule win_rate_by_step:
 
 rule compute:
     input:
-        **plan.compute_files(config),
+        unpack(compute_files),
     output:
         report(
             "results/compute.csv",
@@ -130,8 +130,8 @@ rule compute:
     resources:
         **TABLE_RESOURCES,
     params:
-        files=arguments_of(lambda wildcards: plan.compute_files(config)),
-        recipe=canonical_json(stage_recipes.compute_recipe(config)),
+        files=arguments_of(compute_files),
+        recipe=recipe_of_all(stage_recipes.compute_recipe),
         code=fingerprint("prefopt.analysis.compute"),
     shell:
         table_stage("compute {params.files} --recipe {params.recipe} --out {output}")
@@ -169,7 +169,9 @@ rule compute_figure:
 rule paper:
     input:
         unpack(human_table),
-        win_rates=[f"results/{task}_winrates.csv" for task in plan.tasks_of(config, "comparison", "transfer")],
+        win_rates=lambda wildcards: [
+            f"results/{task}_winrates.csv" for task in plan.tasks_of(config, "comparison", "transfer")
+        ],
     output:
         report(
             "results/paper_vs_here.md",
@@ -188,7 +190,7 @@ rule paper:
         **TABLE_RESOURCES,
     params:
         human=arguments_of(human_table),
-        recipe=canonical_json(stage_recipes.paper_recipe(config)),
+        recipe=recipe_of_all(stage_recipes.paper_recipe),
         code=fingerprint("prefopt.analysis.paper"),
     shell:
         table_stage("paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe} --out {output}")
@@ -237,7 +239,7 @@ rule examples:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("examples"),
+        **recipe("examples"),
         code=fingerprint("prefopt.analysis.examples"),
     shell:
         table_stage(

@@ -17,7 +17,7 @@ rule pretrain:
     resources:
         **model_needs("pretrain"),
     params:
-        recipe=recipe("pretrain"),
+        **recipe("pretrain"),
         code=fingerprint("prefopt.training.pretrain"),
     shell:
         model_stage(

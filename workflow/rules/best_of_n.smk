@@ -19,9 +19,9 @@ rule candidates:
     resources:
         **model_needs("candidates"),
     params:
-        model=model_folder("reference"),
+        **model("reference"),
+        **recipe("candidates"),
         method=lambda wildcards: plan.reference(config, wildcards.task),
-        recipe=recipe("candidates"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
@@ -50,7 +50,7 @@ rule score:
     resources:
         **model_needs("score"),
     params:
-        recipe=recipe("score"),
+        **recipe("score"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.score"),
     shell:
@@ -79,8 +79,8 @@ rule best_of_n:
     resources:
         **model_needs("best_of_n"),
     params:
-        reference=model_folder("reference"),
-        recipe=recipe("best_of_n"),
+        **model("reference", "reference"),
+        **recipe("best_of_n"),
         code=fingerprint("prefopt.generation.best_of_n"),
     shell:
         model_stage(
@@ -107,7 +107,7 @@ rule subsets:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("subsets"),
+        **recipe("subsets"),
         code=fingerprint("prefopt.generation.subsets"),
     shell:
         table_stage(
@@ -118,7 +118,7 @@ rule subsets:
 # Every candidate where judging is free, so that every N can be read.
 use rule judge as judge_candidates with:
     input:
-        unpack(judge_files),
+        unpack(made(judge_files)),
         samples=judged_candidates,
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
@@ -152,9 +152,9 @@ rule best_of_n_curve:
     resources:
         **TABLE_RESOURCES,
     params:
+        **recipe("best_of_n_curve"),
         one_sample=arguments_of(one_sample_files),
         judged=arguments_of(subset_files),
-        recipe=recipe("best_of_n_curve"),
         code=fingerprint("prefopt.analysis.best_of_n_curve"),
     shell:
         table_stage(

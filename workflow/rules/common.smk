@@ -21,7 +21,6 @@ os.environ.update(
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
 MODEL_THREADS = config["compute"]["threads"]
-# Relative, so that a moved checkout does not look like another model.
 SHIPPED_BASE = os.path.relpath(f"{HOME}/workflow/models/tldr_base")
 
 
@@ -38,36 +37,95 @@ def model_needs(stage):
     return {key: need(key) for key in TABLE_RESOURCES}
 
 
+# Snakemake reruns a job whose params differ from those of the last run. It leaves a params function out that takes
+# `input`, `output`, `threads` or `resources`. No function here takes one, so that every param is compared, but for what
+# goes through here: where things lie, and values that change no result.
+def uncompared(values):
+    """Params function whose value a job is given, and whose change reruns nothing."""
+    return lambda wildcards, threads: values(wildcards)
+
+
 def recipe(stage):
-    """Params function: the stage's values from the config as JSON, so that another stage's change reruns nothing."""
-    return lambda wildcards: stage_recipes.recipe_json(config, wildcards.task, stage)
+    """Params of a stage: its values from the config as JSON, and those of them that decide its result."""
+    return recipe_params(lambda wildcards: stage_recipes.stage_recipe(config, wildcards.task, stage))
+
+
+def recipe_params(recipe_of):
+    """Params of a stage whose recipe a function of the wildcards gives."""
+    return {
+        "recipe": uncompared(lambda wildcards: canonical_json(recipe_of(wildcards))),
+        "values": lambda wildcards: canonical_json(stage_recipes.compared(recipe_of(wildcards))),
+    }
+
+
+def recipe_of_all(recipe_of):
+    """Params function: the values of a stage that reads all tasks, as JSON; all of them decide its result."""
+    return lambda wildcards: canonical_json(recipe_of(config))
+
+
+def made(files):
+    """Input function: of what an input function gives by name, that which rules make."""
+    return lambda wildcards: {name: path for name, path in files(wildcards).items() if _is_made(path)}
+
+
+def brought(files):
+    """Params function: the content of the rest, which the user brings."""
+    return lambda wildcards: content_of({name: path for name, path in files(wildcards).items() if not _is_made(path)})
+
+
+def arguments_of(files):
+    """Params function: all of it as arguments of a stage."""
+    return uncompared(
+        lambda wildcards: [word for name, paths in files(wildcards).items() for word in option(name, paths)]
+    )
+
+
+def _is_made(path):
+    return not isinstance(path, str) or path.startswith("results/")
 
 
 def record_files(wildcards):
-    """The user's own files, where the records come from files."""
+    """The user's own files by kind and number, where the records come from files."""
     data = config["tasks"][wildcards.task]["data"]
     if data["source"] != "files":
-        return []
-    return [path for key in plan.RECORD_FILES for path in data.get(key, [])]
+        return {}
+    return {f"{key}_{i}": path for key in plan.RECORD_FILES for i, path in enumerate(data.get(key, []))}
+
+
+def records_params():
+    """Params of a rule that makes a raw table."""
+    of_table = lambda wildcards: stage_recipes.records_recipe(config, wildcards.task, wildcards.table)
+    return {**recipe_params(of_table), "content": brought(record_files)}
+
+
+def prepared_tables(wildcards):
+    """The tokenized tables of a task; a transfer task has no pairs."""
+    names = ["demonstrations", "prompts"]
+    names += ["preferences", "gold_preferences"] if plan.kind(config["tasks"][wildcards.task]) == "comparison" else []
+    return [f"results/data/{wildcards.task}/{name}.parquet" for name in names]
+
+
+def scored_prompts(wildcards):
+    """The prompts of the completions that have a true reward: of training, or of the ceiling."""
+    side = {"pairs": "training/", "ceiling": ""}[wildcards.purpose]
+    return f"results/data/{wildcards.task}/{side}prompts.parquet"
 
 
 def model_folder(name):
-    """Params function: the folder of a task's model, made by a rule or brought by the user, as a stage is given it."""
-    return lambda wildcards: path_word(plan.model_folder(config, wildcards.task, name, SHIPPED_BASE))
+    """Function of the wildcards: the folder of a task's model, made by a rule or brought by the user; None: a method's."""
+    return lambda wildcards: plan.model_folder(config, wildcards.task, name or wildcards.method, SHIPPED_BASE)
 
 
 def model_files(name):
-    """Input function: a model that a rule makes as its folder, any other as its files, whose changes are seen."""
+    """Input function: a model that a rule makes."""
+    return lambda wildcards: [folder for folder in [model_folder(name)(wildcards)] if _is_made(folder)]
 
-    def files(wildcards):
-        folder = plan.model_folder(config, wildcards.task, name, SHIPPED_BASE)
-        if folder.startswith("results/"):
-            return folder
-        kinds = {".json", ".safetensors", ".model", ".txt"}
-        found = sorted(str(path) for path in Path(folder).glob("*") if path.suffix in kinds and "{" not in path.name)
-        return found or f"{folder}/config.json"
 
-    return files
+def model(name, key="model"):
+    """Params of a rule that reads a model: its folder, and the content of one that the user brings."""
+    folder = model_folder(name)
+    given = uncompared(lambda wildcards: path_word(folder(wildcards)))
+    return {key: given, f"{key}_content": brought(lambda wildcards: {key: folder(wildcards)})}
 
 
 def revision_argument(wildcards):
@@ -81,11 +139,6 @@ def of_every_method(kind):
     return lambda wildcards: [
         f"results/{kind}/{wildcards.task}/{method}.parquet" for method in config["tasks"][wildcards.task]["methods"]
     ]
-
-
-def arguments_of(files):
-    """Params function: what an input function gives by name, as arguments of a stage."""
-    return lambda wildcards, input: [word for key in files(wildcards) for word in option(key, input[key])]
 
 
 def judge_of(wildcards):
@@ -103,7 +156,6 @@ def judge_files(wildcards):
             "gold_data": f"results/data/{home}/gold_preferences.parquet",
         }
     if judge["kind"] in ("chat", "recorded"):
-        # Relative, so that a moved checkout does not look like another prompt.
         return {"template": os.path.relpath(plan.judge_prompt(judge))}
     if judge["kind"] == "human":
         return {"votes": f"results/human/{wildcards.task}/votes.parquet"}
@@ -124,10 +176,14 @@ def judge_needs(stage):
     return {key: need(key) for key in TABLE_RESOURCES}
 
 
-def judge_values(wildcards):
-    """Params function: the values of the same judge, as JSON."""
-    judge = judge_of(wildcards)
-    return canonical_json(stage_recipes.judge_recipe(config, wildcards.task, judge))
+def judge_params(module):
+    """Params of a rule that judges by a stage's module."""
+    return {
+        "code": lambda wildcards: fingerprint(module, apart=plan.other_judges(judge_of(wildcards))),
+        "judge": arguments_of(judge_files),
+        "judge_content": brought(judge_files),
+        **recipe_params(lambda wildcards: stage_recipes.judge_recipe(config, wildcards.task, judge_of(wildcards))),
+    }
 
 
 def compared_samples(wildcards):
@@ -142,6 +198,11 @@ def exported_votes(wildcards):
     if config["tasks"][wildcards.task]["human"]["simulated_raters"]:
         return f"results/human/{wildcards.task}/simulated_votes"
     return plan.exported_votes(wildcards.task)
+
+
+def compute_files(wildcards):
+    """What every stage that runs a model recorded of itself."""
+    return plan.compute_files(config)
 
 
 def human_table(wildcards):
@@ -200,10 +261,12 @@ def runs_of_sweep(wildcards):
     return [f"results/frontier/{wildcards.task}/{run}.parquet" for run in plan.runs(config, wildcards.task)]
 
 
-def by_step_arguments(wildcards, input, output):
+def by_step_arguments(wildcards):
     """Params function: what DPO's stage needs to sample while it trains."""
-    values = stage_recipes.recipe_json(config, wildcards.task, "by_step")
-    return ["--by-step", values, "--prompts", input.prompts, "--samples", output.samples]
+    values = canonical_json(stage_recipes.stage_recipe(config, wildcards.task, "by_step"))
+    prompts = f"results/data/{wildcards.task}/prompts.parquet"
+    samples = f"results/samples/{wildcards.task}/dpo_by_step.parquet"
+    return ["--by-step", values, "--prompts", prompts, "--samples", samples]
 
 
 def one_of(names):

@@ -1,49 +1,84 @@
-# Raw records -> raw tables -> tokenized tables.
+# Raw records -> raw tables -> tokenized tables. What is trained on is read and tokenized apart from the test prompts, and
+# the gold judge's pairs apart from all others, so that more of one makes nothing of the other again.
 
 
 rule records:
-    input:
-        record_files,
     output:
-        demonstrations="results/data/{task}/raw/demonstrations.parquet",
-        preferences="results/data/{task}/raw/preferences.parquet",
-        pretraining="results/data/{task}/raw/pretraining.parquet",
+        "results/data/{task}/raw/{table}.parquet",
     log:
-        "logs/{task}/records.log",
+        "logs/{task}/records/{table}.log",
     benchmark:
-        "logs/benchmarks/{task}/records.jsonl"
+        "logs/benchmarks/{task}/records/{table}.jsonl"
     wildcard_constraints:
         task=one_of(plan.tasks_of(config, "comparison", "transfer")),
+        table="(training/)?demonstrations|(gold_)?preferences|pretraining",
     conda:
         "../../envs/model.yaml"
     threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("records"),
-        code=fingerprint("prefopt.data.records"),
+        **records_params(),
+        code=lambda wildcards: fingerprint("prefopt.data.records", apart=plan.other_readers(config, wildcards.task)),
     shell:
         table_stage(
-            "records --task {wildcards.task} --recipe - --out-dir results/data/{wildcards.task}/raw",
+            "records --task {wildcards.task} --table {wildcards.table} --recipe - --out {output}",
             stdin="{params.recipe}",
         )
 
 
 rule prepare:
     input:
-        demonstrations="results/data/{task}/raw/demonstrations.parquet",
-        preferences="results/data/{task}/raw/preferences.parquet",
         base=model_files("base"),
+        raw="results/data/{task}/raw/{side}demonstrations.parquet",
     output:
-        demonstrations="results/data/{task}/demonstrations.parquet",
-        preferences="results/data/{task}/preferences.parquet",
-        gold_preferences="results/data/{task}/gold_preferences.parquet",
-        prompts="results/data/{task}/prompts.parquet",
-        summary="results/data/{task}/summary.json",
+        demonstrations="results/data/{task}/{side}demonstrations.parquet",
+        prompts="results/data/{task}/{side}prompts.parquet",
     log:
-        "logs/{task}/prepare.log",
+        "logs/{task}/{side}prepare.log",
     benchmark:
-        "logs/benchmarks/{task}/prepare.jsonl"
+        "logs/benchmarks/{task}/{side}prepare.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "comparison", "transfer")),
+        side="(training/)?",
+    conda:
+        "../../envs/model.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        **model("base", "base"),
+        **recipe("prepare"),
+        code=fingerprint("prefopt.data.prepare"),
+    shell:
+        table_stage("prepare --raw {input.raw} --model {params.base} --recipe {params.recipe} --out {output}")
+
+
+use rule prepare as prepare_preferences with:
+    input:
+        base=model_files("base"),
+        raw="results/data/{task}/raw/{pairs}.parquet",
+    output:
+        "results/data/{task}/{pairs}.parquet",
+    log:
+        "logs/{task}/prepare_{pairs}.log",
+    benchmark:
+        "logs/benchmarks/{task}/prepare_{pairs}.jsonl"
+    wildcard_constraints:
+        task=one_of(plan.tasks_of(config, "comparison", "transfer")),
+        pairs="(gold_)?preferences",
+
+
+# What became of every record.
+rule summary:
+    input:
+        prepared_tables,
+    output:
+        "results/data/{task}/summary.json",
+    log:
+        "logs/{task}/summary.log",
+    benchmark:
+        "logs/benchmarks/{task}/summary.jsonl"
     wildcard_constraints:
         task=one_of(plan.tasks_of(config, "comparison", "transfer")),
     conda:
@@ -52,11 +87,6 @@ rule prepare:
     resources:
         **TABLE_RESOURCES,
     params:
-        base=model_folder("base"),
-        recipe=recipe("prepare"),
-        code=fingerprint("prefopt.data.prepare"),
+        code=fingerprint("prefopt.data.summary"),
     shell:
-        table_stage(
-            "prepare --raw-dir results/data/{wildcards.task}/raw --model {params.base} --recipe {params.recipe}"
-            " --out-dir results/data/{wildcards.task}"
-        )
+        table_stage("summary --tables {input} --out {output}")

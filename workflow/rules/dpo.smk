@@ -21,8 +21,8 @@ rule dpo:
     resources:
         **model_needs("dpo"),
     params:
-        model=model_folder("reference"),
-        recipe=recipe("dpo"),
+        **model("reference"),
+        **recipe("dpo"),
         by_step=[],
         code=fingerprint("prefopt.training.dpo"),
     shell:
@@ -46,7 +46,7 @@ use rule dpo as dpo_with_samples with:
     wildcard_constraints:
         task=one_of([task for task in config["tasks"] if plan.has_steps(config, task)]),
     params:
-        model=model_folder("reference"),
-        recipe=recipe("dpo"),
+        **model("reference"),
+        **recipe("dpo"),
         by_step=by_step_arguments,
         code=fingerprint("prefopt.training.dpo"),

@@ -3,7 +3,7 @@
 
 rule frontier_run:
     input:
-        unpack(reward_files),
+        unpack(made(reward_files)),
         model=model_files("sft"),
         data="results/data/{task}/preferences.parquet",
         reference="results/logprobs/{task}/reference.parquet",
@@ -23,9 +23,10 @@ rule frontier_run:
     resources:
         **model_needs("frontier_run"),
     params:
-        model=model_folder("sft"),
+        **model("sft"),
+        **recipe_params(lambda wildcards: stage_recipes.frontier_run_recipe(config, wildcards.task, wildcards.run)),
         rewards=arguments_of(reward_files),
-        recipe=lambda wildcards: stage_recipes.recipe_json(config, wildcards.task, "frontier_run", wildcards.run),
+        rewards_content=brought(reward_files),
         code=fingerprint("prefopt.training.frontier_run"),
     shell:
         model_stage(
@@ -58,7 +59,7 @@ rule optimal_frontier:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("optimal_frontier"),
+        **recipe("optimal_frontier"),
         code=fingerprint("prefopt.analysis.optimal_frontier"),
     shell:
         table_stage("optimal_frontier --scores {input.scores} --recipe {params.recipe} --out {output}")
@@ -118,7 +119,7 @@ rule dominance:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("dominance"),
+        **recipe("dominance"),
         code=fingerprint("prefopt.analysis.dominance"),
     shell:
         table_stage("dominance --evaluations {input.evaluations} --recipe {params.recipe} --out {output}")

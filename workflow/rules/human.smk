@@ -19,7 +19,7 @@ rule human_study:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("human_study"),
+        **recipe("human_study"),
         code=fingerprint("prefopt.judging.human.study"),
     shell:
         # The secret lies beside the votes and outside results/: Snakemake deletes outputs before a job, and people results/.
@@ -46,7 +46,7 @@ rule simulated_votes:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("simulated_votes"),
+        **recipe("simulated_votes"),
         code=fingerprint("prefopt.judging.human.simulated"),
     shell:
         table_stage(
@@ -72,7 +72,7 @@ rule human_votes:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("human_votes"),
+        **recipe("human_votes"),
         code=fingerprint("prefopt.judging.human.votes"),
     shell:
         table_stage(
@@ -83,7 +83,7 @@ rule human_votes:
 
 rule judge_items:
     input:
-        unpack(judge_files),
+        unpack(made(judge_files)),
         compared="results/human/{task}/items.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
@@ -98,9 +98,7 @@ rule judge_items:
     resources:
         **judge_needs("judge"),
     params:
-        judge=arguments_of(judge_files),
-        recipe=judge_values,
-        code=fingerprint("prefopt.judging.items"),
+        **judge_params("prefopt.judging.items"),
     shell:
         judging_stage(
             "judge_items --items {input.compared} --prompts {input.prompts} {params.judge} --recipe {params.recipe}"
@@ -110,8 +108,8 @@ rule judge_items:
 
 rule human_agreement:
     input:
-        votes=[f"results/human/{task}/votes.parquet" for task in plan.counted_studies(config)],
-        verdicts=[path for _, _, path in plan.study_tables(config)],
+        votes=lambda wildcards: [f"results/human/{task}/votes.parquet" for task in plan.counted_studies(config)],
+        verdicts=lambda wildcards: [path for _, _, path in plan.study_tables(config)],
     output:
         report(
             "results/human_agreement.csv",
@@ -129,7 +127,7 @@ rule human_agreement:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=canonical_json(stage_recipes.human_agreement_recipe(config)),
+        recipe=recipe_of_all(stage_recipes.human_agreement_recipe),
         code=fingerprint("prefopt.analysis.human_agreement"),
     shell:
         table_stage(

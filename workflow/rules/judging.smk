@@ -3,7 +3,7 @@
 
 rule judge:
     input:
-        unpack(judge_files),
+        unpack(made(judge_files)),
         samples="results/samples/{task}/{method}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
@@ -19,11 +19,9 @@ rule judge:
     resources:
         **judge_needs("judge"),
     params:
-        judge=arguments_of(judge_files),
+        **judge_params("prefopt.judging.stage"),
         selected=[],
-        recipe=judge_values,
         shard=shard_argument,
-        code=fingerprint("prefopt.judging.stage"),
     shell:
         judging_stage(
             "judge --samples {input.samples} --prompts {input.prompts} --demonstrations {input.demonstrations}"
@@ -34,11 +32,11 @@ rule judge:
 # Another judge sees what each method writes at the temperature that the task's own judge selected.
 use rule judge as other_judge with:
     input:
-        unpack(judge_files),
+        unpack(made(judge_files)),
         samples="results/samples/{task}/{method}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
-        win_rates="results/{task}_winrates.csv",
+        verdicts="results/verdicts/{task}/{method}.parquet",
     output:
         shard_table("judging", "results/verdicts/{task}/{judge}/{method}.parquet"),
     log:
@@ -46,16 +44,14 @@ use rule judge as other_judge with:
     benchmark:
         of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl")
     params:
-        judge=arguments_of(judge_files),
-        selected=lambda wildcards, input: ["--win-rates", input.win_rates],
-        recipe=judge_values,
+        **judge_params("prefopt.judging.stage"),
+        selected=["--selected-by", "results/verdicts/{task}/{method}.parquet"],
         shard=shard_argument,
-        code=fingerprint("prefopt.judging.stage"),
 
 
 rule judge_agreement:
     input:
-        [path for _, _, path in plan.verdict_tables(config)],
+        lambda wildcards: [path for _, _, path in plan.verdict_tables(config)],
     output:
         report(
             "results/judge_agreement.csv",
@@ -73,7 +69,7 @@ rule judge_agreement:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=canonical_json(stage_recipes.agreement_recipe(config)),
+        recipe=recipe_of_all(stage_recipes.agreement_recipe),
         code=fingerprint("prefopt.analysis.judge_agreement"),
     shell:
         table_stage("judge_agreement --verdicts {input} --recipe {params.recipe} --out {output}")

@@ -5,7 +5,7 @@ rule ppo:
     input:
         model=model_files("reference"),
         reward_model="results/models/{task}/reward_model",
-        prompts="results/data/{task}/prompts.parquet",
+        prompts="results/data/{task}/training/prompts.parquet",
     output:
         model=directory("results/models/{task}/ppo"),
         metrics="results/training/{task}/ppo.jsonl",
@@ -21,8 +21,8 @@ rule ppo:
     resources:
         **model_needs("ppo"),
     params:
-        model=model_folder("reference"),
-        recipe=recipe("ppo"),
+        **model("reference"),
+        **recipe("ppo"),
         code=fingerprint("prefopt.training.ppo"),
     shell:
         model_stage(

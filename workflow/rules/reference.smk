@@ -17,8 +17,8 @@ rule reference:
     resources:
         **model_needs("reference"),
     params:
-        model=model_folder("reference"),
-        recipe=recipe("reference"),
+        **model("reference"),
+        **recipe("reference"),
         code=fingerprint("prefopt.training.reference"),
     shell:
         model_stage("reference --model {params.model} --data {input.data} --recipe {params.recipe} --out {output}")

@@ -5,7 +5,7 @@ rule reward_model:
     input:
         model=model_files("reference"),
         data="results/data/{task}/preferences.parquet",
-        demonstrations="results/data/{task}/demonstrations.parquet",
+        demonstrations="results/data/{task}/training/demonstrations.parquet",
     output:
         model=directory("results/models/{task}/reward_model"),
         metrics="results/training/{task}/reward_model.jsonl",
@@ -21,8 +21,8 @@ rule reward_model:
     resources:
         **model_needs("reward_model"),
     params:
-        model=model_folder("reference"),
-        recipe=recipe("reward_model"),
+        **model("reference"),
+        **recipe("reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
         model_stage(
@@ -36,7 +36,7 @@ rule gold_reward_model:
     input:
         model=model_files("base"),
         data="results/data/{task}/gold_preferences.parquet",
-        demonstrations="results/data/{task}/demonstrations.parquet",
+        demonstrations="results/data/{task}/training/demonstrations.parquet",
     output:
         model=directory("results/models/{task}/gold_reward_model"),
         metrics="results/training/{task}/gold_reward_model.jsonl",
@@ -50,8 +50,8 @@ rule gold_reward_model:
     resources:
         **model_needs("gold_reward_model"),
     params:
-        model=model_folder("base"),
-        recipe=recipe("gold_reward_model"),
+        **model("base"),
+        **recipe("gold_reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
         model_stage(

@@ -3,7 +3,7 @@
 
 rule sample:
     input:
-        model=lambda wildcards: model_files(wildcards.method)(wildcards),
+        model=model_files(None),
         reference=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
@@ -20,9 +20,9 @@ rule sample:
     resources:
         **model_needs("sample"),
     params:
-        model=lambda wildcards: model_folder(wildcards.method)(wildcards),
-        reference=model_folder("reference"),
-        recipe=recipe("sample"),
+        **model(None),
+        **model("reference", "reference"),
+        **recipe("sample"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:

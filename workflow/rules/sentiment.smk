@@ -2,56 +2,55 @@
 
 
 rule reviews:
-    input:
-        record_files,
     output:
-        reviews="results/data/{task}/raw/reviews.parquet",
-        pretraining="results/data/{task}/raw/pretraining.parquet",
+        "results/data/{task}/raw/{table}.parquet",
     log:
-        "logs/{task}/reviews.log",
+        "logs/{task}/reviews/{table}.log",
     benchmark:
-        "logs/benchmarks/{task}/reviews.jsonl"
+        "logs/benchmarks/{task}/reviews/{table}.jsonl"
     wildcard_constraints:
         task=one_of(plan.tasks_of(config, "frontier")),
+        table="(training/)?reviews|pretraining",
     conda:
         "../../envs/model.yaml"
     threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("reviews"),
+        **records_params(),
         code=fingerprint("prefopt.data.reviews"),
     shell:
-        table_stage("reviews --recipe - --out-dir results/data/{wildcards.task}/raw", stdin="{params.recipe}")
+        table_stage("reviews --table {wildcards.table} --recipe - --out {output}", stdin="{params.recipe}")
 
 
 rule prefixes:
     input:
-        reviews="results/data/{task}/raw/reviews.parquet",
+        reviews="results/data/{task}/raw/{side}reviews.parquet",
         base=model_files("base"),
     output:
-        demonstrations="results/data/{task}/demonstrations.parquet",
-        prompts="results/data/{task}/prompts.parquet",
-        summary="results/data/{task}/summary.json",
+        demonstrations="results/data/{task}/{side}demonstrations.parquet",
+        prompts="results/data/{task}/{side}prompts.parquet",
+        summary="results/data/{task}/{side}summary.json",
     log:
-        "logs/{task}/prefixes.log",
+        "logs/{task}/{side}prefixes.log",
     benchmark:
-        "logs/benchmarks/{task}/prefixes.jsonl"
+        "logs/benchmarks/{task}/{side}prefixes.jsonl"
     wildcard_constraints:
         task=one_of(plan.tasks_of(config, "frontier")),
+        side="(training/)?",
     conda:
         "../../envs/model.yaml"
     threads: 1
     resources:
         **TABLE_RESOURCES,
     params:
-        base=model_folder("base"),
-        recipe=recipe("prefixes"),
+        **model("base", "base"),
+        **recipe("prefixes"),
         code=fingerprint("prefopt.data.prefixes"),
     shell:
         table_stage(
-            "prefixes --reviews {input.reviews} --model {params.base} --recipe {params.recipe}"
-            " --out-dir results/data/{wildcards.task}"
+            "prefixes --task {wildcards.task} --reviews {input.reviews} --model {params.base} --recipe {params.recipe}"
+            " --demonstrations {output.demonstrations} --prompts {output.prompts} --summary {output.summary}"
         )
 
 
@@ -59,7 +58,7 @@ rule prefixes:
 rule pair_samples:
     input:
         model=model_files("sft"),
-        prompts="results/data/{task}/prompts.parquet",
+        prompts="results/data/{task}/training/prompts.parquet",
     output:
         shard_table("sampling", "results/pairs/{task}_samples.parquet"),
     log:
@@ -74,8 +73,8 @@ rule pair_samples:
     resources:
         **model_needs("pair_samples"),
     params:
-        model=model_folder("sft"),
-        recipe=recipe("pair_samples"),
+        **model("sft"),
+        **recipe("pair_samples"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
@@ -87,6 +86,9 @@ rule pair_samples:
 
 # Many completions of each test prefix, from which the optimal frontier is estimated.
 use rule pair_samples as ceiling_samples with:
+    input:
+        model=model_files("sft"),
+        prompts="results/data/{task}/prompts.parquet",
     output:
         shard_table("sampling", "results/ceiling/{task}_samples.parquet"),
     log:
@@ -96,17 +98,17 @@ use rule pair_samples as ceiling_samples with:
     resources:
         **model_needs("ceiling_samples"),
     params:
-        model=model_folder("sft"),
-        recipe=recipe("ceiling_samples"),
+        **model("sft"),
+        **recipe("ceiling_samples"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
 
 
 rule true_rewards:
     input:
-        unpack(true_reward_files),
+        unpack(made(true_reward_files)),
         samples="results/{purpose}/{task}_samples.parquet",
-        prompts="results/data/{task}/prompts.parquet",
+        prompts=scored_prompts,
     output:
         shard_table("scoring", "results/{purpose}/{task}_scores.parquet"),
     log:
@@ -122,8 +124,9 @@ rule true_rewards:
     resources:
         **model_needs("true_rewards"),
     params:
+        **recipe("true_rewards"),
         true_reward=arguments_of(true_reward_files),
-        recipe=recipe("true_rewards"),
+        true_reward_content=brought(true_reward_files),
         shard=shard_argument,
         code=fingerprint("prefopt.rewards.stage"),
     shell:
@@ -137,7 +140,7 @@ rule sampled_pairs:
     input:
         samples="results/pairs/{task}_samples.parquet",
         scores="results/pairs/{task}_scores.parquet",
-        prompts="results/data/{task}/prompts.parquet",
+        prompts="results/data/{task}/training/prompts.parquet",
     output:
         preferences="results/data/{task}/preferences.parquet",
         summary="results/data/{task}/pairs_summary.json",
@@ -190,8 +193,8 @@ rule classifier:
     resources:
         **model_needs("classifier"),
     params:
-        model=model_folder("base"),
-        recipe=recipe("classifier"),
+        **model("base"),
+        **recipe("classifier"),
         code=fingerprint("prefopt.training.classifier"),
     shell:
         model_stage(

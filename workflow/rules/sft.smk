@@ -4,7 +4,7 @@
 rule sft:
     input:
         model=model_files("base"),
-        data="results/data/{task}/demonstrations.parquet",
+        data="results/data/{task}/training/demonstrations.parquet",
     output:
         model=directory("results/models/{task}/sft"),
         metrics="results/training/{task}/sft.jsonl",
@@ -20,8 +20,8 @@ rule sft:
     resources:
         **model_needs("sft"),
     params:
-        model=model_folder("base"),
-        recipe=recipe("sft"),
+        **model("base"),
+        **recipe("sft"),
         code=fingerprint("prefopt.training.sft"),
     shell:
         model_stage(
@@ -47,8 +47,8 @@ rule preferred_ft:
     resources:
         **model_needs("preferred_ft"),
     params:
-        model=model_folder("base"),
-        recipe=recipe("preferred_ft"),
+        **model("base"),
+        **recipe("preferred_ft"),
         code=fingerprint("prefopt.training.sft"),
     shell:
         model_stage(

@@ -66,14 +66,27 @@ def pair(number: int, **values: Any) -> dict[str, Any]:
 def write_raw(folder: Path, demonstrations: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> None:
     notes = {"synthetic": False, "statement": "Made up.", "warnings": ["beware"]}
     common = {"task": "tldr", "recipe": {"source": "files"}, "notes": notes}
-    for name, rows, dropped in (("demonstrations", demonstrations, {"no_post": 2}), ("preferences", pairs, {})):
+    gold = [row for row in pairs if row["split"].startswith("gold_")]
+    tables: dict[str, tuple[list[dict[str, Any]], dict[str, int]]] = {
+        "demonstrations": (demonstrations, {"no_post": 2}),
+        "preferences": ([row for row in pairs if row not in gold], {"reserved_for_gold": len(gold)}),
+        "gold_preferences": (gold, {}),
+    }
+    for name, (rows, dropped) in tables.items():
         account = {"read": len(rows) + sum(dropped.values()), "kept": len(rows), "dropped": dropped}
-        write_table(folder / f"{name}.parquet", f"raw_{name}", rows, account=account, **common)
+        write_table(folder / f"{name}.parquet", f"raw_{name.removeprefix('gold_')}", rows, account=account, **common)
 
 
 def prepare(raw: Path, model: Path, out: Path, **values: Any) -> int:
+    """Every table and the summary; the first status that is not 0."""
     text = json.dumps(vars(recipe(**values)))
-    return main(["prepare", "--raw-dir", str(raw), "--model", str(model), "--recipe", text, "--out-dir", str(out)])
+    for made in (("demonstrations", "prompts"), ("preferences",), ("gold_preferences",)):
+        paths = [str(out / f"{name}.parquet") for name in made]
+        inputs = ["--raw", str(raw / f"{made[0]}.parquet"), "--model", str(model), "--recipe", text]
+        if status := main(["prepare", *inputs, "--out", *paths]):
+            return status
+    tables = [str(out / f"{name}.parquet") for name in TABLES]
+    return main(["summary", "--tables", *tables, "--out", str(out / "summary.json")])
 
 
 def add_up(summary: dict[str, Any]) -> bool:
@@ -176,10 +189,11 @@ def test_pairs_are_kept_dropped_or_reserved(tokenizer: PreTrainedTokenizerBase) 
         pair(5, split="gold_test", rejected=long),
         pair(6, split="test"),
     ]
-    tables = prepare_preferences(tokenizer, rows, recipe())
-    pairs, gold = tables["preferences"], tables["gold_preferences"]
+    gold_rows = [row for row in rows if row["split"].startswith("gold_")]
+    pairs = prepare_preferences(tokenizer, [row for row in rows if row not in gold_rows], recipe())
+    gold = prepare_preferences(tokenizer, gold_rows, recipe())
     assert [(row["pair_id"], row["split"]) for row in pairs.rows] == [("pair0", "train"), ("pair6", "test")]
-    assert pairs.dropped == {"completion_too_long": 2, "reserved_for_gold": 3}
+    assert pairs.dropped == {"completion_too_long": 2}
     assert [(row["pair_id"], row["split"]) for row in gold.rows] == [("pair3", "train"), ("pair4", "test")]
     assert gold.dropped == {"completion_too_long": 1}
     first = pairs.rows[0]
@@ -197,9 +211,9 @@ def test_pairs_that_a_tokenizer_cannot_tell_apart() -> None:
             return {"input_ids": [[ord(c) if c.isascii() else 1 for c in text] for text in texts]}
 
     rows = [pair(0, chosen=" \u2603", rejected=" \u2604"), pair(1, chosen=" a", rejected=" \u2604")]
-    tables = prepare_preferences(Coarse(), rows, recipe())  # type: ignore[arg-type]
-    assert [row["pair_id"] for row in tables["preferences"].rows] == ["pair1"]
-    assert tables["preferences"].dropped == {"equal_after_tokenization": 1}
+    table = prepare_preferences(Coarse(), rows, recipe())  # type: ignore[arg-type]
+    assert [row["pair_id"] for row in table.rows] == ["pair1"]
+    assert table.dropped == {"equal_after_tokenization": 1}
 
 
 def test_the_stage(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -238,7 +252,6 @@ def test_the_stage(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
     }
     assert all(warning in caplog.text for warning in summary["warnings"])
     assert add_up(summary)
-    raw = read_table(tmp_path / "raw" / "preferences.parquet", "raw_preferences").attrs["manifest"]
     for name in TABLES:
         table = read_table(
             tmp_path / f"{name}.parquet",
@@ -250,6 +263,7 @@ def test_the_stage(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
         assert table.attrs["manifest"]["account"] == summary["tables"][name]
         assert table.attrs["manifest"]["notes"]["statement"] == "Made up."
         if "pref" in name:
+            raw = read_table(tmp_path / "raw" / f"{name}.parquet", "raw_preferences").attrs["manifest"]
             assert table.attrs["manifest"]["raw"] == raw["content_hash"]
 
 
@@ -284,7 +298,9 @@ def test_real_records(tmp_path: Path) -> None:
         **{"max_record_mb": 16, "max_total_mb": 2048},
     }
     raw = tmp_path / "raw"
-    assert main(["records", "--task", "tldr", "--recipe", json.dumps(records), "--out-dir", str(raw)]) == 0
+    for table in ("demonstrations", "preferences", "gold_preferences"):
+        out = ["--table", table, "--out", str(raw / f"{table}.parquet")]
+        assert main(["records", "--task", "tldr", "--recipe", json.dumps(records), *out]) == 0
     lengths = {"max_prompt_length": 256, "max_length": 296}  # room for 40 tokens of a summary
     assert prepare(raw, model, tmp_path, truncation="keep_start", **lengths) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())

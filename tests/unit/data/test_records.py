@@ -7,11 +7,12 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from prefopt.cli import main
 from prefopt.data.limits import Limits
-from prefopt.data.records import RecordsRecipe, read_records
+from prefopt.data.records import TABLES, RecordsRecipe, read_records
 from prefopt.data.reviews import raw_reviews
 from prefopt.data.sources import read_rows
 from prefopt.files import sha256_of_file
@@ -47,12 +48,16 @@ RECIPE: dict[str, Any] = {
     "max_total_mb": 30,
     "embedded": EMBEDDED,
 }
-TABLES = {"demonstrations": "raw_demonstrations", "preferences": "raw_preferences", "pretraining": "pretraining"}
 
 
-def records(out: Path, **values: Any) -> int:
+def records(out: Path, task: str = "tldr", **values: Any) -> int:
+    """Every raw table; the first status that is not 0."""
     recipe = json.dumps({**RECIPE, **values})
-    return main(["records", "--task", "tldr", "--recipe", recipe, "--out-dir", str(out)])
+    for table in TABLES:
+        made = ["--table", table, "--out", str(out / f"{table}.parquet")]
+        if status := main(["records", "--task", task, "--recipe", recipe, *made]):
+            return status
+    return 0
 
 
 def own_files(folder: Path, posts: int) -> dict[str, list[str]]:
@@ -70,12 +75,17 @@ def test_embedded(tmp_path: Path) -> None:
     assert records(tmp_path, source="embedded") == 0
     tables = {name: read_table(tmp_path / f"{name}.parquet", table) for name, table in TABLES.items()}
     assert Counter(tables["demonstrations"]["split"]) == {"train": 30, "validation": 5, "test": 8}
-    assert Counter(tables["preferences"]["split"]) == {"train": 20, "validation": 5, "gold_train": 6, "gold_test": 4}
+    assert Counter(tables["training/demonstrations"]["split"]) == {"train": 30, "validation": 5}
+    assert Counter(tables["preferences"]["split"]) == {"train": 20, "validation": 5}
+    assert Counter(tables["gold_preferences"]["split"]) == {"gold_train": 6, "gold_test": 4}
     assert len(tables["pretraining"]) == 12
-    for table in tables.values():
+    elsewhere = {"training/demonstrations": {"test_split": 8}, "preferences": {"reserved_for_gold": 10}}
+    for name, table in tables.items():
         manifest = table.attrs["manifest"]
         assert manifest["notes"]["synthetic"] is True and "Synthetic" in manifest["notes"]["statement"]
-        assert manifest["account"] == {"read": len(table), "kept": len(table), "dropped": {}}
+        dropped = elsewhere.get(name, {})
+        read = len(table) + sum(dropped.values())
+        assert manifest["account"] == {"read": read, "kept": len(table), "dropped": dropped}
         assert manifest["recipe"]["embedded"] == EMBEDDED and manifest["inputs"] == []
 
 
@@ -89,12 +99,19 @@ def test_files_of_ones_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
         {"kind": kind, "path": paths[kind][0], "sha256": sha256_of_file(paths[kind][0])} for kind in sorted(paths)
     ]
     assert manifest["notes"]["warnings"] == [] and manifest["notes"]["synthetic"] is False
-    assert manifest["account"] == {"read": 300, "kept": 300, "dropped": {}}
+    gold = read_table(tmp_path / "raw" / "gold_preferences.parquet", "raw_preferences")
+    assert gold["split"].str.startswith("gold_").all() and not table["split"].str.startswith("gold_").any()
+    reserved = len(gold)
+    assert manifest["account"] == {"read": 300, "kept": 300 - reserved, "dropped": {"reserved_for_gold": reserved}}
+    assert gold.attrs["manifest"]["account"] == {"read": reserved, "kept": reserved, "dropped": {}}
     demonstrations = read_table(tmp_path / "raw" / "demonstrations.parquet", "raw_demonstrations")
-    reserved = int(table["split"].str.startswith("gold_").sum())
+    training = read_table(tmp_path / "raw" / "training" / "demonstrations.parquet", "raw_demonstrations")
+    kept = demonstrations[demonstrations["split"] != "test"].reset_index(drop=True)
+    assert training.equals(kept) and 0 < len(training) < len(demonstrations)
     assert demonstrations.attrs["manifest"]["account"]["dropped"] == {"reserved_for_gold": reserved}
     assert f"demonstrations: 300 read, {300 - reserved} kept; dropped: reserved_for_gold {reserved}" in caplog.messages
-    assert "preferences: 300 read, 300 kept; dropped: none" in caplog.messages
+    assert f"preferences: 300 read, {300 - reserved} kept; dropped: reserved_for_gold {reserved}" in caplog.messages
+    assert f"gold_preferences: {reserved} read, {reserved} kept; dropped: none" in caplog.messages
 
 
 def test_few_test_prompts_are_a_warning_in_log_and_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -238,12 +255,13 @@ def test_real_records(tmp_path: Path) -> None:
     demonstrations = read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")
     preferences = read_table(tmp_path / "preferences.parquet", "raw_preferences")
     assert demonstrations.attrs["manifest"]["account"] == {"read": 342, "kept": 342, "dropped": {}}
-    assert preferences.attrs["manifest"]["account"] == {"read": 1154, "kept": 1154, "dropped": {}}
+    account = {"read": 1154, "kept": 557, "dropped": {"reserved_for_gold": 597}}
+    assert preferences.attrs["manifest"]["account"] == account
     assert Counter(demonstrations["split"]) == {"train": 227, "validation": 39, "test": 76}
-    assert Counter(preferences["split"]) == {
-        **{"train": 397, "validation": 45, "test": 115},
-        **{"gold_train": 433, "gold_test": 164},
-    }
+    gold = read_table(tmp_path / "gold_preferences.parquet", "raw_preferences")
+    assert Counter(preferences["split"]) == {"train": 397, "validation": 45, "test": 115}
+    assert Counter(gold["split"]) == {"gold_train": 433, "gold_test": 164}
+    preferences = pd.concat([preferences, gold])
     # 676 different posts, one of which is there with and without its id.
     posts = preferences.drop_duplicates("prompt_id")["split"]
     assert Counter(posts) == {"train": 231, "validation": 33, "test": 58, "gold_train": 261, "gold_test": 93}
@@ -294,16 +312,14 @@ def test_other_tasks_read_their_own_kinds_and_a_hubs_configuration(
 
     monkeypatch.setattr("prefopt.data.records.hub_rows", rows)
     hub = {"articles": "someone/news", "articles_revision": "abc", "articles_configuration": "3.0.0"}
-    recipe = json.dumps({**RECIPE, "source": "hub", "hub": hub, "gold_fraction": 0.0})
-    assert main(["records", "--task", "cnndm", "--recipe", recipe, "--out-dir", str(tmp_path)]) == 0
-    assert asked == [("someone/news", "3.0.0", "abc", ("article", "highlights"), Limits(1, 30))]
+    assert records(tmp_path, "cnndm", source="hub", hub=hub, gold_fraction=0.0) == 0
+    assert asked == [("someone/news", "3.0.0", "abc", ("article", "highlights"), Limits(1, 30))] * len(TABLES)
     assert len(read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")) == 30
     assert len(read_table(tmp_path / "preferences.parquet", "raw_preferences")) == 0
 
 
 @pytest.mark.parametrize("task", ["hh", "cnndm"])
 def test_other_embedded_tasks(tmp_path: Path, task: str) -> None:
-    recipe = json.dumps({**RECIPE, "source": "embedded"})
-    assert main(["records", "--task", task, "--recipe", recipe, "--out-dir", str(tmp_path)]) == 0
+    assert records(tmp_path, task, source="embedded") == 0
     rows = read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")
     assert len(rows) == (43 if task == "hh" else 13) and rows["facts"].str.startswith("{").all()

@@ -32,7 +32,8 @@ RECIPE: dict[str, Any] = {
 
 def run(folder: Path, **values: Any) -> pd.DataFrame:
     recipe = json.dumps({**RECIPE, **values})
-    reviews.run(argparse.Namespace(recipe=recipe, out_dir=folder))
+    for table in reviews.TABLES:
+        reviews.run(argparse.Namespace(recipe=recipe, table=table, out=folder / f"{table}.parquet"))
     return read_table(folder / "reviews.parquet", "raw_reviews")
 
 
@@ -43,6 +44,17 @@ def test_embedded_reviews_are_seeded_and_none_stands_twice(tmp_path: Path) -> No
     assert rows.equals(run(tmp_path / "again", source="embedded"))
     pretraining = read_table(tmp_path / "pretraining.parquet", "pretraining")
     assert set(pretraining["text"]) == set(rows.loc[rows["split"] == "train", "text"])
+    training = read_table(tmp_path / "training" / "reviews.parquet", "raw_reviews")
+    assert training.equals(rows[rows["split"] != "test"].reset_index(drop=True))
+    account = training.attrs["manifest"]["account"]
+    assert account == {"read": 41, "kept": 35, "dropped": {"test_split": 6}}
+
+
+def test_training_reviews_do_not_depend_on_test_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the writer repeats itself: then it is the test review that is drawn anew."""
+    monkeypatch.setattr(reviews.review_world, "write_review", lambda rng: f"review {rng.randrange(60)}")
+    whole, training = (reviews.generate({**RECIPE["embedded"], "test": count}) for count in (6, 0))
+    assert whole[: len(training)] == training and len({row["text"] for row in whole}) == 41
 
 
 def test_a_larger_count_changes_no_other_review() -> None:

@@ -108,8 +108,11 @@ def test_both_orders_are_shown_and_settled() -> None:
 
 
 def test_another_judge_sees_the_selected_temperature_on_test_prompts() -> None:
-    win_rates = pd.DataFrame({"method": ["dpo", "dpo"], "temperature": [0.0, 1.0], "selected": [False, True]})
-    chosen = stage.selected_samples(samples(), win_rates)
+    drawn = samples()
+    # Of the validation prompts the task's own judge has won those at temperature 1, and no other.
+    validation = (drawn["split"] == "validation") & (drawn["temperature"] == 1)
+    verdicts = drawn.assign(outcome=["win" if won else "loss" for won in validation])
+    chosen = stage.selected_samples(drawn, verdicts)
     assert len(chosen) == 30
     assert set(chosen["temperature"]) == {1.0} and set(chosen["split"]) == {"test"}
 

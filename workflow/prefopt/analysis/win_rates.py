@@ -24,7 +24,7 @@ from prefopt.analysis.statistics import (
     simultaneous_half_widths,
 )
 from prefopt.analysis.texts import write_csv
-from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts
+from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts, select_temperatures
 from prefopt.errors import UserError
 from prefopt.files import sha256_of_file, write_text
 from prefopt.recipes import from_json, to_dict
@@ -159,29 +159,6 @@ def temperature_bands(group: pd.DataFrame, confidence: float, seed: int) -> dict
         float(temperature): Interval(max(0.0, mean - width), min(1.0, mean + width))
         for temperature, mean, width in zip(whole.columns, whole.mean(), widths, strict=True)
     }
-
-
-def select_temperatures(verdicts: pd.DataFrame) -> dict[str, float]:
-    """Each method's temperature by its win rate on the validation prompts; equal ones: the lower.
-
-    Raises:
-        UserError: a method has no verdict on validation prompts.
-    """
-    selected = {}
-    for method, rows in verdicts.groupby("method"):
-        if rows["temperature"].nunique() == 1:
-            selected[str(method)] = float(rows["temperature"].iloc[0])
-            continue
-        validation = rows[rows["split"] == "validation"]
-        if set(validation["temperature"]) != set(rows["temperature"]):
-            raise UserError(
-                f"The method {method!r} lacks verdicts on validation prompts at some temperature, so that its "
-                f"temperature cannot be chosen: raise the task's evaluation.validation_prompts."
-            )
-        rates = validation["outcome"].map(SCORE).groupby(validation["temperature"]).mean().fillna(-1.0)
-        # The first of equal rates, and they are sorted by temperature.
-        selected[str(method)] = float(rates.index.to_numpy()[rates.to_numpy().argmax()])
-    return selected
 
 
 def best_of_n_bound(method: str, temperature: float) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 _LARGE_SHARE = 0.1
 # No loss: copies, and records that are put aside or left out because the experiment asks for it.
-_WANTED = ("reserved_for_gold", "more_than_one_turn", "unlabelled", "duplicate_")
+_WANTED = ("reserved_for_gold", "test_split", "more_than_one_turn", "unlabelled", "duplicate_")
 # What is at fault, and the key of the task's section that changes it.
 _CAUSES = {
     "completion_too_long": ("have a completion that does not fit", "raise lengths.max_length"),

@@ -90,14 +90,17 @@ def split_reviews(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `prefixes`."""
+    parser.add_argument("--task", required=True, help="its name, for messages")
     parser.add_argument("--reviews", required=True, type=Path, help="raw_reviews table")
     parser.add_argument("--model", required=True, type=Path, help="base model, whose tokenizer is used")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
-    parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables that are made")
+    parser.add_argument("--demonstrations", required=True, type=Path, help="demonstrations table that is made")
+    parser.add_argument("--prompts", required=True, type=Path, help="prompts table that is made")
+    parser.add_argument("--summary", required=True, type=Path, help="JSON file of what became of every review")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes demonstrations.parquet, prompts.parquet and summary.json."""
+    """Writes both tables and the summary."""
     recipe = from_json(PrefixesRecipe, args.recipe)
     positions = max_positions(args.model)
     if positions is not None and recipe.max_length > positions:
@@ -128,14 +131,13 @@ def run(args: argparse.Namespace) -> None:
         "reviews": reviews.attrs["manifest"]["content_hash"],
         "summary": summary,
     }
-    write_table(args.out_dir / "demonstrations.parquet", "demonstrations", rows, **provenance)
-    write_table(args.out_dir / "prompts.parquet", "prompts", prompts, **provenance)
+    write_table(args.demonstrations, "demonstrations", rows, **provenance)
+    write_table(args.prompts, "prompts", prompts, **provenance)
     raw = reviews.attrs["manifest"]
     account = {"raw": raw["account"], "reviews": summary}
-    task = args.out_dir.name  # results/data/TASK
-    warnings = list(loss_warnings(task, account))
+    warnings = list(loss_warnings(args.task, account))
     for warning in warnings:
         logger.warning("warning: %s", warning)
-    facts = {"task": task, "synthetic": raw["recipe"]["source"] == "embedded", "warnings": warnings}
-    write_text(args.out_dir / "summary.json", json.dumps({**account, **facts}, indent=2, sort_keys=True) + "\n")
+    facts = {"task": args.task, "synthetic": raw["recipe"]["source"] == "embedded", "warnings": warnings}
+    write_text(args.summary, json.dumps({**account, **facts}, indent=2, sort_keys=True) + "\n")
     logger.info("prefixes: %d reviews, %d kept, %d of them cut", len(reviews), len(rows), cut)

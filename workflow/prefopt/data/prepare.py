@@ -16,20 +16,17 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data.losses import loss_warnings
 from prefopt.data.special_tokens import REASON, warn_of_template, with_special_tokens
 from prefopt.errors import UserError
-from prefopt.files import write_text
 from prefopt.lm.continuations import encode_continuations
 from prefopt.lm.models import beginning, encode, load_tokenizer, max_positions, tokenizer_hash
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
-from prefopt.tables import Manifest, read_table, write_table
+from prefopt.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 
 Encode = Callable[[PreTrainedTokenizerBase, Sequence[str]], list[list[int]]]
 
 _TEXTS_AT_ONCE = 1024
-_DEMONSTRATIONS, _PREFERENCES = "demonstrations.parquet", "preferences.parquet"
-_GOLD_SPLITS = {"gold_train": "train", "gold_test": "test"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,21 +161,17 @@ def prepare_preferences(
     rows: Sequence[Mapping[Any, Any]],
     recipe: PrepareRecipe,
     special: Collection[str] = (),
-) -> dict[str, Prepared]:
-    """The tables `preferences` and `gold_preferences`, whose splits are train and test.
+) -> Prepared:
+    """The table `preferences`, of all pairs or of the gold judge's, whose splits become train and test.
 
-    To the account of the preferences the gold judge's pairs are dropped ("reserved_for_gold"). So are pairs with a
-    completion that does not fit whole ("completion_too_long"), whose completions have the same token ids
-    ("equal_after_tokenization"), or whose `pair_id` is in `special` ("special_token_in_text").
+    Pairs with a completion that does not fit whole are dropped ("completion_too_long"), those whose completions have
+    the same token ids ("equal_after_tokenization"), and those whose `pair_id` is in `special`
+    ("special_token_in_text").
     """
     prompts = encode_prompts(tokenizer, (row["prompt"] for row in rows), recipe)
     completions = encode_completions(tokenizer, (row[side] for row in rows for side in ("chosen", "rejected")))
-    tables = {"preferences": Prepared(), "gold_preferences": Prepared()}
+    table = Prepared()
     for row in rows:
-        gold_split = _GOLD_SPLITS.get(row["split"])
-        if gold_split is not None:
-            tables["preferences"].dropped["reserved_for_gold"] += 1
-        table = tables["preferences" if gold_split is None else "gold_preferences"]
         chosen_ids, rejected_ids = completions[row["chosen"]], completions[row["rejected"]]
         if row["pair_id"] in special:
             table.dropped[REASON] += 1
@@ -188,8 +181,8 @@ def prepare_preferences(
             table.dropped["equal_after_tokenization"] += 1
         else:
             ids = {"chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
-            table.keep({**row, **ids, "split": gold_split or row["split"]}, prompts[row["prompt"]])
-    return tables
+            table.keep({**row, **ids, "split": row["split"].removeprefix("gold_")}, prompts[row["prompt"]])
+    return table
 
 
 def check_lengths(recipe: PrepareRecipe, model: Path) -> None:
@@ -211,68 +204,49 @@ def check_lengths(recipe: PrepareRecipe, model: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `prepare`."""
-    parser.add_argument("--raw-dir", required=True, type=Path, help="folder of the raw tables")
+    parser.add_argument("--raw", required=True, type=Path, help="raw table of demonstrations or of preferences")
     parser.add_argument("--model", required=True, type=Path, help="base model, whose tokenizer is used")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
-    parser.add_argument("--out-dir", required=True, type=Path, help="folder of the tables that are made")
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        nargs="+",
+        help="tables that are made: demonstrations and prompts of demonstrations, preferences of preferences",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the four tokenized tables and summary.json, each whole or not at all."""
+    """Writes the tokenized tables of one raw table, each whole or not at all."""
     recipe = from_json(PrepareRecipe, args.recipe)
     check_lengths(recipe, args.model)
     tokenizer = load_tokenizer(args.model)
-    demonstrations = read_table(args.raw_dir / _DEMONSTRATIONS, "raw_demonstrations")
-    preferences = read_table(args.raw_dir / _PREFERENCES, "raw_preferences")
-    raw = {"demonstrations": demonstrations.attrs["manifest"], "preferences": preferences.attrs["manifest"]}
+    raw = read_table(args.raw, "raw_demonstrations" if len(args.out) == 2 else "raw_preferences")
+    rows = raw.to_dict("records")
     warn_of_template(tokenizer, args.model)
-    shown, compared = demonstrations.to_dict("records"), preferences.to_dict("records")
-    special = with_special_tokens(tokenizer, shown, "prompt_id", ("prompt", "response"), args.raw_dir / _DEMONSTRATIONS)
-    special_pairs = with_special_tokens(
-        tokenizer, compared, "pair_id", ("prompt", "chosen", "rejected"), args.raw_dir / _PREFERENCES
-    )
-    tables = {
-        **prepare_demonstrations(tokenizer, shown, recipe, special),
-        **prepare_preferences(tokenizer, compared, recipe, special_pairs),
-    }
-    summary = _summary(tables, raw)
-    for warning in summary["warnings"]:
-        logger.warning("warning: %s", warning)
-    for name, table in tables.items():
-        origin = raw["demonstrations" if name in ("demonstrations", "prompts") else "preferences"]
-        # The gold pairs have the schema of all pairs.
-        schema = "preferences" if name == "gold_preferences" else name
+    tables: dict[str, Prepared]
+    if len(args.out) == 2:
+        special = with_special_tokens(tokenizer, rows, "prompt_id", ("prompt", "response"), args.raw)
+        tables = prepare_demonstrations(tokenizer, rows, recipe, special)
+    else:
+        special = with_special_tokens(tokenizer, rows, "pair_id", ("prompt", "chosen", "rejected"), args.raw)
+        tables = {"preferences": prepare_preferences(tokenizer, rows, recipe, special)}
+    origin = raw.attrs["manifest"]
+    for path, (name, table) in zip(args.out, tables.items(), strict=True):
+        account = table.summary(origin["account"]["read"], origin["account"]["dropped"])
+        for warning in loss_warnings(origin["task"], {path.stem: account}):
+            logger.warning("warning: %s", warning)
         write_table(
-            args.out_dir / f"{name}.parquet",
-            schema,
+            path,
+            name,
             table.rows,
-            task=summary["task"],
+            task=origin["task"],
             recipe=to_dict(recipe),
             lengths=to_dict(recipe),
             tokenizer_hash=tokenizer_hash(args.model),
+            source=origin["recipe"]["source"],
             raw=origin["content_hash"],
-            account=summary["tables"][name],
+            account=account,
             notes=origin["notes"],
         )
-        logger.info("%s: %s", name, json.dumps(summary["tables"][name]))
-    write_text(args.out_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-
-
-def _summary(tables: dict[str, Prepared], raw: dict[str, Manifest]) -> dict[str, Any]:
-    """What summary.json holds; the drops of the stage `records` and of this one are counted together."""
-    demonstrations, preferences = raw["demonstrations"]["account"], raw["preferences"]["account"]
-    reserved = tables["preferences"].dropped["reserved_for_gold"]
-    counts = {
-        "demonstrations": tables["demonstrations"].summary(demonstrations["read"], demonstrations["dropped"]),
-        "preferences": tables["preferences"].summary(preferences["read"], preferences["dropped"]),
-        "gold_preferences": tables["gold_preferences"].summary(reserved, {}),
-        "prompts": tables["prompts"].summary(demonstrations["read"], demonstrations["dropped"]),
-    }
-    manifest = raw["demonstrations"]
-    return {
-        "task": manifest["task"],
-        "source": manifest["recipe"]["source"],
-        "synthetic": manifest["notes"]["synthetic"],
-        "tables": counts,
-        "warnings": [*manifest["notes"]["warnings"], *loss_warnings(manifest["task"], counts)],
-    }
+        logger.info("%s: %s", name, json.dumps(account))

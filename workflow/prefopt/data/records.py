@@ -1,10 +1,11 @@
-"""The stage `records`: a task's raw records, embedded, from files or from a hub, to raw tables."""
+"""The stage `records`: a task's raw records, embedded, from files or from a hub, to a raw table."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,14 @@ from prefopt.tables import write_table
 
 logger = logging.getLogger(__name__)
 
+# The raw tables and their schemas. What is trained on stands apart from the test prompts, and from the gold judge's pairs.
+TABLES = {
+    "demonstrations": "raw_demonstrations",
+    "training/demonstrations": "raw_demonstrations",
+    "preferences": "raw_preferences",
+    "gold_preferences": "raw_preferences",
+    "pretraining": "pretraining",
+}
 # Fewer test prompts than this give win rates that say next to nothing.
 FEW_TEST_PROMPTS = 20
 # Kinds of records of each task with the fields that are read, those of them on a hub, and its generator.
@@ -90,38 +99,50 @@ def _raw_tables(task: str, records: Mapping[str, Records], recipe: RecordsRecipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `records`."""
     parser.add_argument("--task", required=True, choices=list(_GENERATORS), help="which task's records")
+    parser.add_argument("--table", required=True, choices=list(TABLES), help="which of the raw tables is made")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
-    parser.add_argument("--out-dir", required=True, type=Path, help="folder of the raw tables that are made")
+    parser.add_argument("--out", required=True, type=Path, help="raw table that is made")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes demonstrations.parquet, preferences.parquet and pretraining.parquet, each whole or not at all."""
+    """Writes one raw table, whole or not at all. Each is made by a job of its own, so that another leaves it alone."""
     recipe = from_json(RecordsRecipe, args.recipe)
     tables, inputs = read_records(args.task, recipe)
-    warnings = _warnings(tables, inputs)
+    schema, content, account = _table(args.table, tables)
+    warnings = _warnings(args.table, content, inputs)
     for warning in warnings:
         logger.warning("warning: %s", warning)
-    rows: dict[str, tuple[str, list[dict[str, Any]]]] = {
-        "raw_demonstrations": ("demonstrations", tables.demonstrations),
-        "raw_preferences": ("preferences", tables.preferences),
-        "pretraining": ("pretraining", [{"text": text} for text in tables.pretraining]),
-    }
-    for table, (file, content) in rows.items():
-        account = tables.accounts[table].as_dict()
-        if account["read"] != account["kept"] + sum(account["dropped"].values()) or account["kept"] != len(content):
-            raise AssertionError(f"the account of {table} does not add up: {account}, {len(content)} rows")
-        write_table(
-            args.out_dir / f"{file}.parquet",
-            table,
-            content,
-            task=args.task,
-            recipe=to_dict(recipe),
-            inputs=inputs,
-            account=account,
-            notes={**tables.notes, "warnings": warnings},
-        )
-        reasons = ", ".join(f"{reason} {count}" for reason, count in account["dropped"].items())
-        logger.info("%s: %d read, %d kept; dropped: %s", file, account["read"], account["kept"], reasons or "none")
+    if account["read"] != account["kept"] + sum(account["dropped"].values()) or account["kept"] != len(content):
+        raise AssertionError(f"the account of {args.table} does not add up: {account}, {len(content)} rows")
+    write_table(
+        args.out,
+        schema,
+        content,
+        task=args.task,
+        recipe=to_dict(recipe),
+        inputs=inputs,
+        account=account,
+        notes={**tables.notes, "warnings": warnings},
+    )
+    reasons = ", ".join(f"{reason} {count}" for reason, count in account["dropped"].items())
+    logger.info("%s: %d read, %d kept; dropped: %s", args.table, account["read"], account["kept"], reasons or "none")
+
+
+def _table(name: str, tables: RawTables) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Schema, rows and account of one table. What another table holds in its stead is dropped from its account."""
+    schema = TABLES[name]
+    account = tables.accounts[schema].as_dict()
+    if name == "pretraining":
+        return schema, [{"text": text} for text in tables.pretraining], account
+    rows = tables.demonstrations if schema == "raw_demonstrations" else tables.preferences
+    gold = [row for row in rows if row["split"].startswith("gold_")]
+    if name == "gold_preferences":
+        return schema, gold, {"read": len(gold), "kept": len(gold), "dropped": {}}
+    kept = [row for row in rows if row["split"] != "test"] if name == "training/demonstrations" else rows
+    kept = [row for row in kept if not row["split"].startswith("gold_")]
+    elsewhere = {"test_split": len(rows) - len(gold) - len(kept), "reserved_for_gold": len(gold)}
+    dropped = Counter(account["dropped"]) + Counter(elsewhere)
+    return schema, kept, {**account, "kept": len(kept), "dropped": dict(sorted(dropped.items()))}
 
 
 def _hub_name(recipe: RecordsRecipe, kind: str) -> str:
@@ -131,13 +152,13 @@ def _hub_name(recipe: RecordsRecipe, kind: str) -> str:
     return name
 
 
-def _warnings(tables: RawTables, inputs: list[dict[str, Any]]) -> list[str]:
+def _warnings(table: str, rows: list[dict[str, Any]], inputs: list[dict[str, Any]]) -> list[str]:
     warnings = [
         f"{entry['name']} is not pinned to a revision: another day may bring other records."
         for entry in inputs
         if entry.get("pinned") is False
     ]
-    test_prompts = sum(row["split"] == "test" for row in tables.demonstrations)
+    test_prompts = sum(row["split"] == "test" for row in rows) if table == "demonstrations" else FEW_TEST_PROMPTS
     if test_prompts < FEW_TEST_PROMPTS:
         warnings.append(
             f"the test split has {test_prompts} prompts, fewer than {FEW_TEST_PROMPTS}: win rates on it say little."

@@ -1,4 +1,4 @@
-"""The stage `reviews`: film reviews with their labels, embedded, from files or from a hub."""
+"""The stage `reviews`: film reviews with their labels, embedded, from files or from a hub, to a raw table."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from prefopt.tables import write_table
 
 logger = logging.getLogger(__name__)
 
+TABLES = ("reviews", "training/reviews", "pretraining")
 UNLABELLED = -1
 _LABELS = {"pos": 1, "positive": 1, "1": 1, "neg": 0, "negative": 0, "0": 0, "": UNLABELLED, "-1": UNLABELLED}
 _FIELDS = ("text", "label")
@@ -52,9 +53,12 @@ class Review:
 
 
 def generate(values: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Rows of raw_reviews drawn from the synthetic writer, each with its own random stream; no text stands twice."""
+    """Rows of raw_reviews drawn from the synthetic writer, each with its own random stream; no text stands twice.
+
+    What is trained on comes first, so that it does not depend on the number of test reviews.
+    """
     rows, seen = [], set()
-    for split in ("test", "validation", "train", "unlabelled"):
+    for split in ("train", "unlabelled", "validation", "test"):
         for i in range(values[split]):
             rng = random.Random(f"{values['seed']}/review-{split}/{i}")
             text = review_world.write_review(rng)
@@ -144,20 +148,27 @@ def read_reviews(recipe: ReviewsRecipe) -> tuple[list[dict[str, Any]], Account, 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `reviews`."""
+    parser.add_argument("--table", required=True, choices=TABLES, help="which of the raw tables is made")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
-    parser.add_argument("--out-dir", required=True, type=Path, help="folder of the raw tables that are made")
+    parser.add_argument("--out", required=True, type=Path, help="raw table that is made")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes reviews.parquet, and pretraining.parquet of the training reviews, labelled or not."""
+    """Writes all reviews, those that are not of the test split, or the texts of the training split, labelled or not."""
     recipe = from_json(ReviewsRecipe, args.recipe)
     rows, account, inputs = read_reviews(recipe)
-    for split in ("train", "validation", "test"):
+    for split in ("train", "validation", "test") if args.table == "reviews" else ():
         if not any(row["split"] == split and row["label"] != UNLABELLED for row in rows):
             raise UserError(f"No labelled review is in the split {split!r}: give more reviews or change data.splits.")
-    texts = [{"text": row["text"]} for row in rows if row["split"] == "train"]
     provenance = {"recipe": to_dict(recipe), "inputs": inputs}
-    write_table(args.out_dir / "reviews.parquet", "raw_reviews", rows, account=account.as_dict(), **provenance)
-    write_table(args.out_dir / "pretraining.parquet", "pretraining", texts, **provenance)
+    if args.table == "pretraining":
+        texts = [{"text": row["text"]} for row in rows if row["split"] == "train"]
+        write_table(args.out, "pretraining", texts, **provenance)
+        return
+    if args.table == "training/reviews":
+        trained = [row for row in rows if row["split"] != "test"]
+        account.dropped["test_split"] += len(rows) - len(trained)
+        account.kept, rows = len(trained), trained
+    write_table(args.out, "raw_reviews", rows, account=account.as_dict(), **provenance)
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(account.dropped.items()))
-    logger.info("reviews: %d read, %d kept; dropped: %s", account.read, account.kept, dropped or "none")
+    logger.info("%s: %d read, %d kept; dropped: %s", args.table, account.read, account.kept, dropped or "none")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from prefopt.analysis.verdicts import read_verdicts, select_temperatures
 from prefopt.errors import UserError
 from prefopt.judging.judge import PROMPTS_AT_ONCE, Judge, OrderRule, Pair, judge_pairs
 from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
@@ -73,10 +74,9 @@ def judge_samples(
     return pd.DataFrame(judge_pairs(judge, pairs, rule, seed), columns=SCHEMAS["verdicts"].names)
 
 
-def selected_samples(samples: pd.DataFrame, win_rates: pd.DataFrame) -> pd.DataFrame:
-    """A method's samples on test prompts at the temperature that a win-rate table selects for it."""
-    selected = win_rates[win_rates["selected"]].set_index("method")["temperature"]
-    temperatures = samples["method"].map(selected)
+def selected_samples(samples: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
+    """A method's samples on test prompts at the temperature that another judge's settled verdicts select for it."""
+    temperatures = samples["method"].map(select_temperatures(verdicts))
     return samples[(samples["temperature"] == temperatures) & (samples["split"] == "test")]
 
 
@@ -86,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table, with the references")
     parser.add_argument("--demonstrations", required=True, type=Path, help="demonstrations table")
     parser.add_argument(
-        "--win-rates", type=Path, help="CSV of win rates: only its selected temperatures are judged, on test prompts"
+        "--selected-by",
+        type=Path,
+        help="verdicts of the task's own judge: only the temperature that they select is judged, on test prompts",
     )
     add_judge_arguments(parser)
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
     demonstrations = read_table(args.demonstrations, "demonstrations")
     lengths = dict(zip(demonstrations["prompt_id"], demonstrations["response_ids"].map(len), strict=True))
-    judged = samples if args.win_rates is None else selected_samples(samples, pd.read_csv(args.win_rates))
+    judged = samples if args.selected_by is None else selected_samples(samples, read_verdicts(args.selected_by))
     if recipe.kind == "human":
         judged = judged[judged["split"] == "test"]  # what people are shown
     # All samples of a prompt are in one shard, so that a text that a policy writes twice is read and paid once.

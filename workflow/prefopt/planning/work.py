@@ -86,13 +86,13 @@ def counts(config: Config, task: str) -> Counts:
         per_prompt = math.comb(section["pairs"]["completions"], 2)
         every = {split: prompts * per_prompt for split, prompts in pairs.items()}
         return Counts(demonstrations, every, {}, demonstrations["train"], labelled)
+    if plan.kind(section) == "transfer":
+        return Counts({}, {}, {}, 0)
     prepared = _prepared(task)
     if prepared is not None:
         tables = {name: table["splits"] for name, table in prepared["tables"].items()}
         found = Counts(tables["demonstrations"], tables["preferences"], tables["gold_preferences"], 0)
         return dataclasses.replace(found, documents=_documents(section, found))
-    if plan.kind(section) == "transfer":
-        return Counts({}, {}, {}, 0)
     if source == "embedded":
         demonstrations = {"train": made["demonstrations"], "validation": made["validation_prompts"]}
         pairs = {"train": made["pairs"], "validation": made["validation_pairs"]}

@@ -53,12 +53,15 @@ def describe_run(module: str, recipe: Any, inputs: dict[str, str]) -> dict[str, 
 
     Args:
         module: the stage's module, whose code (and what it imports) is part of the identity.
-        recipe: the stage's recipe.
+        recipe: the stage's recipe; how often it saves is left out.
         inputs: content hash of each input table and weights hash of each input model.
     """
+    values = to_dict(recipe)
+    for part in (values, values.get("trainer", {})):
+        part.pop("checkpoint_every", None)
     return {
         "stage": module,
-        "recipe": to_dict(recipe),
+        "recipe": values,
         "inputs": inputs,
         "code": fingerprint(module),
         "device": default_device().type,

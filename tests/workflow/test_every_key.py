@@ -1,0 +1,364 @@
+"""A change of any key of the config runs the stages that read it, and no other.
+
+Every key is changed, one at a time, in one process (see `compared`); `test_tiny_run` holds some of them against Snakemake's
+own dry run of a finished folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from inspect import getargs
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import pytest
+from compared import DERIVING, Job, Name, Rules, loaded
+from running import REPOSITORY, TINY, overlay
+from snakemake.utils import update_config
+
+from prefopt.config import load_schema, resolve
+from prefopt.plan import PROMPTS
+
+SCHEMA = load_schema()
+SHIPPED = REPOSITORY / "workflow" / "models" / "tldr_base"
+CHAT = {"base_url": "http://localhost:1/v1", "model": "m", "prompt": "tldr_simple"}
+HOSTED = {
+    "kind": "chat",
+    "chat": {**CHAT, "prices": {"m": {"input": 1.0, "output": 2.0}, "n": {"input": 1.0, "output": 1.0}}},
+}
+
+FIRST = {"method": "ppo", "temperature": 1.0}
+TRAINERS = "pretrain sft preferred_ft dpo dpo_with_samples reward_model gold_reward_model ppo"
+SAMPLERS = "sample candidates pair_samples ceiling_samples"
+RUNS = "dpo_0.1 ppo_6 ppo_gt_6 ppo_gt_trl_6 unlikelihood_1 preferred_ft_0"
+EVERY_RUN = " ".join(f"frontier_run:{run}" for run in RUNS.split())
+PREFERRED_FT = "frontier_run:preferred_ft_0"  # names its seed
+ENDPOINT = "api_key_env|concurrency|requests_per_minute|timeout|max_retries|budget_usd|store"
+
+# What reads a key: the jobs that are not the same with another value, by the first pattern that fits. A job is named by its
+# rule and, where it makes one of several, by its table, run or judge. It is a job of the key's task, unless another is named.
+READ_BY = {
+    # What every stage that trains or samples reads.
+    r"seed": (
+        "sft preferred_ft dpo dpo_with_samples reward_model ppo sample candidates pair_samples win_rates best_of_n_curve"
+        f" examples dominance judge_agreement human_agreement {EVERY_RUN.removesuffix(PREFERRED_FT)}"
+    ),
+    r"compute\.activation_checkpointing": f"{TRAINERS} {EVERY_RUN}",
+    r"compute\.dtype": f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n",
+    r"compute\.token_budget": (
+        f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n other_judge:gold judge_items:gold"
+    ),
+    # What a job is given does not change what it makes.
+    r"compute\.(threads|gpus|mem_mb|runtime|hardware\..*)": "",
+    r".*\.checkpoint_every": "",
+    rf".*\.chat\.({ENDPOINT})": "",
+    r".*\.chat\.prices\.n\..*": "",
+    # Records.
+    r"tasks\.(tldr|hh)\.data\.embedded\.(demonstrations|validation_prompts)": (
+        "records:demonstrations records:training/demonstrations"
+    ),
+    r".*\.data\.embedded\.(test_prompts|demonstrations|validation_prompts)": "records:demonstrations",
+    r".*\.data\.embedded\.(validation_)?pairs": "records:preferences",
+    r".*\.data\.embedded\.gold_(test_)?pairs": "records:gold_preferences",
+    r".*\.data\.embedded\.pretraining_documents": "records:pretraining",
+    r"tasks\.cnndm\.data\.embedded\.seed": "records:demonstrations",
+    r"tasks\.imdb\.data\.embedded\.test": "reviews:reviews",
+    r"tasks\.imdb\.data\.embedded\.validation": "reviews:reviews reviews:training/reviews",
+    r"tasks\.imdb\.data\.embedded\..*": "reviews:reviews reviews:training/reviews reviews:pretraining",
+    r".*\.data\.embedded\.seed": (
+        "records:demonstrations records:training/demonstrations records:preferences records:gold_preferences"
+        " records:pretraining"
+    ),
+    r"tasks\.(tldr|hh)\.lengths\..*": "prepare prepare_preferences",
+    r"tasks\.cnndm\.lengths\..*": "prepare",
+    r"tasks\.imdb\.lengths\..*": "prefixes",
+    # Other sources than the one that is taken.
+    r".*\.data\.(?!source|embedded).*": "",
+    r".*\.(base|sft|true_reward)\.(path|name|revision)": "",
+    # Trainers.
+    r"tasks\.hh\.gold_reward_model\..*": "",  # no judge of hh is one
+    r"tasks\.hh\.dpo\..*|tasks\.hh\.by_step\..*": "dpo_with_samples",
+    r"tasks\.imdb\.preferred_ft\.seed": "",  # the runs name theirs
+    r"tasks\.imdb\.(dpo|unlikelihood|preferred_ft|ppo|ppo_gt|ppo_gt_trl)\.(?!adapter).*": r"frontier_run:\1",
+    r"tasks\.imdb\.runs\.([a-z_]+_[0-9.]+)\.(?!method).*": r"frontier_run:\1",
+    r"tasks\.imdb\.classifier\..*|tasks\.imdb\.true_reward\.(max_length|batch_size)": "",  # the reward is a rule
+    r".*\.gold_reward_model\.keep": "",  # always the last
+    r"tasks\.[a-z]+\.(pretrain|sft|preferred_ft|dpo|reward_model|gold_reward_model|ppo)\.(?!source).*": r"\1",
+    # Sampling.
+    r"tasks\.tldr\.(sampling\..*|evaluation\.(validation|test)_prompts)": "sample candidates",
+    r"tasks\.hh\.(sampling\.temperatures|evaluation\.validation_prompts)": "sample candidates",
+    # DPO by step is sampled on test prompts, as everything else is.
+    r"tasks\.hh\.(sampling\..*|evaluation\.test_prompts)": "sample candidates dpo_with_samples",
+    r"tasks\.cnndm\.(sampling\..*|evaluation\.(validation|test)_prompts)": "sample",
+    r".*\.best_of_n\.n": "candidates",
+    r".*\.best_of_n\.curve": "best_of_n_curve",
+    r".*\.best_of_n\.subsets": "",  # every candidate is judged where that is free
+    r".*\.pairs\..*": "pair_samples",
+    r".*\.ceiling\.(prompts|samples)": "ceiling_samples",
+    r".*\.ceiling\..*": "optimal_frontier",
+    # Judges.
+    r"tasks\.tldr\.other_judges\.hosted\.repeat": "other_judge:hosted judge_items:hosted",
+    r".*judge.*\.repeat": "",  # only a chat judge judges some pairs once more
+    r"tasks\.tldr\.judge\.(order|seed)": "judge judge_candidates judge_items:main",
+    r"tasks\.hh\.judge\.(order|seed)": "judge judge_candidates",
+    r"tasks\.cnndm\.judge\.(order|seed)": "judge",
+    r"tasks\.tldr\.other_judges\.(hosted|gold)\.(?!kind).*": r"other_judge:\1 judge_items:\1",
+    # People.
+    r".*\.human\.(failed_checks_allowed|min_seconds)": "human_votes",
+    r".*\.human\.simulated_raters\..*": "simulated_votes",
+    r".*\.human\.seed": "human_study simulated_votes",
+    r".*\.human\..*": "human_study",
+    # Tables.
+    r".*\.evaluation\.(examples|example_characters)": "examples",
+    r"tasks\.tldr\.evaluation\.confidence": "win_rates best_of_n_curve judge_agreement human_agreement",
+    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step",
+    r"tasks\.cnndm\.evaluation\.confidence": "win_rates",
+    r"tasks\.imdb\.evaluation\.(confidence|bootstrap|at_kl)": "dominance",
+    r"tasks\.imdb\.evaluation\.(max_new_tokens|seed)": f"{EVERY_RUN} ceiling_samples",
+    r"tasks\.imdb\.evaluation\..*": EVERY_RUN,
+}
+# Told to a job, of no effect on what it makes: the reason why a key is not compared.
+OF_NO_RESULT = {
+    r".*\.checkpoint_every": "how often a trainer saves",
+    rf".*\.chat\.({ENDPOINT})": "how an endpoint is asked, by whom, what may be spent, and where replies are kept",
+    r".*\.data\.(posts|comparisons|demonstrations|preferences|articles|reviews)": "files are compared by their content",
+    r".*\.data\.(?!embedded).*": "what the source that is taken does not read",
+    r".*true_reward\.(max_length|batch_size)": "a rule reads no classifier's",
+    r"compute\.token_budget": "a judge that is no model reads none",
+}
+# What decides which jobs there are: see `GRAPHS`.
+OF_THE_GRAPH = re.compile(
+    r".*\.(methods|reference|models_of|source|kind|method|matchups)|tasks\.imdb\.runs\.[a-z_]+_[0-9.]+|.*\.hosted\.chat\.model"
+)
+GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
+    "a method less": (
+        {"tldr": {"methods": ["base", "sft", "preferred_ft", "dpo", "best_of_4"], "human": None}},
+        "win_rates examples training_figure judge_agreement compute paper all",
+    ),
+    "a run more": (
+        {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}},
+        "frontier_run:dpo_2 frontier dominance compute all",
+    ),
+    "a learned judge": (
+        {"tldr": {"judge": {"kind": "reward_model"}}},
+        "judge judge_candidates judge_items:main win_rates paper",
+    ),
+    "another model behind an endpoint": (
+        {"tldr": {"other_judges": {"hosted": {"chat": {"model": "n"}}}}},
+        "other_judge:hosted judge_items:hosted",
+    ),
+    "a judge less": (
+        {"tldr": {"other_judges": {"hosted": None}}},
+        "judge_agreement human_agreement",
+    ),
+    "a matchup less": (
+        {"tldr": {"human": {"matchups": [{"first": FIRST, "second": {"method": "reference"}, "items": 4}]}}},
+        "human_study",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def rules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rules]:
+    folder = tmp_path_factory.mktemp("rules")
+    with loaded(folder, TINY, overlay(folder, {"tasks": {"tldr": {"other_judges": {"hosted": HOSTED}}}})) as rules:
+        yield rules
+
+
+@pytest.fixture(scope="module")
+def jobs(rules: Rules) -> dict[Name, Job]:
+    return rules.jobs()
+
+
+def keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every key that is no section, with its value."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from keys(below, (*path, key))
+    else:
+        yield path, value
+
+
+def another(value: Any, path: tuple[str, ...]) -> Any:
+    """Another value that the key may have; the same where there is none."""
+    schema = SCHEMA
+    for key in path:
+        schema = schema["properties"][key] if key in schema.get("properties", {}) else schema["additionalProperties"]
+    if isinstance(value, list):
+        return [*value, next(item for item in ("x.jsonl", "x.csv", "dpo", 0.5, 3) if allowed([*value, item], schema))]
+    if isinstance(value, bool):
+        return not value
+    numbers = [value + 1, value / 2, 2 * value] if isinstance(value, int | float) else []
+    others = [
+        *numbers,
+        *schema.get("enum", []),
+        "another",
+        "http://localhost:2/v1",
+        7,
+        0.5,
+        0.25,
+        {"rank": 2, "alpha": 4},
+    ]
+    return next((other for other in others if other != value and allowed(other, schema)), value)
+
+
+def allowed(value: Any, schema: Mapping[str, Any]) -> bool:
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(value))
+
+
+def with_key(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    changed: dict[str, Any] = copy.deepcopy(dict(config))
+    section = changed
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = value
+    return changed
+
+
+def overlaid(config: Mapping[str, Any], tasks: dict[str, Any]) -> dict[str, Any]:
+    """What a resolved config becomes with an overlay."""
+    whole = copy.deepcopy(dict(config))
+    update_config(whole, {"tasks": tasks})
+    return resolve(whole)
+
+
+def named(job: Name, task: str | None) -> str:
+    """A job's rule, and what it makes where that is one of several."""
+    rule, wildcards = job
+    named = ":".join([rule, *(value for key, value in wildcards if key in ("table", "run", "judge"))])
+    of_task = dict(wildcards).get("task", task)
+    return named if task is None or of_task == task else f"{named}@{of_task}"
+
+
+def expected(key: str, made: set[str]) -> set[str]:
+    """What reads a key, of the jobs that there are; a method of the sweep stands for its runs."""
+    for pattern, readers in READ_BY.items():
+        if match := re.fullmatch(pattern, key):
+            names = match.expand(readers).split()
+            runs = {name for name in made for reader in names if re.fullmatch(rf"{re.escape(reader)}_[0-9.]+", name)}
+            return runs or set(names)
+    return {"no line of READ_BY says what"}
+
+
+def test_a_change_of_any_key_runs_all_that_read_it_and_no_other(rules: Rules, jobs: dict[Name, Job]) -> None:
+    wrong, covered = {}, 0
+    for path, value in keys(rules.config):
+        key = ".".join(path)
+        if OF_THE_GRAPH.fullmatch(key):
+            continue
+        covered += 1
+        with rules.with_config(with_key(rules.config, path, another(value, path))):
+            now = rules.jobs()
+        own, _ = rules.rerun(jobs, now)
+        task = path[1] if path[0] == "tasks" else None
+        found = {named(job, task) for job in own}
+        made = {named(job, task) for job in now}
+        if found != expected(key, made):
+            wrong[key] = {"runs": sorted(found), "reads it": sorted(expected(key, made))}
+        # What a job is told and not compared by has its reason.
+        told = {job for job, facts in now.items() if job in jobs and facts.uncompared != jobs[job].uncompared}
+        if told - own and not any(re.fullmatch(pattern, key) for pattern in OF_NO_RESULT):
+            wrong[key] = {"told and not compared": sorted(named(job, task) for job in told - own)}
+    assert not wrong, "\n".join(f"{key}: {found}" for key, found in wrong.items())
+    assert covered > 500
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_other_jobs_run_with_what_reads_them(rules: Rules, jobs: dict[Name, Job], name: str) -> None:
+    change, readers = GRAPHS[name]
+    with rules.with_config(overlaid(rules.config, change)):
+        own, _ = rules.rerun(jobs, rules.jobs())
+    (task,) = change
+    assert {named(job, task) for job in own} == set(readers.split())
+
+
+def changed(rules: Rules, jobs: dict[Name, Job], path: str, value: Any) -> set[str]:
+    """All that a change of a key runs, with what hangs on it; jobs of the key's task without its name."""
+    keys = tuple(path.split("."))
+    with rules.with_config(with_key(rules.config, keys, value)):
+        _, every = rules.rerun(jobs, rules.jobs())
+    return {named(job, keys[1]) for job in every}
+
+
+def test_test_prompts_train_nothing(rules: Rules, jobs: dict[Name, Job]) -> None:
+    """By step DPO is sampled on test prompts while it trains, and a run of the sweep is evaluated on them."""
+    for task, key, trained in (
+        ("tldr", "test_prompts", set()),
+        ("hh", "test_prompts", {"dpo_with_samples"}),
+        ("imdb", "test", set(EVERY_RUN.split())),
+        ("tldr", "gold_pairs", {"gold_reward_model"}),
+    ):
+        runs = changed(rules, jobs, f"tasks.{task}.data.embedded.{key}", 99)
+        trainers = {*TRAINERS.split(), *EVERY_RUN.split(), "reference", "classifier", "pair_samples"}
+        assert runs & trainers == trained
+
+
+def test_another_judge_waits_for_its_own_method_alone(rules: Rules, jobs: dict[Name, Job]) -> None:
+    with rules.with_config(with_key(rules.config, ("tasks", "tldr", "dpo", "beta"), 0.7)):
+        _, every = rules.rerun(jobs, rules.jobs())
+    judged = {dict(wildcards)["method"] for rule, wildcards in every if rule == "other_judge"}
+    assert judged == {"dpo"}
+
+
+def test_what_is_brought_may_move_and_not_change(rules: Rules, jobs: dict[Name, Job], tmp_path: Path) -> None:
+    """A base, a judge's prompt and files of records under another path are the same, with another content others."""
+    base, posts = shutil.copytree(SHIPPED, tmp_path / "base"), tmp_path / "posts.jsonl"
+    copied = shutil.copy(PROMPTS / "tldr_simple.txt", tmp_path)
+    posts.write_text("{}\n")
+    tldr = {
+        "base": {"source": "path", "path": str(base)},
+        "judge": {"kind": "chat", "chat": {**HOSTED["chat"], "prompt": str(copied)}},
+        "data": {"source": "files", "posts": [str(posts)], "comparisons": [str(posts)], "gold_fraction": 0.5},
+        "human": None,
+    }
+    config = overlaid(rules.config, {"tldr": tldr})
+
+    def runs(change: dict[str, Any]) -> set[str]:
+        with rules.with_config(config):
+            before = rules.jobs()
+        with rules.with_config(overlaid(config, {"tldr": change})):
+            own, _ = rules.rerun(before, rules.jobs())
+        return {named(job, "tldr") for job in own} - {"paper"}  # which names the base
+
+    moved = shutil.copytree(base, tmp_path / "moved")
+    (tmp_path / "below").mkdir()
+    elsewhere = [str(shutil.copy(path, tmp_path / "below")) for path in (copied, posts)]
+    assert runs({"base": {"path": str(moved)}}) == set()
+    assert runs({"judge": {"chat": {"prompt": elsewhere[0]}}}) == set()
+    assert runs({"data": {"posts": [elsewhere[1]]}}) == set()
+    (moved / "model.safetensors").write_bytes(b"other weights")
+    Path(elsewhere[0]).write_text("Which is better? {post} {first} {second}")
+    Path(elsewhere[1]).write_text("{}\n{}\n")
+    tables = {"records:demonstrations", "records:training/demonstrations", "records:preferences"}
+    assert runs({"base": {"path": str(moved)}}) >= {"prepare", "prepare_preferences", "sft", "preferred_ft", "sample"}
+    assert runs({"judge": {"chat": {"prompt": elsewhere[0]}}}) == {"judge", "judge_candidates"}
+    assert runs({"data": {"posts": [elsewhere[1]]}}) == tables | {"records:gold_preferences"}
+
+
+def test_one_params_function_alone_is_not_compared(rules: Rules) -> None:
+    """Values that are not compared go through `uncompared`, which takes `threads`; no function takes another of these."""
+    taken = {
+        (getargs(item.__code__).args[-1], item.__qualname__)
+        for rule in rules.workflow.rules
+        for _, item in rule.params._allitems()
+        if callable(item) and set(getargs(item.__code__).args) & DERIVING
+    }
+    assert taken == {("threads", "uncompared.<locals>.<lambda>")}
+
+
+def test_snakemake_compares_the_same(rules: Rules, jobs: dict[Name, Job]) -> None:
+    """Inputs and params as Snakemake itself works them out for some jobs."""
+    for name, job in jobs.items():
+        rule, wildcards = rules.workflow.get_rule(name[0]), dict(name[1])
+        inputs, *_ = rule.expand_input(wildcards)
+        outputs, _ = rule.expand_output(wildcards)
+        of_job = SimpleNamespace(resources=SimpleNamespace(_cores=1))
+        params, compared = rule.expand_params(wildcards, inputs, outputs, of_job)
+        assert sorted(map(str, inputs)) == list(job.inputs)
+        assert sorted(map(repr, compared)) == sorted(param.partition(" ")[2] for param in job.compared)
+        assert len(params) == len(job.compared) + len(job.uncompared)

@@ -1,0 +1,33 @@
+"""The stage `summary`: what became of every record of a task, over all the stages that drop some."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from prefopt.data.losses import loss_warnings
+from prefopt.files import write_text
+from prefopt.tables import read_manifest
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `summary`."""
+    parser.add_argument("--tables", required=True, type=Path, nargs="+", help="prepared tables, each named as its file")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the account of each table, as the stage `prepare` put it into the table, and all their warnings."""
+    manifests = {path.stem: read_manifest(path) for path in args.tables}
+    first = next(iter(manifests.values()))
+    accounts = {name: manifest["account"] for name, manifest in manifests.items()}
+    told = dict.fromkeys(text for each in manifests.values() for text in each["notes"]["warnings"])
+    summary = {
+        "task": first["task"],
+        "source": first["source"],
+        "synthetic": first["notes"]["synthetic"],
+        "tables": accounts,
+        "warnings": [*told, *loss_warnings(first["task"], accounts)],
+    }
+    write_text(args.out, json.dumps(summary, indent=1) + "\n")
