@@ -216,7 +216,10 @@ def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> 
 def test_the_top_level_seed_leaves_data_base_and_judge_alone(config: dict[str, Any]) -> None:
     changed = resolve(with_value("seed", 1))
     same = {stage for stage in RECIPES if recipe_json(config, "tldr", stage) == recipe_json(changed, "tldr", stage)}
-    assert same == {"pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"}
+    assert same == {"pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"} | {
+        "human_study",
+        "human_votes",
+    }
 
 
 def test_a_section_may_name_a_seed_of_its_own(config: dict[str, Any]) -> None:

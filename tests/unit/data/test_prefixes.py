@@ -70,16 +70,16 @@ def test_the_stage_accounts_for_every_review(model: Path, tmp_path: Path, caplog
     facts = {"account": account, "recipe": {"source": "embedded"}}
     write_table(tmp_path / "reviews.parquet", "raw_reviews", [*rows, review("s", "a")], **facts)
     values = {"min_prefix": 2, "max_prefix": 8, "max_length": 24}
-    arguments = {"reviews": tmp_path / "reviews.parquet", "model": model}
+    arguments = {"task": "imdb", "reviews": tmp_path / "reviews.parquet", "model": model}
     arguments |= {name: tmp_path / "out" / f"{name}.parquet" for name in ("demonstrations", "prompts")}
     arguments["summary"] = tmp_path / "out" / "summary.json"
     prefixes.run(argparse.Namespace(**arguments, recipe=json.dumps(values)))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["raw"] == account
-    assert (summary["task"], summary["synthetic"]) == ("out", True)
+    assert (summary["task"], summary["synthetic"]) == ("imdb", True)
     assert summary["warnings"] == [
         "1 of 4 records of reviews (25%) are lost: they have nothing left after the prefix; lower "
-        "tasks.out.lengths.max_prefix."
+        "tasks.imdb.lengths.max_prefix."
     ]
     assert summary["warnings"][0] in caplog.text
     assert summary["reviews"]["read"] == 4 == summary["reviews"]["kept"] + sum(summary["reviews"]["dropped"].values())

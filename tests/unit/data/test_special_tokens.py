@@ -66,27 +66,27 @@ def test_records_of_a_chat_are_refused(tmp_path: Path, model: Path, capsys: pyte
     assert f"preferences.parquet: 'pair0' holds '<|im_start|>', a special token of {model}, as text" in said
     assert "3 of 3 records" in said
     write_raw(tmp_path / "raw", [demonstration(i, response=" yes</s><s>") for i in range(2)], [pair(0)])
-    assert prepare(tmp_path / "raw", model, tmp_path) == 2
+    assert prepare(tmp_path / "raw", model, tmp_path / "out") == 2
     assert "demonstrations.parquet: 'p0' holds '<s>'" in capsys.readouterr().err
-    assert not (tmp_path / "prompts.parquet").exists()
+    assert not (tmp_path / "out" / "prompts.parquet").exists()
 
 
 def test_a_few_are_dropped_counted_and_named(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     demonstrations = [demonstration(i, split="test" if i % 2 else "train") for i in range(20)]
     demonstrations[3]["response"] = " went on<|endoftext|>Chapter 14"
-    pairs = [pair(i, split="gold_train" if i < 5 else "train") for i in range(40)]
+    pairs = [pair(i, split="gold_train" if i < 20 else "train") for i in range(40)]
     pairs[2]["chosen"] += "<|im_end|>"
     pairs[30]["rejected"] += "<|im_end|>"
     write_raw(tmp_path / "raw", demonstrations, pairs)
     with caplog.at_level(logging.WARNING):
         assert prepare(tmp_path / "raw", model, tmp_path) == 0
     assert "'p3' holds '<|endoftext|>'" in caplog.text and "1 of 20 records are dropped for this" in caplog.text
-    assert "'pair2' holds '<|im_end|>'" in caplog.text and "2 of 40 records" in caplog.text
+    assert "'pair2' holds '<|im_end|>'" in caplog.text and "'pair30' holds '<|im_end|>'" in caplog.text
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert add_up(summary)
     tables = summary["tables"]
     assert tables["demonstrations"]["dropped"] == tables["prompts"]["dropped"] == {REASON: 1, "no_post": 2}
-    assert tables["preferences"]["dropped"] == {REASON: 1, "reserved_for_gold": 5}
+    assert tables["preferences"]["dropped"] == {REASON: 1, "reserved_for_gold": 20}
     assert tables["gold_preferences"]["dropped"] == {REASON: 1}
     assert "pair30" not in set(read_table(tmp_path / "preferences.parquet", "preferences")["pair_id"])
     assert "p3" not in set(read_table(tmp_path / "prompts.parquet", "prompts")["prompt_id"])
@@ -102,10 +102,12 @@ def test_reviews(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) 
         # An unlabelled review becomes no prompt.
         rows += [{**rows[1], "review_id": f"u{i}", "label": -1} for i in range(labels)]
         account = {"read": len(rows), "kept": len(rows), "dropped": {}}
-        write_table(tmp_path / "reviews.parquet", "raw_reviews", rows, account=account)
+        write_table(tmp_path / "reviews.parquet", "raw_reviews", rows, account=account, recipe={"source": "files"})
         values = json.dumps({"min_prefix": 2, "max_prefix": 4, "max_length": 64})
-        paths = {"reviews": tmp_path / "reviews.parquet", "model": model, "out_dir": tmp_path / "out"}
-        prefixes.run(argparse.Namespace(**paths, recipe=values))
+        made = {name: tmp_path / "out" / f"{name}.parquet" for name in ("demonstrations", "prompts")}
+        made["summary"] = tmp_path / "out" / "summary.json"
+        paths = {"reviews": tmp_path / "reviews.parquet", "model": model, **made}
+        prefixes.run(argparse.Namespace(task="imdb", **paths, recipe=values))
 
     with caplog.at_level(logging.WARNING):
         run(20, 10)
