@@ -11,7 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefopt.errors import UserError
-from prefopt.tables import SCHEMA_VERSION, SCHEMAS, content_hash, read_manifest, read_rows, read_table, write_table
+from prefopt.tables import (
+    SCHEMA_VERSION,
+    SCHEMAS,
+    content_hash,
+    read_csv,
+    read_manifest,
+    read_rows,
+    read_table,
+    write_table,
+)
 
 ROWS: list[dict[str, Any]] = [
     {"prompt_id": f"p{i}", "prompt": "ä", "reference": "r", "split": "test", "facts": "", "prompt_ids": [i, 2]}
@@ -311,3 +320,25 @@ def test_the_content_hash_is_this(path: Path) -> None:
 def test_a_folder_above_that_looks_like_a_partition_adds_no_column(tmp_path: Path) -> None:
     write_table(tmp_path / "seed=1" / "a.parquet", "scores", SCORES)
     assert read_table(tmp_path / "seed=1" / "a.parquet", "scores")["reward"].tolist() == [0, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "does not exist: run the stage that makes it"),
+        (b"", r"is not whole CSV \(No columns to parse from file\): delete it and run its stage again"),
+        (bytes(30), r"is not whole CSV \(it holds zero bytes\): delete it"),
+        (b"\xff\xfe,b\n1,2\n", r"is not whole CSV \(.*\): delete it"),
+        (b'a,b\n"1,2\n', r"is not whole CSV \(.*\): delete it"),
+    ],
+)
+def test_csv_that_is_not_whole(tmp_path: Path, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.csv {said}"):
+        read_csv(tmp_path / "a.csv")
+
+
+def test_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,b\n1,x\n")
+    assert read_csv(tmp_path / "a.csv").to_dict("records") == [{"a": 1, "b": "x"}]

@@ -395,6 +395,25 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+def read_csv(path: str | Path) -> pd.DataFrame:
+    """What a CSV file of this workflow holds.
+
+    Raises:
+        UserError: it is not there, is empty, or holds no text.
+    """
+    try:
+        frame = pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: run the stage that makes it.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not whole CSV ({_first_line(error)}): delete it and run its stage again."
+        ) from error
+    if any("\0" in str(name) for name in frame.columns):  # what a power cut may leave
+        raise UserError(f"{path} is not whole CSV (it holds zero bytes): delete it and run its stage again.")
+    return frame
+
+
 def _checked(path: str | Path, name: str, rows: pd.DataFrame | pa.Table | list[dict[str, Any]]) -> pa.Table:
     """Rows as a table of exactly this schema; NaN is no value.
 

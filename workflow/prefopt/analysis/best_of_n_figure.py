@@ -16,6 +16,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from prefopt.analysis.style import display_name, figure_style, position_style, save, task_name
 from prefopt.analysis.win_rates import write_csv
 from prefopt.errors import UserError
+from prefopt.tables import read_csv
 
 
 def best_of_n_figure(table: pd.DataFrame) -> Figure:
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
     for path in args.curves:
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage `best_of_n_curve`.")
-    table = pd.concat([pd.read_csv(path) for path in args.curves], ignore_index=True)
+    table = pd.concat([read_csv(path) for path in args.curves], ignore_index=True)
     write_csv(args.table, table)
     figure = best_of_n_figure(table)
     with figure_style():

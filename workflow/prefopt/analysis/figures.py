@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.style import display_name, figure_style, line_style, save, task_name
 from prefopt.errors import UserError
+from prefopt.files import read_json
 
 _DODGE = 0.07  # of the smallest step between temperatures, between neighbouring methods
 
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draws the figure and writes it in each format that is asked for."""
     table = read_win_rates(args.win_rates)
-    figure = win_rate_figure(table, json.loads(args.manifest.read_text(encoding="utf-8")))
+    figure = win_rate_figure(table, read_json(args.manifest))
     with figure_style():
         for path in args.out:
             save(figure, path)

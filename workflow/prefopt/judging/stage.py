@@ -15,7 +15,7 @@ from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
 from prefopt.judging.oracle import well_formed
 from prefopt.recipes import from_json, to_dict
 from prefopt.shards import add_shard_argument, parse_shard
-from prefopt.tables import SCHEMAS, read_table, write_table
+from prefopt.tables import SCHEMAS, read_csv, read_table, write_table
 
 _KEPT = ["prompt_id", "method", "temperature", "sample_index", "split", "tokens"]  # of a sample's columns
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
     demonstrations = read_table(args.demonstrations, "demonstrations")
     lengths = dict(zip(demonstrations["prompt_id"], demonstrations["response_ids"].map(len), strict=True))
-    judged = samples if args.win_rates is None else selected_samples(samples, pd.read_csv(args.win_rates))
+    judged = samples if args.win_rates is None else selected_samples(samples, read_csv(args.win_rates))
     if recipe.kind == "human":
         judged = judged[judged["split"] == "test"]  # what people are shown
     # All samples of a prompt are in one shard, so that a text that a policy writes twice is read and paid once.
