@@ -26,6 +26,7 @@ from prefopt.analysis.style import (
 )
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
+from prefopt.tables import read_csv
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
     for path in args.curves:
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage `best_of_n_curve`.")
-    table = pd.concat([pd.read_csv(path) for path in args.curves], ignore_index=True)
+    table = pd.concat([read_csv(path) for path in args.curves], ignore_index=True)
     summaries = dict(zip(dict.fromkeys(table["task"]), map(read_facts, args.summaries), strict=True))
     for caveat in caveats(table):
         logger.warning("warning: %s", caveat)

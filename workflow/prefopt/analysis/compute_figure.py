@@ -25,6 +25,7 @@ from prefopt.analysis.style import (
     task_name,
 )
 from prefopt.errors import UserError
+from prefopt.tables import read_csv
 
 
 def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -115,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.table.is_file():
         raise UserError(f"{args.table} does not exist: run the stage `compute`.")
     manifests = {str(one["task"]): one for one in map(read_facts, args.manifests)}
-    figure = compute_figure(pd.read_csv(args.table), manifests)
+    figure = compute_figure(read_csv(args.table), manifests)
     with figure_style():
         for path in args.out:
             save(figure, path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from matplotlib.ticker import PercentFormatter
 from prefopt.analysis.caveats import caveats_of, data_notes
 from prefopt.analysis.style import display_name, figure_style, line_style, reference_name, save, task_name
 from prefopt.errors import UserError
+from prefopt.files import read_json
+from prefopt.tables import read_csv
 
 _DODGE = 0.07  # of the smallest step between temperatures, between neighbouring methods
 
@@ -113,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draws the figure and writes it in each format that is asked for."""
     table = read_win_rates(args.win_rates)
-    figure = win_rate_figure(table, json.loads(args.manifest.read_text(encoding="utf-8")))
+    figure = win_rate_figure(table, read_json(args.manifest))
     with figure_style():
         for path in args.out:
             save(figure, path)
@@ -126,7 +127,7 @@ def read_win_rates(path: str | Path) -> pd.DataFrame:
         UserError: it is missing, empty, or lacks a column.
     """
     try:
-        table = pd.read_csv(path)
+        table = read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the stage `win_rates` again.") from error
     needed = ["task", "method", "temperature", "selected", "win_rate", "ci_low", "ci_high", "band_low", "band_high"]

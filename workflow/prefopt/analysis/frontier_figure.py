@@ -23,6 +23,7 @@ from prefopt.analysis.dominance import METHODS
 from prefopt.analysis.style import annotate, display_name, figure_style, line_style, save, task_name
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
+from prefopt.tables import read_csv
 
 logger = logging.getLogger(__name__)
 
@@ -216,10 +217,10 @@ def run(args: argparse.Namespace) -> None:
     for path in (args.frontier, args.ceiling):
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage that makes it.")
-    recipe, table = from_json(FrontierFigureRecipe, args.recipe), pd.read_csv(args.frontier)
+    recipe, table = from_json(FrontierFigureRecipe, args.recipe), read_csv(args.frontier)
     for caveat in caveats(table):
         logger.warning("warning: %s", caveat)
-    figure = frontier_figure(table, pd.read_csv(args.ceiling), recipe, read_facts(args.summary))
+    figure = frontier_figure(table, read_csv(args.ceiling), recipe, read_facts(args.summary))
     with figure_style():
         for path in args.out:
             save(figure, path)

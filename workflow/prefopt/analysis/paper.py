@@ -15,6 +15,7 @@ from prefopt.analysis.texts import escape_markdown
 from prefopt.errors import UserError
 from prefopt.files import write_text
 from prefopt.recipes import from_json
+from prefopt.tables import read_csv
 
 NUMBERS = Path(__file__).with_name("paper_numbers.yaml")
 _HEAD = """# The paper's numbers and their counterparts here
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     for path in args.win_rates:
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage `win_rates`.")
-        table = pd.read_csv(path)
+        table = read_csv(path)
         tables[str(table["task"].iloc[0])] = table
-    human = None if args.human is None else pd.read_csv(args.human)
+    human = None if args.human is None else read_csv(args.human)
     write_text(args.out, page(tables, human, from_json(PaperRecipe, args.recipe).scale))
