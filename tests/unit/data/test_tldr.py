@@ -300,10 +300,18 @@ def test_the_last_line_is_the_one_that_no_cut_removes(end: str) -> None:
     assert parsed.document == f"A text.\nOf two lines.{extra}"
 
 
-def test_other_last_lines_are_left_alone() -> None:
-    for prompt in ("Summarize: x", "x\n\nTL;DR", "TL;DR: x", "x\n\ntl;dr:"):
-        parsed = parse_demonstration({"prompt": prompt, "response": "r"}).post
-        assert parsed.prompt == parsed.document == prompt
+def test_other_last_lines_are_left_alone_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    prompts = ("Summarize: x", "x\n\nTL;DR", "TL;DR: x", "x\n\ntl;dr:")
+    rows = [{"prompt": prompt, "response": "r"} for prompt in prompts]
+    for row in rows:
+        parsed = parse_demonstration(row).post
+        assert parsed.prompt == parsed.document == row["prompt"]
+    build(posts=[post(1)])
+    assert caplog.messages == []
+    build(demonstrations=rows, posts=[post(1)])
+    assert caplog.messages == [
+        "warning: 4 of 5 prompts do not end with 'TL;DR:': one that is too long may lose its last line."
+    ]
 
 
 @pytest.mark.parametrize("gap", ["\n\n", "\n", " \n", " "])
