@@ -272,6 +272,11 @@ def test_variants_of_ones_own_prompts_are_one_prompt(variant: str) -> None:
     }
 
 
+def test_equal_texts_under_other_titles_are_two_posts() -> None:
+    rows = [post(1, id=None), post(2, id=None, post="post 1"), post(3, id=None, title="title 1")]
+    assert len({row["prompt_id"] for row in build(posts=rows).demonstrations}) == 3
+
+
 def test_a_post_without_an_id_is_found_by_its_text_in_other_white_space() -> None:
     crlf = comparison(1, post="caf\u00e9\r\n1", title="title\u00a01")
     del crlf["info"]["id"]
