@@ -91,6 +91,12 @@ def test_every_pair_is_accounted_for_and_evaluation_is_on_single_turns() -> None
     splits = {row["prompt_id"]: row["split"] for row in tables.preferences}
     assert {row["split"] for row in tables.preferences} == {"train", "validation", "test", "gold_train", "gold_test"}
     assert all(splits[row["prompt_id"]] == row["split"] for row in tables.demonstrations)
+    # Training demonstrations have any number of turns; the text to pretrain on is of the training split alone.
+    training = [row for row in tables.preferences if row["split"] == "train"]
+    trained = [row for row in tables.demonstrations if row["split"] == "train"]
+    assert {row["prompt"].count("\n\nHuman:") for row in trained} == {1, 2} and len(trained) == len(training)
+    assert tables.pretraining == [f"{row['prompt'].strip()} good" for row in training]
+    assert all(row["response"] == " good" for row in tables.demonstrations)
 
 
 @pytest.mark.parametrize("variant", ["CRLF", "spaces", "zero width", "NFD"])

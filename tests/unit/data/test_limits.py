@@ -110,7 +110,8 @@ def test_a_parquet_file_of_little_bytes_and_much_text(tmp_path: Path, monkeypatc
         count(path, Limits(16, 2048))
     with pytest.raises(UserError, match="a.parquet" + TOTAL.format(mib=200)):
         count(path, Limits(32, 200))
-    # A million empty objects in one row, and forty million rows of nothing.
+    # A million empty objects in one row, and four million rows of nothing: refused by what the file says of itself.
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
     empty = pa.StructArray.from_arrays([pa.nulls(10**6, pa.string())], names=["text"])
     pq.write_table(pa.table({"text": pa.ListArray.from_arrays([0, 10**6], empty)}), path)
     with pytest.raises(UserError, match="a.parquet" + TOTAL.format(mib=200)):

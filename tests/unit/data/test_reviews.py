@@ -12,7 +12,7 @@ import pytest
 
 from prefopt.data import reviews
 from prefopt.data.sources import Malformed
-from prefopt.data.splits import content_hash
+from prefopt.data.splits import content_hash, split_of
 from prefopt.errors import UserError
 from prefopt.tables import read_manifest, read_table
 
@@ -112,6 +112,18 @@ def test_a_text_of_blanks_is_read_at_once() -> None:
 def test_half_a_character_is_malformed() -> None:
     with pytest.raises(Malformed, match=r"^'text' holds half a character at position 4$"):
         reviews.parse_review({"text": "good\ud83d", "label": 1})
+
+
+def test_unlabelled_reviews_are_to_pretrain_on_and_are_no_ones_evaluation(tmp_path: Path) -> None:
+    rows = [(f"f:{i}", {"text": f"text {i}", "label": -1}) for i in range(30)]
+    content, _ = reviews.raw_reviews(rows, SPLITS, 0)
+    assert {row["split"] for row in content} == {"train"} and len(content) == 30
+    names = [name for name in (f"text {i}" for i in range(99)) if split_of(content_hash(name), SPLITS) != "train"]
+    path = tmp_path / "a.jsonl"
+    labelled = [{"text": name, "label": 1} for name in names]
+    path.write_text("\n".join(map(json.dumps, [*labelled, {"text": "more", "label": None}])))
+    with pytest.raises(UserError, match=r"No labelled review is in the split 'train'"):
+        run(tmp_path / "out", reviews=[str(path)])
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])

@@ -139,6 +139,11 @@ def test_an_accent_finds_its_letter_whatever_stood_between() -> None:
     assert identity("e\u200b\u0301") == identity("e\u0301") == identity("\xe9") == "\xe9"
 
 
+def test_signs_that_hold_a_space_and_marks_in_plain_text() -> None:
+    assert identity("a\xb4b") == identity("a \u0301b") == "\xe1b"  # a free accent is a space with an accent
+    assert identity("a\0b\x7f\x1bc") == "abc"
+
+
 def test_blank_is_what_shows_nothing() -> None:
     for text in ("", " \n\t", "\u200b\ufeff", "\xa0\u3000", "\0\x7f\xad", "\u2028\u3164\U000e0020"):
         assert is_blank(text) and identity(text) == ""

@@ -272,6 +272,11 @@ def test_variants_of_ones_own_prompts_are_one_prompt(variant: str) -> None:
     }
 
 
+def test_equal_texts_under_other_titles_are_two_posts() -> None:
+    rows = [post(1, id=None), post(2, id=None, post="post 1"), post(3, id=None, title="title 1")]
+    assert len({row["prompt_id"] for row in build(posts=rows).demonstrations}) == 3
+
+
 def test_a_post_without_an_id_is_found_by_its_text_in_other_white_space() -> None:
     crlf = comparison(1, post="caf\u00e9\r\n1", title="title\u00a01")
     del crlf["info"]["id"]
@@ -300,10 +305,18 @@ def test_the_last_line_is_the_one_that_no_cut_removes(end: str) -> None:
     assert parsed.document == f"A text.\nOf two lines.{extra}"
 
 
-def test_other_last_lines_are_left_alone() -> None:
-    for prompt in ("Summarize: x", "x\n\nTL;DR", "TL;DR: x", "x\n\ntl;dr:"):
-        parsed = parse_demonstration({"prompt": prompt, "response": "r"}).post
-        assert parsed.prompt == parsed.document == prompt
+def test_other_last_lines_are_left_alone_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    prompts = ("Summarize: x", "x\n\nTL;DR", "TL;DR: x", "x\n\ntl;dr:")
+    rows = [{"prompt": prompt, "response": "r"} for prompt in prompts]
+    for row in rows:
+        parsed = parse_demonstration(row).post
+        assert parsed.prompt == parsed.document == row["prompt"]
+    build(posts=[post(1)])
+    assert caplog.messages == []
+    build(demonstrations=rows, posts=[post(1)])
+    assert caplog.messages == [
+        "warning: 4 of 5 prompts do not end with 'TL;DR:': one that is too long may lose its last line."
+    ]
 
 
 @pytest.mark.parametrize("gap", ["\n\n", "\n", " \n", " "])

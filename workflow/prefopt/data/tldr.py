@@ -8,6 +8,7 @@ demonstrations, `prompt, response`; plain pairs, `prompt, chosen, rejected`. Oth
 from __future__ import annotations
 
 import dataclasses
+import logging
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,8 @@ from typing import Any
 from prefopt.data.raw import Account, Parser, RawTables, Unusable
 from prefopt.data.sources import Malformed, Records, field_of, text_of
 from prefopt.data.splits import PostKeys, check_shares, content_hash, gold_split_of, identity, is_blank, split_of
+
+logger = logging.getLogger(__name__)
 
 SUFFIX = "\n\nTL;DR:"
 _ABOUT = ("id", "subreddit", "title", "post", "article")
@@ -98,8 +101,14 @@ def raw_tables(
         *parse(records.get("comparisons", ()), parse_comparison, accounts["raw_preferences"]),
         *parse(records.get("preferences", ()), parse_preference, accounts["raw_preferences"]),
     ]
+    posts = [record.post for record in demonstrations] + [record.post for record in pairs]
+    if endless := sum(not post.prompt.endswith(SUFFIX) for post in posts):
+        logger.warning(
+            "warning: %d of %d prompts do not end with %r: one that is too long may lose its last line.",
+            *(endless, len(posts), SUFFIX.strip()),
+        )
     keys = PostKeys()
-    for post in [record.post for record in demonstrations] + [record.post for record in pairs]:
+    for post in posts:
         keys.add(post.post_id, post.document, post.known_by)
     gold = {key: gold_split_of(key, gold_fraction) for key in (keys.key(pair.post.document) for pair in pairs)}
 
