@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -27,7 +28,7 @@ def require_finite(values: ArrayLike, ids: Iterable[str], what: str, advice: str
         UserError: a value is not finite: names the first one and the ids of all.
     """
     array = np.asarray(values, dtype=np.float64)
-    flat = array.reshape(len(array), -1)
+    flat = array.reshape(len(array), math.prod(array.shape[1:]))
     bad = ~np.isfinite(flat)
     if not bad.any():
         return

@@ -33,7 +33,9 @@ class Completion:
     """One sampled completion."""
 
     token_ids: list[int]  # EOS included where it was reached
-    logps: list[float]  # natural-log probability of each token at the sampling temperature; 0 at temperature 0
+    logps: list[
+        float
+    ]  # natural-log probability of each token at the sampling temperature (0 at temperature 0); NaN: no number
     finish_reason: Literal["eos", "length"]
 
 
@@ -124,7 +126,8 @@ def _sample_batch(
     logits = decoder.prompt_logits().repeat_interleave(n, dim=0)
     for step in range(max_new_tokens):
         if draws is None:
-            token = logits.argmax(dim=-1)
+            largest, token = logits.max(dim=-1)
+            logps[rows, step] = largest - largest  # 0, or NaN where the logits are not finite
         else:
             token, logp = _draw(logits, temperature, draws[rows, step])
             logps[rows, step] = logp.masked_fill(ended[rows], 0.0)
