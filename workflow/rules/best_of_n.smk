@@ -23,11 +23,12 @@ rule candidates:
         **recipe("candidates"),
         method=lambda wildcards: plan.reference(config, wildcards.task),
         shard=shard_argument,
+        earlier="results/candidates/{task}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(
             "sample --model {params.model} --prompts {input.prompts} --method {params.method}"
-            " --recipe {params.recipe} {params.shard} --out {output}"
+            " --recipe {params.recipe} {params.shard} --earlier {params.earlier} --out {output}"
         )
 
 

@@ -24,9 +24,11 @@ rule sample:
         **model("reference", "reference"),
         **recipe("sample"),
         shard=shard_argument,
+        earlier="results/samples/{task}/{method}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(
             "sample --model {params.model} --reference-model {params.reference} --prompts {input.prompts}"
-            " --method {wildcards.method} --recipe {params.recipe} {params.shard} --out {output}"
+            " --method {wildcards.method} --recipe {params.recipe} {params.shard} --earlier {params.earlier}"
+            " --out {output}"
         )
