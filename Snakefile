@@ -16,6 +16,7 @@ from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
 from prefopt.files import canonical_json
 from prefopt.planning.needs import needs
+from prefopt.verify import unrecorded
 
 
 configfile: f"{HOME}/config/config.yaml"
@@ -54,6 +55,13 @@ include: "workflow/rules/human.smk"
 include: "workflow/rules/sentiment.smk"
 include: "workflow/rules/frontier.smk"
 include: "workflow/rules/analysis.smk"
+
+
+if workflow.is_main_process and (count := unrecorded()):
+    logger.warning(
+        f"{count} tables and models in results/ were not made in this folder as far as .snakemake/ knows: Snakemake "
+        "sees their times alone. `python -m prefopt verify` says which are not what the config asks for."
+    )
 
 
 rule all:

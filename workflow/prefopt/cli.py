@@ -9,12 +9,13 @@ import os
 import sys
 from contextlib import nullcontext
 
-from prefopt import devices, processes
+from prefopt import devices, processes, provenance
 from prefopt.errors import UserError
 from prefopt.interruption import RUN_AGAIN, Interrupted
 from prefopt.launch import launch
 
 STAGES = {
+    "verify": ("prefopt.verify", "which results were made by other values, code or inputs than a config asks for"),
     "plan": ("prefopt.planning.report", "what every stage of a config will take, before anything runs"),
     "records": ("prefopt.data.records", "raw records to raw tables"),
     "reviews": ("prefopt.data.reviews", "film reviews to raw tables"),
@@ -114,7 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ["OMP_NUM_THREADS"] = str(threads)
             importlib.import_module("torch").set_num_threads(threads)
         with importlib.import_module("prefopt.collectives").joined() if processes.count() > 1 else nullcontext():
-            importlib.import_module(STAGES[args.stage][0]).run(args)
+            module = STAGES[args.stage][0]
+            provenance.begin(args.stage, module, args)
+            importlib.import_module(module).run(args)
     except UserError as error:
         print(f"prefopt {args.stage}: {error}", file=sys.stderr)
         return 2

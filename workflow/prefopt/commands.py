@@ -20,7 +20,7 @@ Config = dict[str, Any]
 # as over, and what a trainer is still saving would be killed; with a trap the shell waits for the trainer.
 _WAIT = "trap : TERM USR1; "
 # Without -P the working folder stands first on the path of imports, and a file there named like a module would run.
-_PYTHON = 'PYTHONPATH="$PREFOPT_PYTHONPATH" "$PREFOPT_PYTHON" -P -m prefopt '
+_PYTHON = 'PREFOPT_CODE={params.code} PYTHONPATH="$PREFOPT_PYTHONPATH" "$PREFOPT_PYTHON" -P -m prefopt '
 _LOG = " > {log} 2>&1"
 _DEVICES = "--threads {threads} --gpus {resources.gpu} "
 

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from prefopt import provenance
 from prefopt.errors import UserError
 from prefopt.files import atomic_path
 
 SCHEMA_VERSION = 2  # 1 had another content hash
-_MANIFEST_KEY = b"prefopt"
 _IDS = pa.list_(pa.field("item", pa.int32(), nullable=False))
 
 _RAW_DEMONSTRATIONS = [
@@ -282,9 +282,10 @@ def write_table(
         "rows": table.num_rows,
         "content_hash": content_hash(table),
         "versions": package_versions(),
+        **provenance.stamp(),
         **manifest,
     }
-    metadata = {_MANIFEST_KEY: json.dumps(full, sort_keys=True).encode()}
+    metadata = {provenance.TABLE_KEY: json.dumps(full, sort_keys=True).encode()}
     with atomic_path(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
     return full
@@ -367,10 +368,10 @@ def read_manifest(path: str | Path) -> Manifest:
     except (pa.ArrowException, OSError) as error:
         reason = _first_line(error)
         raise UserError(f"{path} is not a whole Parquet file ({reason}): delete it and run its stage again.") from error
-    if _MANIFEST_KEY not in metadata:
+    if provenance.TABLE_KEY not in metadata:
         raise UserError(f"{path} carries no prefopt manifest: it was not written by this workflow.")
     try:
-        values = json.loads(metadata[_MANIFEST_KEY])
+        values = json.loads(metadata[provenance.TABLE_KEY])
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or not _is_shard(values.get("shard")):

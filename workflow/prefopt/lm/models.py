@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from prefopt import provenance
 from prefopt.errors import UserError
 from prefopt.files import atomic_directory, canonical_json
 from prefopt.lm.engine import position_limit, score_head
@@ -227,7 +228,7 @@ def save_model(
     with atomic_directory(path) as folder:
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
-        whole = {**manifest, "weights_hash": weights_hash(folder)}
+        whole = {**provenance.stamp(), **manifest, "weights_hash": weights_hash(folder)}
         (folder / "manifest.json").write_text(json.dumps(whole, indent=1, sort_keys=True))
 
 
