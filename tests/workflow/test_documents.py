@@ -70,7 +70,7 @@ def test_a_rule_names_the_code_that_it_runs_and_an_environment_that_suffices(rul
     text = rules()[rule]
     stage = re.search(r"python -m prefopt (?:--threads \{threads\} --gpus \{resources\.gpu\} )?(\w+)", text)[1]  # type: ignore[index]
     module = STAGES[stage][0]
-    assert f'code=fingerprint("{module}")' in text
+    assert f'fingerprint("{module}"' in text or f'judge_params("{module}")' in text
     environment = re.search(r"\.\./\.\./envs/(\w+)\.yaml", text)[1]  # type: ignore[index]
     lines = yaml.safe_load(read(f"envs/{environment}.yaml"))["dependencies"]
     offered = {re.match(r"[\w.-]+", line)[0] for line in lines}  # type: ignore[index]

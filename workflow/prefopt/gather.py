@@ -23,6 +23,7 @@ _COUNTED = ("stopped", "texts_cut_to_fit", "calls_made", "cost_usd", "repeated",
 # Names that each shard may have some of.
 _NAMES = ("served_models",)
 _USED_SUMS = ("examples", "tokens", "generated_tokens", "flops", "seconds", "device_seconds")
+BY_TEMPERATURE = "by_temperature"  # in `used`, what each temperature took
 _USED_LARGEST = ("threads", "world_size", "models", "peak_memory_mib")
 
 
@@ -73,7 +74,11 @@ def total_usage(used: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         anything else the common value, or where shards differ (devices, say) the list of their values.
     """
     total: dict[str, Any] = {}
-    for key in used[0]:
+    parts = [each[BY_TEMPERATURE] for each in used if BY_TEMPERATURE in each]
+    if parts:
+        names = dict.fromkeys(name for part in parts for name in part)
+        total[BY_TEMPERATURE] = {name: total_usage([part[name] for part in parts if name in part]) for name in names}
+    for key in (key for key in used[0] if key != BY_TEMPERATURE):
         values = [each[key] for each in used]
         if key in _USED_SUMS:
             total[key] = round(sum(values), 2)

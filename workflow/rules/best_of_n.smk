@@ -23,11 +23,12 @@ rule candidates:
         **recipe("candidates"),
         method=lambda wildcards: plan.reference(config, wildcards.task),
         shard=shard_argument,
+        earlier="results/candidates/{task}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
         " --prompts {input.prompts} --method {params.method} --recipe {params.recipe:q} {params.shard}"
-        " --out {output} > {log} 2>&1"
+        " --earlier {params.earlier} --out {output} > {log} 2>&1"
 
 
 rule score:

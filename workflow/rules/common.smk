@@ -290,9 +290,12 @@ def shard_count(process):
 
 
 def shard_table(process, table):
-    """The output of a job that makes a table, or a shard of it, which is deleted once all are gathered."""
+    """The output of a job that makes a table, or a shard of it, which is deleted once all are gathered.
+
+    What was sampled before is left until it is replaced: a stage keeps the rows of temperatures that stay.
+    """
     if shard_count(process) == 1:
-        return table
+        return update(table) if process == "sampling" else table
     return temp(of_shard(process, table.replace("results/", "results/shards/", 1)))
 
 

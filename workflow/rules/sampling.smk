@@ -24,8 +24,9 @@ rule sample:
         **model("reference", "reference"),
         **recipe("sample"),
         shard=shard_argument,
+        earlier="results/samples/{task}/{method}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
         "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
         " --reference-model {params.reference:q} --prompts {input.prompts} --method {wildcards.method}"
-        " --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
+        " --recipe {params.recipe:q} {params.shard} --earlier {params.earlier} --out {output} > {log} 2>&1"

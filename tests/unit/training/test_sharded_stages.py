@@ -6,6 +6,7 @@ Here for the tiny task's models. Blocks are made small, so that there are more t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,9 @@ def samples(task: Task, prompts: Path, tmp_path: Path) -> Path:
     return tmp_path / "samples.parquet"
 
 
-def sampling(task: Task, prompts: Path) -> list[str]:
+def sampling(task: Task, prompts: Path, **values: Any) -> list[str]:
     policy = ["--model", str(task.model), "--reference-model", str(task.model), "--method", "base"]
-    return [*policy, "--prompts", str(prompts), "--recipe", json.dumps(SAMPLING)]
+    return [*policy, "--prompts", str(prompts), "--recipe", json.dumps({**SAMPLING, **values})]
 
 
 def judging(task: Task, prompts: Path, samples: Path, **values: Any) -> list[str]:
@@ -115,8 +116,15 @@ def sharded(command: Sequence[str], count: int, folder: Path) -> tuple[dict[str,
 def lasting(manifest: dict[str, Any]) -> dict[str, Any]:
     """All but what depends on the machine's hour."""
     timed = ("seconds", "device_seconds", "tokens_per_second", "peak_memory_mib")
-    used = {key: value for key, value in manifest.get("used", {}).items() if key not in timed}
-    return {**manifest, "used": used}
+
+    def of(used: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key: {name: of(part) for name, part in value.items()} if key == "by_temperature" else value
+            for key, value in used.items()
+            if key not in timed
+        }
+
+    return {**manifest, "used": of(manifest.get("used", {}))}
 
 
 def test_samples(task: Task, prompts: Path, tmp_path: Path, read: set[str]) -> None:
@@ -214,3 +222,36 @@ def test_verdicts_of_a_chat_model(task: Task, prompts: Path, samples: Path, tmp_
 def test_a_shard_that_does_not_exist_is_refused(task: Task, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", *sampling(task, prompts), "--shard", "3-of-2", "--out", "x"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("prefopt sample: --shard is '3-of-2'; allowed: ")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_further_temperature_is_sampled_alone(
+    task: Task, prompts: Path, samples: Path, read: set[str], tmp_path: Path, count: int
+) -> None:
+    """Rows of the temperatures that an earlier table has are kept; the table is the one that is made anew."""
+
+    def asked() -> set[str]:
+        found = {match[1] for call in read if (match := re.search(r"'temperature': ([0-9.]+)", call))}
+        read.clear()
+        return found
+
+    earlier = tmp_path / "earlier.parquet"
+    first = run(["sample", *sampling(task, prompts, temperatures=[0.0, 1.0])], earlier)
+    read.clear()
+    command = ["sample", *sampling(task, prompts), "--earlier", str(earlier)]
+    manifest = run(command, tmp_path / "again.parquet") if count == 1 else sharded(command, count, tmp_path)[0]
+    whole = read_manifest(samples)
+    assert asked() == {"0.7"} and manifest["content_hash"] == whole["content_hash"]
+    used = [manifest["used"], whole["used"]]
+    assert len({tuple(each[key] for key in ("examples", "tokens", "generated_tokens", "flops")) for each in used}) == 1
+    assert manifest["used"]["by_temperature"]["1.0"] == first["used"]["by_temperature"]["1.0"]
+    # With other values, of another policy, or with the same temperatures it is made anew.
+    for other in ([*command[:-1], str(samples)], [*sampling_of_other(task, prompts), *command[-2:]]):
+        run(other, tmp_path / "other.parquet")
+        assert asked() == {"0.0", "0.7", "1.0"}
+    earlier.write_bytes(b"cut off")
+    assert run(command, tmp_path / "other.parquet")["content_hash"] == whole["content_hash"]
+
+
+def sampling_of_other(task: Task, prompts: Path) -> list[str]:
+    return ["sample", *sampling(task, prompts, seed=1)]

@@ -17,7 +17,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.errors import UserError
+from prefopt.fingerprint import fingerprint
 from prefopt.flops import sampling_flops
+from prefopt.gather import BY_TEMPERATURE, total_usage
 from prefopt.generation.prompting import cut_at_stop, shots_of, with_shots
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.logprobs import completion_logprobs
@@ -27,7 +30,7 @@ from prefopt.lm.shape import shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.shards import add_shard_argument, parse_shard
-from prefopt.tables import read_table, write_table
+from prefopt.tables import package_versions, read_table, write_table
 from prefopt.training.optimization import DTYPES, autocast
 from prefopt.usage import Usage, default_device
 
@@ -198,6 +201,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
     parser.add_argument("--method", required=True, help="name of the method in the samples table")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
+    parser.add_argument(
+        "--earlier", type=Path, help="samples table that differs in temperatures alone: rows of those it has are kept"
+    )
     add_shard_argument(parser)
     parser.add_argument("--out", required=True, type=Path, help="samples table that is made")
 
@@ -213,30 +219,84 @@ def run(args: argparse.Namespace) -> None:
     positions = max_positions(args.model)
     room = sys.maxsize if positions is None else positions - recipe.max_new_tokens
     asked, shots_cut = with_shots(prompts, table, shots_of(args.method), tokenizer, room, recipe.seed)
+    facts = {
+        "prompts": table.attrs["manifest"]["content_hash"],
+        "code": fingerprint(__name__),
+        "shots_cut": shots_cut,
+        "shape": dataclasses.asdict(shape_of(model)),
+        "model_weights": weights_hash(args.model),
+    }
+    reference = None
+    if args.reference_model is not None:
+        facts["reference_weights"] = weights_hash(args.reference_model)
+        reference, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
+    earlier = _earlier(args.earlier, args.method, to_dict(recipe), facts)
     every = blocks_of(len(prompts), recipe)
     first, end = shard.part(len(every))
-    sizes = [block.samples for block in every]
-    rows = sample_rows(model, tokenizer, asked, args.method, recipe, usage, every[first:end])
+    rows: list[dict[str, Any]] = []
+    used: dict[str, dict[str, Any]] = {}
+    for temperature, group in itertools.groupby(every[first:end], key=lambda block: block.temperature):
+        blocks = list(group)
+        if temperature in earlier:
+            kept, took = earlier[temperature]
+            logger.info("temperature %g: %s has it", temperature, args.earlier)
+            rows += _rows_of(kept, prompts, blocks)
+            if blocks[0].start == 0:  # of all shards one accounts for it
+                used[str(temperature)] = took
+            continue
+        usage = Usage(f"sample {args.method}", device, DTYPES[recipe.dtype]) if used else usage
+        sampled = sample_rows(model, tokenizer, asked, args.method, recipe, usage, blocks)
+        if reference is not None:
+            sizes = [block.samples for block in blocks]
+            logps = reference_logps(reference, prompts, sampled, sizes, recipe.token_budget, recipe.dtype)
+            for row, logp in zip(sampled, logps, strict=True):
+                row["reference_logp"] = logp
+        used[str(temperature)] = usage.report()
+        rows += sampled
     stopped = sum(row["finish_reason"] == "stop" for row in rows)
     if recipe.stop:
         logger.info("%d of %d completions were cut at a stop string", stopped, len(rows))
-    hashes = {"model_weights": weights_hash(args.model)}
-    if args.reference_model is not None:
-        hashes["reference_weights"] = weights_hash(args.reference_model)
-        reference, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
-        logps = reference_logps(reference, prompts, rows, sizes[first:end], recipe.token_budget, recipe.dtype)
-        for row, logp in zip(rows, logps, strict=True):
-            row["reference_logp"] = logp
+    sizes = [block.samples for block in every]
     write_table(
         args.out,
         "samples",
         rows,
-        prompts=table.attrs["manifest"]["content_hash"],
         recipe=to_dict(recipe),
-        used=usage.report(),
+        used=total_usage([{**each, BY_TEMPERATURE: {name: each}} for name, each in used.items()] or [usage.report()]),
         stopped=stopped,
-        shots_cut=shots_cut,
-        shape=dataclasses.asdict(shape_of(model)),
-        **hashes,
+        **facts,
         **shard.manifest(range(sum(sizes[:first]), sum(sizes[:end]))),
     )
+
+
+def _earlier(
+    path: Path | None, method: str, recipe: dict[str, Any], facts: dict[str, Any]
+) -> dict[float, tuple[pd.DataFrame, dict[str, Any]]]:
+    """Rows, and what they took, of each temperature of an earlier table that differs in its temperatures alone.
+
+    A table of the same temperatures is not taken: whoever runs the stage again wants it made again.
+    """
+    if path is None or not path.exists():
+        return {}
+    try:
+        table = read_table(path, "samples", **facts, versions=package_versions())
+    except UserError:
+        return {}
+    manifest = table.attrs["manifest"]
+    same = {**manifest["recipe"], "temperatures": recipe["temperatures"]} == recipe
+    if not same or manifest["recipe"] == recipe or set(table["method"]) != {method}:
+        return {}
+    used = manifest["used"][BY_TEMPERATURE]
+    return {float(name): (table[table["temperature"] == float(name)], used[name]) for name in used}
+
+
+def _rows_of(table: pd.DataFrame, prompts: pd.DataFrame, blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """The rows of some blocks at one temperature, in their order."""
+    wanted = {name for block in blocks for name in prompts["prompt_id"].iloc[block.start : block.stop]}
+    rows: list[dict[str, Any]] = [
+        {str(key): value for key, value in row.items()}
+        for row in table[table["prompt_id"].isin(wanted)].to_dict("records")
+    ]
+    if len(rows) != sum(block.samples for block in blocks):
+        raise AssertionError(f"the earlier table has {len(rows)} rows at {blocks[0].temperature}")
+    return rows
