@@ -6,7 +6,8 @@ from snakemake.utils import min_version
 
 min_version("9.20")
 
-sys.path.insert(0, f"{workflow.basedir}/workflow")
+HOME = str(workflow.current_basedir)  # `workflow.basedir` is another folder where Snakemake loads this as a module
+sys.path.insert(0, f"{HOME}/workflow")
 
 from prefopt import plan, stage_recipes
 from prefopt.config import resolve
@@ -17,14 +18,14 @@ from prefopt.files import canonical_json
 from prefopt.planning.needs import needs
 
 
-configfile: f"{workflow.basedir}/config/config.yaml"
+configfile: f"{HOME}/config/config.yaml"
 
 
 try:
-    config.update(resolve(config))
+    config = resolve(config, workflow.configfiles)
 except UserError as error:
     # Snakemake would add file, line and traceback to an exception of its own.
-    sys.exit(f"config: {error}")
+    sys.exit("\n".join(f"config: {line}" for line in str(error).splitlines()))
 
 
 report: "workflow/report/workflow.rst"

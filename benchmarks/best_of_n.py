@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from prefopt.lm.attention import use_engine_attention
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sampling import Completion, sample
+from prefopt.lm.verify import use_engine
 
 SAMPLES, MAX_NEW_TOKENS, EOS_ID = 128, 32, 0
 END = 1 / 24  # chance of EOS at every step: completions of 18 tokens on average, cut at 32
@@ -108,7 +108,7 @@ def logp_difference(model: PreTrainedModel, prompts: list[list[int]], groups: li
 def compare(name: str, model: PreTrainedModel, prompts: list[list[int]]) -> tuple[list[list[str]], dict[str, float]]:
     """Table lines of one model, and its ratio and difference; ours runs beside each of theirs."""
     theirs = end_at_random(model)
-    mine = use_engine_attention(copy.deepcopy(theirs))
+    mine = use_engine(copy.deepcopy(theirs))
     ours(mine, prompts[:1])
     generate(theirs, prompts[:1], 1)
     own: list[dict[str, float]] = []

@@ -12,8 +12,8 @@ import common
 import pandas as pd
 import torch
 
-from prefopt.lm.attention import use_engine_attention
 from prefopt.lm.sharding import recompute_activations
+from prefopt.lm.verify import use_engine
 from prefopt.training.dpo import DPORecipe, preference_examples
 from prefopt.training.loop import accumulate_gradients, epoch_batches
 from prefopt.training.optimization import build_optimizer
@@ -25,7 +25,7 @@ LEARNING_RATE, BETA, CLIP = 1e-6, 0.1, 10.0
 
 def ours(args: argparse.Namespace, pairs: list[common.Pair], order: list[list[int]] | None) -> dict[str, Any]:
     """The project's reference pass and one epoch, over the given batches or its own."""
-    model = use_engine_attention(common.random_model(args.shape, args.device)).eval()
+    model = use_engine(common.random_model(args.shape, args.device)).eval()
     columns = {name: [torch.tensor(getattr(pair, name)).numpy() for pair in pairs] for name in _IDS}
     frame = pd.DataFrame({"pair_id": [str(i) for i in range(len(pairs))], **columns})
     start = common.Clock()

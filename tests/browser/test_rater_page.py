@@ -17,7 +17,7 @@ axe_playwright = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 from prefopt.judging.human.page import rater_page  # noqa: E402
 from prefopt.judging.human.study import SCHEMA, StudyRecipe, assign, study_hash, study_items  # noqa: E402
-from prefopt.judging.human.votes import VotesRecipe, check_export  # noqa: E402
+from prefopt.judging.human.votes import VotesRecipe, count, read_answers  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -34,7 +34,11 @@ HOSTILE = [
     "a\x00b\x07c",
     "long " * 4000,
     "=1+1\r\n\u2028next",
+    "un\u200bseen\u200e \u200f\u061c\ufeff\u00ad\u2063\u3164\U000e0041\ufe0f\u200d",
+    "\u2764\ufe0f \U0001f469\u200d\U0001f52c \U0001f44d\U0001f3fd kept",
 ]
+# Each character of these that stands outside an emoji is shown as U+FFFD.
+UNSEEN = "\x00\x07\u202e\u202c\u2067\u2069\u200b\u200e\u200f\u061c\ufeff\u00ad\u2063\u3164\U000e0041\ufe0f\u200d"
 
 
 @pytest.fixture
@@ -57,6 +61,7 @@ def write(tmp_path: Path, items: list[dict[str, str]], **changes: Any) -> str:
             "question": "Which summary is better?",
             "shown": "a post",
             "prompt_heading": "Post",
+            "simulated": False,
             "items": items,
             **changes,
         },
@@ -104,11 +109,13 @@ def study() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         swapped_repeats=2,
         attention_checks=1,
         seed=0,
+        simulated=False,
     )
     items, _ = study_items(samples, prompts, recipe)
-    assignment = assign(items, prompts, recipe)
+    secret = "5" * 64
+    assignment = assign(items, prompts, recipe, secret)
     rows = assignment["r01"]
-    key = {"schema": SCHEMA, "study": study_hash(assignment), "raters": assignment}
+    key = {"schema": SCHEMA, "study": study_hash(assignment, secret), "raters": assignment}
     return key, rows
 
 
@@ -165,7 +172,7 @@ def test_a_study_is_voted_through_by_keyboard_closed_reopened_exported_and_score
     context.close()
 
     recipe = VotesRecipe(min_seconds=0.0, failed_checks_allowed=0, simulated=False)
-    checked = check_export(export, key, recipe, "export")
+    checked = count(read_answers(export, key, "export"), key, recipe)
     assert len(checked.votes) == 22
     assert {vote["outcome"] for vote in checked.votes} == {"win"}
     assert not checked.drops
@@ -186,7 +193,7 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path: Path, browser: Any) ->
         for place in ("prompt", "left", "right"):
             found = page.evaluate(f"document.getElementById('{place}').textContent")
             expected = text.replace("\r\n", "\n")
-            for mark in "\x00\x07\u202e\u202c\u2067\u2069":
+            for mark in "" if expected.endswith("kept") else UNSEEN:
                 expected = expected.replace(mark, "\ufffd")
             assert found == expected
             assert page.evaluate(f"document.getElementById('{place}').childElementCount") == 0
@@ -248,6 +255,23 @@ def test_a_browser_that_keeps_nothing_says_so(tmp_path: Path, browser: Any) -> N
     assert "do not close the page before you have exported" in page.inner_text("#status")
     assert page.inner_text("#count") == "1 of 2 answered"
     page.on("dialog", lambda dialog: dialog.accept())
+    context.close()
+
+
+def test_only_answers_that_the_page_could_give_are_taken_from_a_file(tmp_path: Path, browser: Any) -> None:
+    context = browser()
+    page = context.new_page()
+    page.goto(write(tmp_path, [item(i) for i in range(9)]))
+    odd: list[Any] = ["constructor", "toString", "__proto__", ["left"], None]
+    votes = [{"id": f"{i:016x}", "vote": vote, "seconds": 3} for i, vote in enumerate(odd)]
+    votes += [{"id": f"{5 + i:016x}", "vote": "left", "seconds": s} for i, s in enumerate(["4", True, -1])]
+    votes += [{"id": f"{8:016x}", "vote": "tie", "seconds": 2.5}]
+    given = {"schema": SCHEMA, "study": "s" * 64, "rater": "r01", "votes": votes}
+    (tmp_path / "export.json").write_text(json.dumps(given))
+    page.set_input_files("#import", str(tmp_path / "export.json"))
+    sync_api.expect(page.locator("#notice")).to_have_text("1 answers were read. Start goes on after them.")
+    stored = json.loads(page.evaluate("localStorage.getItem(Object.keys(localStorage)[0])"))
+    assert stored == {"votes": [votes[-1]]}
     context.close()
 
 

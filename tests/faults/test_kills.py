@@ -139,7 +139,7 @@ def stages(process: subprocess.Popen[bytes]) -> list[int]:
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
             session = int((folder / "stat").read_text().rpartition(")")[2].split()[3])
-            if session == process.pid and words[1:3] == [b"-m", b"prefopt"]:
+            if session == process.pid and words[1:4] == [b"-P", b"-m", b"prefopt"]:
                 found.append(int(folder.name))
     return found
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
-from prefopt.lm.attention import flash_can, use_engine_attention
+from prefopt.lm.attention import flash_can
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sampling import sample
+from prefopt.lm.verify import use_engine
 from prefopt.training.optimization import autocast
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is seen")
@@ -35,7 +36,7 @@ ROWS = [
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_bfloat16_logps_and_gradients_are_near_float32_on_the_cpu(architecture: str) -> None:
     torch.manual_seed(0)
-    cpu = use_engine_attention(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture])).eval())
+    cpu = use_engine(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture])).eval())
     gpu = copy.deepcopy(cpu).cuda()
     sums = []
     for model, dtype in ((cpu, "float32"), (gpu, "bfloat16")):
@@ -57,7 +58,7 @@ def test_flash_attention_is_used_and_right() -> None:
 
 def test_sampled_logps_are_those_of_a_full_pass() -> None:
     torch.manual_seed(0)
-    model = use_engine_attention(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["gpt_neox"])).eval()).cuda()
+    model = use_engine(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["gpt_neox"])).eval()).cuda()
     prompts = [list(range(5, 40)), list(range(7, 20))]
     with autocast("bfloat16", model.device):
         groups = sample(model, prompts, n=16, temperature=1.0, max_new_tokens=24, eos_id=0, seeds=[1, 2])

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from prefopt import cli
+from prefopt.launch import launch
 
 
 @pytest.mark.parametrize("stage", list(cli.STAGES))
@@ -51,3 +56,35 @@ def test_gpus_are_taken_before_the_stage_and_none_is_the_cpu(
     assert cli.main(["--gpus", "0", "store", "export", "--store", "no.sqlite", "--table", "t"]) == 2
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
     assert "no.sqlite does not exist" in capsys.readouterr().err
+
+
+def test_a_recipe_can_come_by_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"odd": 1}'))
+    assert cli.main(["records", "--task", "tldr", "--recipe", "-", "--table", "preferences", "--out", "o"]) == 2
+    assert "RecordsRecipe: unknown key 'odd'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with files named like modules, which end whatever imports them."""
+    for name in ("pyarrow", "openai", "argparse", "pandas"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(99)\n")
+    monkeypatch.chdir(tmp_path)
+    package = Path(cli.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", str(package))
+    return tmp_path
+
+
+@pytest.mark.parametrize("flags", [["-P"], []], ids=["as the rules start it", "by hand"])
+def test_a_module_of_the_working_folder_does_not_run(planted: Path, flags: list[str]) -> None:
+    stage = ["gather", "--parts", "no.parquet", "--out", "o"]
+    words = [sys.executable, *flags, "-m", "prefopt", *stage]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.stderr.endswith("prefopt gather: no.parquet does not exist: run the stage that makes it.\n")
+    assert result.returncode == 2
+
+
+def test_a_module_of_the_working_folder_does_not_run_in_one_of_several_processes(planted: Path) -> None:
+    assert launch(["--help"], 2) == 0

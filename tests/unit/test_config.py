@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from prefopt.config import leaves, load_schema, resolve
+from prefopt.config import doubled_keys, leaves, load_schema, resolve
 from prefopt.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -107,7 +107,7 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         ("tasks.tldr.dpo", None, "tasks.tldr.dpo is missing; methods names 'dpo', which needs this section."),
         ("tasks.sst", {}, "tasks.sst (a section) is not a key; allowed: cnndm, hh, imdb, tldr."),
         ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seed, tasks."),
-        ("seed", 1.5, "seed is 1.5; allowed: a whole number at least 0."),
+        ("seed", 1.5, "seed is 1.5; allowed: a whole number at least 0 and at most 4294967295."),
         (
             "tasks.tldr.sampling.temperatures",
             [0.0, -0.5],
@@ -135,12 +135,26 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             {"train": 0.5},
             "tasks.tldr.data.splits is 0.5 + 0.1 + 0.2 = 0.8; allowed: shares that add up to 1.",
         ),
-        ("tasks.tldr.data.source", "files", "tasks.tldr.data.source is 'files', but data.posts and *"),
-        ("tasks.tldr.data.source", "hub", "tasks.tldr.data.hub.posts is null; with data.source 'hub' it must be *"),
+        (
+            "tasks.tldr.data.source",
+            "files",
+            "tasks.tldr.data.source is 'files', but data.posts and *\n"
+            "tasks.tldr.data.source is 'files', but data.comparisons and *\n"
+            "tasks.tldr.judge.kind is 'oracle', *\ntasks.tldr.data.gold_fraction is 0; with other_judges.gold.kind *",
+        ),
+        (
+            "tasks.tldr.data.source",
+            "hub",
+            "tasks.tldr.data.hub.posts is null; with data.source 'hub' it must be *\n"
+            "tasks.tldr.data.hub.comparisons is null; *\n"
+            "tasks.tldr.judge.kind is 'oracle', *\ntasks.tldr.data.gold_fraction is 0; with other_judges.gold.kind *",
+        ),
         (
             "tasks.tldr.data",
             {"source": "files", "posts": ["no.jsonl"], "comparisons": ["no.jsonl"]},
-            "tasks.tldr.data.posts names 'no.jsonl'; no such file is seen from the working directory.",
+            "tasks.tldr.data.posts names 'no.jsonl'; no such file is seen from the working directory.\n"
+            "tasks.tldr.data.comparisons names 'no.jsonl'; no such file is seen from the working directory.\n"
+            "tasks.tldr.judge.kind is 'oracle', *\ntasks.tldr.data.gold_fraction is 0; with other_judges.gold.kind *",
         ),
         (
             "tasks.tldr.lengths.max_length",
@@ -170,8 +184,16 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         ),
         ("tasks.hh.methods", ["ppo"], "tasks.hh.ppo is missing; methods names 'ppo', which needs this section."),
         ("tasks.hh.reference", "sft", "tasks.hh.sft is missing; reference is 'sft', which needs this section."),
-        ("tasks.hh.data.source", "files", "tasks.hh.data.source is 'files', but data.comparisons is empty; give it *"),
-        ("tasks.cnndm.data.source", "hub", "tasks.cnndm.data.hub.articles is null; with data.source 'hub' *"),
+        (
+            "tasks.hh.data.source",
+            "files",
+            "tasks.hh.data.source is 'files', but data.comparisons is empty; give it *\ntasks.hh.judge.kind is 'oracle', *",
+        ),
+        (
+            "tasks.cnndm.data.source",
+            "hub",
+            "tasks.cnndm.data.hub.articles is null; with data.source 'hub' *\ntasks.cnndm.judge.kind is 'oracle', *",
+        ),
         ("tasks.cnndm.methods", ["best_of_4"], "tasks.cnndm.methods[[]0] is 'best_of_4'; allowed: base, sft, *"),
         (
             "tasks.imdb.runs",
@@ -224,7 +246,8 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         (
             "tasks.imdb.data",
             {"source": "files", "reviews": [__file__.replace("test_config.py", "x.csv")]},
-            "tasks.imdb.data.reviews names *; no such file is seen from the working directory.",
+            "tasks.imdb.data.reviews names *; no such file is seen from the working directory.\n"
+            "tasks.imdb.true_reward.source is 'rule', *",
         ),
         ("tasks.imdb.lengths.min_prefix", 9, "tasks.imdb.lengths.max_prefix is 8; allowed: from lengths.min_prefix, *"),
         ("tasks.imdb.ceiling.prompts", 999, "tasks.imdb.ceiling.prompts is 999; allowed: at most *"),
@@ -239,8 +262,10 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
 def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(path: str, value: Any, sentence: str) -> None:
     with pytest.raises(UserError) as caught:
         resolve(with_value(path, value))
-    assert fnmatch.fnmatchcase(str(caught.value), sentence), str(caught.value)
-    assert "\n" not in str(caught.value)
+    said, expected = str(caught.value).splitlines(), sentence.splitlines()
+    assert len(said) == len(expected), str(caught.value)
+    for line, pattern in zip(said, expected, strict=True):
+        assert fnmatch.fnmatchcase(line, pattern), str(caught.value)
 
 
 def test_the_judge_must_suit_the_data(tmp_path: Path) -> None:
@@ -294,6 +319,7 @@ INHERITED: typing.Final = (
     "tasks.*.data.preferences",
     "tasks.*.data.articles",
     "tasks.*.data.reviews",
+    "tasks.*.data.max_*_mb",  # how much is read at most
     "tasks.hh.data.hub.posts*",  # HH has none
     "tasks.*.data.embedded.*",  # not used
     "tasks.*.pretrain.*",  # not used: the bases come from the hub
@@ -351,3 +377,185 @@ def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:
         for_a_base_from_scratch = {key for key in keys if key.startswith("pretrain.")}
         changed = {key.rpartition(".")[2] for key in keys - for_a_base_from_scratch - judged}
         assert changed <= (sizes if task == "tldr" else sizes | fewer)
+
+
+def sentences(config: dict[str, Any]) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        resolve(config)
+    return str(caught.value).splitlines()
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    overlay = {
+        "seed": -1,
+        "sead": 2,
+        "tasks": {
+            "tldr": {"dpo": {"betta": 1, "loss": "mine"}, "lengths": {"max_length": 150}},
+            "hh": {"methods": ["ppo", "best_of_999"], "lengths": {"max_length": 99}},
+        },
+    }
+    said = sentences(merged(read("config.yaml"), overlay))
+    starts = [
+        "sead (2) is not a key; did you mean 'seed'? Allowed: ",
+        "seed is -1; allowed: ",
+        "tasks.tldr.dpo.betta (1) is not a key; ",
+        "tasks.tldr.dpo.loss is 'mine'; allowed: ",
+        "tasks.hh.ppo is missing; ",
+        "tasks.hh.methods[1] is 'best_of_999', but ",
+        "tasks.hh.lengths.max_prompt_length is 160; allowed: less than ",
+    ]
+    assert [next((start for start in starts if line.startswith(start)), line) for line in said] == starts
+
+
+KEY = "sk-proj-1234567890abcdef"
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("api_key", KEY),
+        ("tasks.tldr.api_key", KEY),
+        ("tasks.tldr.judge", KEY),
+        ("tasks.tldr.judge.api_key", KEY),
+        ("tasks.tldr.judge.seed", KEY),
+        ("tasks.tldr.judge.chat", KEY),
+        ("tasks.tldr.judge.chat.api_key", KEY),
+        ("tasks.tldr.judge.chat.api_key", [KEY]),
+        ("tasks.tldr.judge.chat.headers", {"Authorization": KEY}),
+        ("tasks.tldr.judge.chat.api_key_env", KEY),
+        ("tasks.tldr.judge.chat.timeout", KEY),
+        ("tasks.tldr.judge.chat.prices", KEY),
+        ("tasks.tldr.judge.chat.prices", {"m": KEY}),
+        ("tasks.tldr.judge.chat.base_url", f"https://x/v1?key={KEY}"),
+        ("tasks.tldr.judge.chat.base_url", f"https://x?key={KEY}"),
+        ("tasks.tldr.judge.chat.base_url", f"https://x/v1#{KEY}"),
+        ("tasks.tldr.judge.chat.base_url", f"https://user:{KEY}@x/v1"),
+        ("tasks.tldr.judge.chat.base_url", f"https://{KEY}@x"),
+        ("tasks.tldr.judge.chat.base_url", [f"https://{KEY}@x"]),
+        ("tasks.tldr.other_judges", {"gold": {"chat": {"api_key": KEY}}}),
+        ("tasks.tldr.other_judges", {"gold": {"chat": {"max_tokens": KEY}}}),
+    ],
+)
+def test_a_key_in_the_config_is_refused_without_being_shown(place: str, value: Any) -> None:
+    said = sentences(with_value(place, value))
+    assert any(line.startswith(place) for line in said), said
+    assert KEY not in "".join(said)
+
+
+@pytest.mark.parametrize("address", ["http://localhost:8000/v1", "https://x.org/a@b/v1", "https://x.org"])
+def test_an_address_without_a_password_or_a_query_is_taken(address: str) -> None:
+    chat = {"base_url": address, "model": "m", "prompt": "tldr_concise", "prices": {"m": {"input": 0, "output": 0}}}
+    resolved = resolve(with_value("tasks.tldr.judge", {"kind": "chat", "chat": chat}))
+    assert resolved["tasks"]["tldr"]["judge"]["chat"]["base_url"] == address
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1e30, float("nan"), float("inf"), "1"])
+@pytest.mark.parametrize("place", ["seed", "tasks.tldr.dpo.seed", "tasks.imdb.evaluation.seed"])
+def test_a_seed_that_no_stream_of_random_numbers_takes_is_refused(place: str, seed: Any) -> None:
+    said = sentences(with_value(place, seed))
+    allowed = "allowed: a whole number at least 0 and at most 4294967295"
+    assert said[0].startswith(f"{place} is ") and allowed in said[0]
+
+
+def test_a_number_that_is_not_finite_is_named_at_any_depth() -> None:
+    matchup = {"first": {"method": "dpo", "temperature": float("nan")}, "second": {"method": "reference"}, "items": 3}
+    place = "tasks.tldr.human.matchups"
+    assert sentences(with_value(place, [matchup])) == [
+        f"{place}[0].first.temperature is nan; allowed: a finite number."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "tasks: {tldr: {dpo: {beta: 0,5}}}",
+            ["tasks.tldr.dpo.beta is 0; *", "tasks.tldr.dpo holds the key 5, which *"],
+        ),
+        ("tasks: {tldr: {on: 1}}", ["tasks.tldr holds the key true, which is no text: write on, off, yes and no in *"]),
+        ("2024-01-01: 1", ['the config holds the key "2024-01-01", which is no text: *']),
+        ("tasks: {tldr: {human: {matchups: [{~: 1}]}}}", ["tasks.tldr.human.matchups[[]0] holds the key null, *", "*"]),
+        ("tasks: &a {tldr: {data: *a}}", ["the config nests without end: *"]),
+    ],
+)
+def test_a_key_that_is_no_text_is_named(text: str, said: list[str]) -> None:
+    found = sentences(merged(read("config.yaml"), yaml.safe_load(text)))
+    for pattern in said:
+        assert any(fnmatch.fnmatchcase(line, pattern) for line in found), found
+
+
+def test_a_key_that_stands_twice_in_a_file_is_named_with_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("tasks:\n  tldr: { dpo: { beta: 0.5, beta: 1 } }\ntasks:\n  hh: { dpo: { beta: 0.2 } }\n")
+    lines = [
+        f"tasks stands twice in {path}, in lines 1 and 3; keep one, since the first would be lost.",
+        f"tasks.tldr.dpo.beta stands twice in {path}, in lines 2 and 2; keep one, since the first would be lost.",
+    ]
+    assert doubled_keys(path) == lines
+    with pytest.raises(UserError) as caught:
+        resolve(read("config.yaml"), [path])
+    assert str(caught.value).splitlines() == lines
+    path.write_text('{"seed": 1,\n"tasks": {}, "seed": 2}')
+    assert doubled_keys(path) == [
+        f"seed stands twice in {path}, in lines 1 and 2; keep one, since the first would be lost."
+    ]
+
+
+def test_what_yaml_merges_or_names_again_does_not_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("a: &a { x: 1 }\nb: &b { y: 2 }\nc: { <<: *a, x: 3 }\nd: *a\ne: { <<: [*a, *b], 1: 0, '1': 0 }\n")
+    assert doubled_keys(path) == []
+    for name in ("config.yaml", "paper.yaml", "files.yaml", "chat_judge.yaml"):
+        assert doubled_keys(CONFIG / name) == []
+
+
+def test_what_belongs_to_embedded_records_falls_away_where_there_are_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jsonl").touch()
+    files = [str(tmp_path / "a.jsonl")]
+    data = {"source": "files", "posts": files, "comparisons": files, "gold_fraction": 0.3}
+    overlay = {"tasks": {"tldr": {"data": data, "judge": {"kind": "reward_model"}}}}
+    resolved = resolve(merged(read("config.yaml"), overlay))
+    tldr = resolved["tasks"]["tldr"]
+    assert tldr["human"]["simulated_raters"] is None and len(tldr["human"]["matchups"]) == 3
+    assert tldr["other_judges"] == {}
+    assert [record.getMessage().partition(" falls away")[0] for record in caplog.records] == [
+        "tasks.tldr.human.simulated_raters",
+        "tasks.tldr.other_judges.gold",
+    ]
+    caplog.clear()
+    assert resolve(resolved) == resolved and not caplog.records
+    # A judge of its own stays, one that knows embedded records alone does not.
+    judges = {"gold": {"seed": 2}, "truth": {"kind": "oracle"}}
+    overlay["tasks"]["tldr"]["other_judges"] = judges  # type: ignore[index]
+    assert list(resolve(merged(read("config.yaml"), overlay))["tasks"]["tldr"]["other_judges"]) == ["gold"]
+
+
+CHAT = {"base_url": "http://x/v1", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"data": {"posts": ["x/{1}.jsonl"]}}, "data.posts"),
+        ({"base": {"source": "path", "path": "my {task} model"}}, "base.path"),
+        ({"sft": {"source": "path", "path": "model}"}}, "sft.path"),
+        ({"judge": {"kind": "chat", "chat": {**CHAT, "prompt": "{p}.txt"}}}, "judge.chat.prompt"),
+        ({"other_judges": {"gold": {"kind": "chat", "chat": {"prompt": "{p}.txt"}}}}, "other_judges.gold.chat.prompt"),
+    ],
+)
+def test_a_path_with_braces_is_refused_with_its_key(values: dict[str, Any], key: str) -> None:
+    said = sentences(with_value("tasks.tldr", values))
+    assert any(line.startswith(f"tasks.tldr.{key} names '") and "braces" in line for line in said), said
+
+
+def test_a_file_of_votes_with_braces_in_its_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    votes = tmp_path / "human" / "votes" / "tldr"
+    votes.mkdir(parents=True)
+    (votes / "tldr-r01 (1).json").touch()
+    resolve(read("config.yaml"))
+    (votes / "tldr-r01 {1}.json").touch()
+    (said,) = sentences(read("config.yaml"))
+    assert said.startswith("tasks.tldr.human counts the file 'human/votes/tldr/tldr-r01 {1}.json', whose braces")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -113,12 +115,116 @@ def test_what_the_user_lets_us_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert devices.present() == []
 
 
-def test_slurms_devices_are_passed_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_slurms_devices_are_lent_within_their_allocation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert devices.take(1, tmp_path / "leases") == ["1"]
+    folder = tmp_path / "leases"
+    assert devices.take(1, folder) == ["1"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
-    assert not (tmp_path / "leases").exists()
+    # Device 1 of another allocation may be another one.
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    given = []
+    for _ in range(4):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+        given += devices.take(1, folder, timeout=0.0)
+    assert given == ["0", "1", "2", "3"] and os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    with pytest.raises(UserError, match="No 1 of 4 GPUs came free"):
+        devices.take(1, folder, timeout=0.0)
+    with pytest.raises(UserError, match="5 GPUs are asked for, this machine shows 4"):
+        devices.take(5, folder, timeout=0.0)
+
+
+def test_an_instance_of_a_divided_gpu_is_taken_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ["MIG-11111111-2222", "MIG-GPU-aaa/3/0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(names))
+    folder = tmp_path / "leases"
+    assert devices.take(1, folder, timeout=0.0) == names[:1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(names))
+    assert devices.take(1, folder, timeout=0.0) == names[1:]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(names))
+    with pytest.raises(UserError, match="a process sees one MIG instance alone"):
+        devices.take(2, folder, timeout=0.0)
+
+
+def test_a_device_that_is_not_there_is_no_reason_to_run_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for names, bad in (("0,GPU-zzz", "GPU-zzz"), ("7", "7")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+        with pytest.raises(
+            UserError, match=f"^CUDA_VISIBLE_DEVICES names '{bad}', but nvidia-smi lists GPU-aaa, GPU-bbb, "
+        ):
+            devices.take(1, tmp_path / "leases", timeout=0.0)
+    for hidden in ("-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"1,{hidden},0")
+        assert devices.present() == ["GPU-bbb"]
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'driver/library version mismatch'; exit 18\n")
+    assert devices.present() == []
+    assert caplog.messages == ["nvidia-smi fails, so that no GPU is seen: driver/library version mismatch"]
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+def test_the_folder_of_the_locks_is_sticky_and_its_files_can_be_read_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        devices._lease(["GPU-a/b"], 1, tmp_path / "leases", 0)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "leases") == 0o1777 and mode(tmp_path / "leases" / "GPU-a_b.lock") == 0o644
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(0o700)
+    (tmp_path / "leases").symlink_to(private)
+    with pytest.raises(
+        UserError, match=r"leases cannot be the folder of the GPUs' locks \(.*; a link is not followed\)"
+    ):
+        devices._lease(["GPU-aaa"], 1, tmp_path / "leases", 0)
+    assert mode(private) == 0o700 and list(private.iterdir()) == []
+    # Nor that of a lock, and a pipe does not make it wait.
+    folder = tmp_path / "others"
+    folder.mkdir()
+    (folder / "GPU-aaa.lock").symlink_to(private / "made")
+    os.mkfifo(folder / "GPU-bbb.lock")
+    with pytest.raises(UserError, match=r"GPU-aaa\.lock cannot be used as a lock \(.*\): have its owner remove it"):
+        devices._lease(["GPU-aaa"], 1, folder, 0)
+    with pytest.raises(UserError, match=r"GPU-bbb\.lock is no file and cannot be used as a lock"):
+        devices._lease(["GPU-bbb"], 1, folder, 0)
+    assert list(private.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="makes a folder of another user, which root may")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "leases"
+    folder.mkdir(0o777)
+    os.chown(folder, 65534, 65534)
+    with pytest.raises(UserError, match=r"leases, the folder of the GPUs' locks, belongs to user 65534, .* set TMPDIR"):
+        devices._lease(["GPU-aaa"], 1, folder, 0)
+    assert mode(folder) == 0o777 & ~current_umask() and list(folder.iterdir()) == []
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_without_locks_no_device_is_lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(
+        UserError, match=r"GPU-aaa\.lock cannot be locked \(Function not implemented\): choose a folder"
+    ):
+        devices._lease(["GPU-aaa"], 1, tmp_path / "leases", 0)
 
 
 def test_no_gpu_wanted_or_none_there(

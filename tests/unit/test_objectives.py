@@ -58,15 +58,16 @@ class TestDPO:
         assert losses[0].item() == pytest.approx(expected)
 
     def test_ipo_by_hand(self) -> None:
-        losses, chosen, _ = objectives.ipo_loss(
+        losses, chosen, rejected = objectives.ipo_loss(
             *(self.chosen, self.rejected, self.reference_chosen, self.reference_rejected),
             chosen_lengths=torch.tensor([2, 4]),
-            rejected_lengths=torch.tensor([1, 3]),
-            beta=0.5,
+            rejected_lengths=torch.tensor([2, 3]),
+            beta=0.25,
         )
-        # Averaged log-ratios: 1/2 - (-1)/1 = 1.5 and 0 - 3/3 = -1; the target is 1 / (2 * 0.5) = 1.
-        assert losses.tolist() == pytest.approx([0.25, 4.0])
-        assert chosen.tolist() == pytest.approx([0.25, 0.0])
+        # Averaged log-ratios: 1/2 - (-1)/2 = 1 and 0 - 3/3 = -1; the target is 1 / (2 * 0.25) = 2.
+        assert losses.tolist() == pytest.approx([1.0, 9.0])
+        assert chosen.tolist() == pytest.approx([0.125, 0.0])
+        assert rejected.tolist() == pytest.approx([-0.125, 0.25])
 
 
 def test_bradley_terry_by_hand() -> None:
@@ -114,6 +115,19 @@ class TestPPO:
         advantages, _ = objectives.generalized_advantages(rewards * mask, values, mask, gamma=1.0, lam=0.95)
         torch.testing.assert_close(advantages, torch.tensor([[0.5, 0.0]]))
 
+    def test_gae_of_one_token_is_its_reward_less_its_value(self) -> None:
+        mask = torch.ones(1, 1, dtype=torch.bool)
+        advantages, returns = objectives.generalized_advantages(
+            torch.tensor([[2.0]]), torch.tensor([[0.5]]), mask, gamma=1.0, lam=0.95
+        )
+        assert (advantages.tolist(), returns.tolist()) == ([[1.5]], [[2.0]])
+
+    def test_whiten_of_two_values_and_of_equal_ones(self) -> None:
+        mask = torch.tensor([[True, True, False]])
+        white = objectives.whiten(torch.tensor([[1.0, 3.0, 9.0]]), mask)
+        assert white.tolist() == [pytest.approx([-(0.5**0.5), 0.5**0.5, 0.0])]
+        assert objectives.whiten(torch.full((1, 3), 4.0), mask).tolist() == [[0.0, 0.0, 0.0]]
+
     def test_whiten_has_mean_zero_and_variance_one_over_the_mask_only(self) -> None:
         values = torch.tensor([[1.0, 2.0, 3.0], [6.0, 50.0, 50.0]])
         white = objectives.whiten(values, self.mask)
@@ -133,9 +147,8 @@ class TestPPO:
         ],
     )
     def test_clipped_surrogate(self, ratio: float, advantage: float, loss: float, clipped: bool) -> None:
-        losses, flags = objectives.ppo_policy_loss(
-            torch.tensor([math.log(ratio)]), torch.zeros(1), torch.tensor([advantage]), clip=0.2
-        )
+        old = torch.tensor([-1.5])
+        losses, flags = objectives.ppo_policy_loss(old + math.log(ratio), old, torch.tensor([advantage]), clip=0.2)
         assert losses.item() == pytest.approx(loss)
         assert flags.item() is clipped
 
@@ -145,6 +158,9 @@ class TestPPO:
         assert losses.tolist() == pytest.approx([0.5 * 1.0, 0.5 * 0.81])
         far = objectives.ppo_value_loss(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([1.0]), clip=0.2)
         assert far.item() == pytest.approx(0.5 * 0.64)
+        # From 1 down to 0 a value may go to 0.8 alone.
+        below = objectives.ppo_value_loss(torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([0.0]), clip=0.2)
+        assert below.item() == pytest.approx(0.5 * 0.64)
 
 
 def test_unlikelihood_pushes_the_rejected_completion_down_by_alpha() -> None:

@@ -46,6 +46,8 @@ RECIPES = {
     "judge": "prefopt.judging.stage",
     "win_rates": "prefopt.analysis.win_rates",
     "examples": "prefopt.analysis.examples",
+    "human_study": "prefopt.judging.human.study",
+    "human_votes": "prefopt.judging.human.votes",
 }
 
 
@@ -77,6 +79,7 @@ OTHERS = {
         "reward_model": "prefopt.training.reward",
         "optimal_frontier": "prefopt.analysis.optimal_frontier",
         "dominance": "prefopt.analysis.dominance",
+        "frontier_figure": "prefopt.analysis.frontier_figure",
     },
     "hh": {
         "prepare": "prefopt.data.prepare",
@@ -213,7 +216,10 @@ def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> 
 def test_the_top_level_seed_leaves_data_base_and_judge_alone(config: dict[str, Any]) -> None:
     changed = resolve(with_value("seed", 1))
     same = {stage for stage in RECIPES if recipe_json(config, "tldr", stage) == recipe_json(changed, "tldr", stage)}
-    assert same == {"pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"}
+    assert same == {"pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"} | {
+        "human_study",
+        "human_votes",
+    }
 
 
 def test_a_section_may_name_a_seed_of_its_own(config: dict[str, Any]) -> None:

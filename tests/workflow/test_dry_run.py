@@ -153,7 +153,7 @@ def test_a_bad_config_ends_at_once_with_one_sentence(tmp_path: Path, values: dic
 def test_values_on_the_command_line_are_checked_too(tmp_path: Path) -> None:
     result = snakemake("--dry-run", "--config", "seed=-1", folder=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.endswith("config: seed is -1; allowed: a whole number at least 0.\n")
+    assert result.stderr.endswith("config: seed is -1; allowed: a whole number at least 0 and at most 4294967295.\n")
 
 
 def test_lint_finds_nothing(workflow_copy: Path) -> None:

@@ -5,6 +5,7 @@ Each check yields sentences without the leading "tasks.NAME.".
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,51 @@ def problems(section: Config, task: str) -> Iterator[str]:
     """What is wrong with a task's section."""
     for check in _CHECKS[plan.kind(section)]:
         yield from check(section, task)
+
+
+def leave_out_embedded(section: Config) -> list[str]:
+    """Takes out of a task's section what belongs to embedded records, where it has others.
+
+    Returns:
+        A sentence for each thing that is left out.
+    """
+    source = section["data"]["source"]
+    if source == "embedded" or plan.kind(section) == "frontier":
+        return []
+    left_out = []
+    if section.get("human", {}).get("simulated_raters") is not None:
+        section["human"]["simulated_raters"] = None
+        left_out.append(
+            f"human.simulated_raters falls away: with data.source {source!r} there are no hidden facts to simulate raters "
+            f"from, and the votes of people count (human: null leaves the study out)."
+        )
+    for name, judge in list(section["other_judges"].items()):
+        if judge["kind"] == "oracle" or judge == section["judge"]:
+            del section["other_judges"][name]
+            reason = (
+                "it is the task's own judge" if judge["kind"] != "oracle" else "an oracle knows embedded records alone"
+            )
+            left_out.append(f"other_judges.{name} falls away with data.source {source!r}: {reason}.")
+    return left_out
+
+
+def _check_paths(section: Config, task: str) -> Iterator[str]:
+    paths = [(f"data.{key}", path) for key in plan.RECORD_FILES for path in section["data"].get(key, [])]
+    for name in ("base", "sft", "true_reward"):
+        if section.get(name, {}).get("source") == "path":
+            paths.append((f"{name}.path", section[name]["path"] or ""))
+    if "judge" in section:
+        chats = {key: judge["chat"] for key, judge in _judges(section).items() if "chat" in judge}
+        paths += [(f"{key}.chat.prompt", chat.get("prompt", "")) for key, chat in chats.items()]
+    for key, path in paths:
+        if re.search("[{}]", path):
+            yield f"{key} names {path!r}; a path may hold no braces, which Snakemake reads as wildcards: rename it."
+
+
+def _check_votes(section: Config, task: str) -> Iterator[str]:
+    for path in plan.exported_votes(task):
+        if re.search("[{}]", path):
+            yield f"human counts the file {path!r}, whose braces Snakemake reads as wildcards: rename it."
 
 
 def _check_data(section: Config, task: str) -> Iterator[str]:
@@ -92,10 +138,11 @@ def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
         if "chat" not in judge:
             yield f"{key}.chat is missing; {key}.kind is {kind!r}, which needs this section."
             return
-        for name in ("base_url", "model", "prompt"):
-            if name not in judge["chat"]:
-                yield f"{key}.chat.{name} is missing; {key}.kind is {kind!r}, which needs it."
-                return
+        missing = [name for name in ("base_url", "model", "prompt") if name not in judge["chat"]]
+        for name in missing:
+            yield f"{key}.chat.{name} is missing; {key}.kind is {kind!r}, which needs it."
+        if missing:
+            return
         if judge["chat"]["model"] not in judge["chat"]["prices"]:
             yield (
                 f"{key}.chat.prices has no price of {judge['chat']['model']!r}; give USD per million tokens as "
@@ -118,13 +165,7 @@ def _check_human(section: Config, task: str) -> Iterator[str]:
     for key in ("question", "matchups"):
         if key not in human:
             yield f"human.{key} is missing; a study needs it."
-            return
-    if human["simulated_raters"] is not None and section["data"]["source"] != "embedded":
-        yield (
-            f"human.simulated_raters is a section, but data.source is {section['data']['source']!r}: only embedded "
-            f"records have the hidden facts that raters are simulated from; give null, or leave the study out by human: null."
-        )
-    for index, matchup in enumerate(human["matchups"]):
+    for index, matchup in enumerate(human.get("matchups", [])):
         for side in ("first", "second"):
             reference, given = matchup[side]["method"] == plan.REFERENCE, "temperature" in matchup[side]
             if reference == given:
@@ -153,7 +194,7 @@ def _check_sections(section: Config, task: str) -> Iterator[str]:
 def _check_methods(section: Config, task: str) -> Iterator[str]:
     for index, method in enumerate(section["methods"]):
         if match := re.fullmatch(r"best_of_(\d+)", method):
-            if int(match[1]) > section["best_of_n"]["n"]:
+            if int(match[1]) > section.get("best_of_n", {}).get("n", math.inf):
                 yield (
                     f"methods[{index}] is {method!r}, but best_of_n.n is {section['best_of_n']['n']}; "
                     f"allowed: best_of_N with N up to that."
@@ -281,6 +322,8 @@ def _check_true_reward(section: Config, task: str) -> Iterator[str]:
 
 _CHECKS: dict[str, tuple[Check, ...]] = {
     "comparison": (
+        _check_paths,
+        _check_votes,
         _check_data,
         _check_judge,
         _check_human,
@@ -290,8 +333,17 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_models,
         _check_evaluation,
     ),
-    "transfer": (_check_data, _check_judge, _check_human, _check_lengths, _check_evaluation),
+    "transfer": (
+        _check_paths,
+        _check_votes,
+        _check_data,
+        _check_judge,
+        _check_human,
+        _check_lengths,
+        _check_evaluation,
+    ),
     "frontier": (
+        _check_paths,
         _check_data,
         _check_prefix_lengths,
         _check_models,

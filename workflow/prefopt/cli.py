@@ -97,6 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     stage = next((word for word in arguments if word in STAGES), None)
     args = build_parser(stage).parse_args(arguments)
+    if getattr(args, "recipe", None) == "-":
+        # A recipe that names more files than an argument can hold.
+        args.recipe = sys.stdin.read()
     try:
         if processes.count() > 1 and args.stage not in SHARED:
             raise UserError(f"{processes.count()} processes are started, but one alone runs this stage: start one.")

@@ -91,3 +91,14 @@ def collected(dealt: list[Any], total: int) -> list[Any]:
     parts: list[list[Any]] = [[] for _ in range(processes.count())]
     dist.all_gather_object(parts, dealt)
     return [parts[i % processes.count()][i // processes.count()] for i in range(total)]
+
+
+def from_each(value: Item) -> list[Item]:
+    """Every process's value, for every process, by its number."""
+    return collected([value], processes.count())
+
+
+def from_main(value: Item) -> Item:
+    """The main process's value, for every process."""
+    told: list[Item] = collected([value] if processes.is_main() else [], 1)
+    return told[0]

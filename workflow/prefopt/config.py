@@ -8,54 +8,73 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import json
+import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import yaml
 
-from prefopt.checks import problems
+from prefopt.checks import leave_out_embedded, problems
 from prefopt.errors import UserError
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "config.schema.yaml"
 
 Config = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 # PyYAML follows YAML 1.1, where 5e-5 without a point is text.
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
-def resolve(config: Mapping[str, Any]) -> Config:
+def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Config:
     """The config with every default filled in and every value checked.
+
+    What belongs to embedded records falls away where a task has others, with a line in the log.
 
     Args:
         config: config/config.yaml with overlays merged over it; paths in it are relative to the working directory.
+        files: the files that it was merged from, in which a key must not stand twice: YAML would keep the last.
 
     Returns:
         A new config in which every key of the schema has a value and `base.source` is not null. Resolving it
         again changes nothing.
 
     Raises:
-        UserError: an unknown or missing key, a wrong type, an impossible value, or values that exclude each
-            other; one sentence that names the key, the value and what is allowed.
+        UserError: an unknown, missing or doubled key, a wrong type, an impossible value, or values that exclude each
+            other. All that is wrong is said at once, a line each: a sentence that names the key, the value and what
+            is allowed. A text that may be a key of an endpoint is not shown.
     """
     schema = load_schema()
-    resolved = _complete(copy.deepcopy(dict(config)), schema)
-    _check_schema(resolved, schema)
-    for task, section in resolved["tasks"].items():
+    found = [sentence for path in files for sentence in doubled_keys(path)]
+    try:
+        resolved, odd = _text_keys(copy.deepcopy(dict(config)))
+    except RecursionError:
+        raise UserError("the config nests without end: an alias of YAML may stand within what it names.") from None
+    resolved = _complete(resolved, schema)
+    found += odd + list(_schema_problems(resolved, schema))
+    for task, section in resolved["tasks"].items() if isinstance(resolved.get("tasks"), dict) else ():
+        if any(sentence.startswith(f"tasks.{task}") for sentence in found):
+            continue  # values that are no values cannot be held against each other
         if "base" in section and section["base"]["source"] is None:
             section["base"]["source"] = "shipped" if section["data"]["source"] == "embedded" else "scratch"
-        for problem in problems(section, task):
-            raise UserError(f"tasks.{task}.{problem}")
+        for line in leave_out_embedded(section):
+            logger.warning("tasks.%s.%s", task, line)
+        found += [f"tasks.{task}.{problem}" for problem in problems(section, task)]
+    if found:
+        raise UserError("\n".join(dict.fromkeys(found)))
     return resolved
 
 
+@functools.cache
 def load_schema() -> dict[str, Any]:
-    """The JSON schema of a config."""
+    """The JSON schema of a config, which is read once and not to be changed."""
     schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
     return schema
 
@@ -99,42 +118,134 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _check_schema(config: Config, schema: Mapping[str, Any]) -> None:
+def doubled_keys(path: str | Path) -> list[str]:
+    """A sentence for each key that stands twice in one section of a YAML or JSON file."""
+    try:
+        top = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []  # whoever loads it says so
+    found: list[str] = []
+    waiting = [("", top)]
+    walked = set()
+    while waiting:
+        place, node = waiting.pop()
+        if node is None or id(node) in walked:
+            continue  # an alias
+        walked.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += [(place, item) for item in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            first: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                here = f"{place}.{_word(str(key.value))}".lstrip(".")
+                line = key.start_mark.line + 1
+                if key.tag != "tag:yaml.org,2002:merge" and (key.tag, str(key.value)) in first:
+                    found.append(
+                        f"{here} stands twice in {path}, in lines {first[key.tag, str(key.value)]} and {line}; "
+                        f"keep one, since the first would be lost."
+                    )
+                first.setdefault((key.tag, str(key.value)), line)
+                waiting.append((here, value))
+    return sorted(found)
+
+
+def _text_keys(value: Any, path: str = "") -> tuple[Any, list[str]]:
+    """A config without keys that are no text, and a sentence for each of them."""
+    found: list[str] = []
+    if isinstance(value, Mapping):
+        kept = {}
+        for key, below in value.items():
+            if isinstance(key, str):
+                kept[key], odd = _text_keys(below, f"{path}.{key}".lstrip("."))
+                found += odd
+            else:
+                found.append(
+                    f"{path or 'the config'} holds the key {_show(key)}, which is no text: write on, off, yes and no in "
+                    f"quotes, and a decimal point where a comma stands."
+                )
+        return kept, found
+    if isinstance(value, list):
+        items = [_text_keys(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        return [item for item, _ in items], [sentence for _, odd in items for sentence in odd]
+    return value, found
+
+
+def _schema_problems(config: Config, schema: Mapping[str, Any]) -> Iterator[str]:
     errors = jsonschema.Draft202012Validator(schema).iter_errors(config)
     for error in sorted(errors, key=lambda error: [str(part) for part in error.absolute_path]):
-        path = _dotted(error.absolute_path)
-        if error.validator == "additionalProperties":
-            known = sorted(error.schema["properties"])
-            unknown = sorted(str(key) for key in error.instance if key not in known)[0]
+        yield from _sentences(error)
+    yield from _not_finite(config)
+    yield from _missing(config, schema, "")
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _not_finite(below, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _not_finite(item, f"{path}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{path} is {value}; allowed: a finite number."
+
+
+def _sentences(error: jsonschema.ValidationError) -> Iterator[str]:
+    """What an error of the schema says, a sentence for each key."""
+    path, schema = _dotted(error.absolute_path), _schema_of(error)
+    instance: Any = error.instance
+    if error.validator == "additionalProperties":
+        known = sorted(schema["properties"])
+        for unknown in sorted(key for key in instance if key not in known):
             near = difflib.get_close_matches(unknown, known, n=1)
             hint = f"did you mean {near[0]!r}? Allowed" if near else "allowed"
-            found = f"{path}.{unknown} ({_show(error.instance[unknown])})".lstrip(".")
-            raise UserError(f"{found} is not a key; {hint}: {', '.join(known)}.")
-        if error.validator == "required":
-            lacking = next(key for key in error.schema["required"] if key not in error.instance)
-            raise UserError(f"{path}.{lacking} is missing; allowed: {_allowed(error.schema['properties'][lacking])}.")
-        if error.validator == "uniqueItems":
-            raise UserError(f"{path} is {_show(error.instance)}, where one stands twice; each may stand once.")
-        # A key that was pasted where its variable's name belongs must not be printed.
-        secret = "no allowed value (which is not shown, as it may hold a key)"
-        found = secret if error.schema.get("x-secret") else _show(error.instance)
-        raise UserError(f"{path} is {found}; allowed: {_allowed(error.schema)}.")
-    for path, value in leaves(config):
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, float) and not math.isfinite(item):
-                raise UserError(f"{path} is {item}; allowed: a finite number.")
-    _check_complete(config, schema, "")
+            found = f"{path}.{_word(unknown)} ({_kind(instance[unknown])})".lstrip(".")
+            yield f"{found} is not a key; {hint}: {', '.join(known)}."
+    elif error.validator == "required":
+        for lacking in schema["required"]:
+            if lacking not in instance:
+                yield f"{path}.{lacking} is missing; allowed: {_allowed(schema['properties'][lacking])}."
+    elif error.validator == "uniqueItems":
+        yield f"{path} is {_show(instance)}, where one stands twice; each may stand once."
+    else:
+        yield f"{path} is {_found(error)}; allowed: {_allowed(schema)}."
 
 
-def _check_complete(config: Config, schema: Mapping[str, Any], path: str) -> None:
+def _schema_of(error: jsonschema.ValidationError) -> dict[str, Any]:
+    schema: Any = error.schema
+    return dict(schema)
+
+
+def _found(error: jsonschema.ValidationError) -> str:
+    """The wrong value, unless it may be a key of an endpoint that was pasted where something else belongs."""
+    schema = _schema_of(error)
+    place = list(error.absolute_path)[2:3]
+    of_judge = place in (["judge"], ["other_judges"]) and "propertyNames" not in error.absolute_schema_path
+    if isinstance(error.instance, str | list) and ("x-secret" in schema or (of_judge and "enum" not in schema)):
+        return "no allowed value (which is not shown, as it may hold a key)"
+    return _show(error.instance)
+
+
+def _kind(value: Any) -> str:
+    """The value of a key that is not known; no text, which may be a key of an endpoint."""
+    if isinstance(value, str | list):
+        return "a text, which is not shown" if isinstance(value, str) else "a list"
+    return _show(value)
+
+
+def _missing(config: Config, schema: Mapping[str, Any], path: str) -> Iterator[str]:
     for key, below in schema["properties"].items():
         here = f"{path}.{key}".lstrip(".")
         if key not in config and below.get("x-optional"):
             continue
         if key not in config:
-            raise UserError(f"{here} is missing; allowed: {_allowed(below)}.")
-        if "properties" in below and config[key] is not None:
-            _check_complete(config[key], below, here)
+            yield f"{here} is missing; allowed: {_allowed(below)}."
+        elif "properties" in below and isinstance(config[key], dict):
+            yield from _missing(config[key], below, here)
+
+
+def _word(key: str) -> str:
+    """A key as it stands in a message, without what a terminal would obey."""
+    return key if key.isprintable() else repr(key)
 
 
 def _dotted(parts: Any) -> str:

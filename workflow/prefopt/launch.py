@@ -24,7 +24,7 @@ _POLL = 0.2  # seconds between two looks at the processes
 
 
 def launch(arguments: Sequence[str], count: int, inherited: Sequence[int] = ()) -> int:
-    """Runs `python -m prefopt` with these arguments in `count` processes.
+    """Runs `python -P -m prefopt` with these arguments in `count` processes.
 
     SIGTERM and SIGUSR1 go on to all of them. When one fails the others are ended, since they would wait for it.
 
@@ -38,7 +38,7 @@ def launch(arguments: Sequence[str], count: int, inherited: Sequence[int] = ()) 
     """
     with tempfile.TemporaryDirectory(prefix="prefopt-") as folder:
         shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "PREFOPT_STORE": f"{folder}/store"}
-        command = [sys.executable, "-m", "prefopt", *arguments]
+        command = [sys.executable, "-P", "-m", "prefopt", *arguments]
         processes: list[subprocess.Popen[bytes]] = []
 
         def pass_on(number: int, _: FrameType | None) -> None:

@@ -325,6 +325,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "optimal_frontier": lambda config, task, name: {
         key: task["ceiling"][key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
     },
+    "frontier_figure": lambda config, task, name: {"task": name, "true_reward": _true_reward(task)["kind"]},
     "dominance": lambda config, task, name: {
         "confidence": task["evaluation"]["confidence"],
         "bootstrap": task["evaluation"]["bootstrap"],
@@ -335,6 +336,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "task": name,
         "suffix": PROMPT_SUFFIX[name],
         **{key: task["human"][key] for key in _STUDY},
+        "simulated": task["human"]["simulated_raters"] is not None,
         "matchups": [{"raters_per_item": 1, **_sides(matchup)} for matchup in plan.matchups(config, name)],
     },
     "simulated_votes": lambda config, task, name: {

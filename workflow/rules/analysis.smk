@@ -33,9 +33,11 @@ rule win_rates:
         **recipe("win_rates"),
         code=fingerprint("prefopt.analysis.win_rates"),
     shell:
-        "python -m prefopt win_rates --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
-        " --recipe {params.recipe:q} --out {output.table} --comparisons {output.comparisons}"
-        " --manifest {output.manifest} > {log} 2>&1"
+        table_stage(
+            "win_rates --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
+            " --recipe {params.recipe} --out {output.table} --comparisons {output.comparisons}"
+            " --manifest {output.manifest}"
+        )
 
 
 rule win_rate_figure:
@@ -62,13 +64,16 @@ rule win_rate_figure:
     params:
         code=fingerprint("prefopt.analysis.figures"),
     shell:
-        "python -m prefopt win_rate_figure --win-rates {input.table} --manifest {input.manifest}"
-        " --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage(
+            "win_rate_figure --win-rates {input.table} --manifest {input.manifest} --out {output.svg} {output.png}"
+        )
 
 
 rule win_rate_by_step:
     input:
         verdicts="results/verdicts/{task}/dpo_by_step.parquet",
+        samples="results/samples/{task}/dpo_by_step.parquet",
+        summary="results/data/{task}/summary.json",
     output:
         table=report(
             "results/{task}_winrate_by_step.csv",
@@ -99,8 +104,10 @@ rule win_rate_by_step:
         **recipe("win_rate_by_step"),
         code=fingerprint("prefopt.analysis.win_rate_by_step"),
     shell:
-        "python -m prefopt win_rate_by_step --verdicts {input.verdicts} --recipe {params.recipe:q}"
-        " --table {output.table} --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage(
+            "win_rate_by_step --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
+            " --recipe {params.recipe} --table {output.table} --out {output.svg} {output.png}"
+        )
 
 
 rule compute:
@@ -127,12 +134,13 @@ rule compute:
         recipe=recipe_of_all(stage_recipes.compute_recipe),
         code=fingerprint("prefopt.analysis.compute"),
     shell:
-        "python -m prefopt compute {params.files} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage("compute {params.files} --recipe {params.recipe} --out {output}")
 
 
 rule compute_figure:
     input:
-        "results/compute.csv",
+        table="results/compute.csv",
+        manifests=[f"results/{task}_winrates.manifest.json" for task in plan.tasks_of(config, "comparison", "transfer")],
     output:
         svg=report(
             "results/compute.svg",
@@ -153,7 +161,9 @@ rule compute_figure:
     params:
         code=fingerprint("prefopt.analysis.compute_figure"),
     shell:
-        "python -m prefopt compute_figure --table {input} --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage(
+            "compute_figure --table {input.table} --manifests {input.manifests} --out {output.svg} {output.png}"
+        )
 
 
 rule paper:
@@ -183,8 +193,7 @@ rule paper:
         recipe=recipe_of_all(stage_recipes.paper_recipe),
         code=fingerprint("prefopt.analysis.paper"),
     shell:
-        "python -m prefopt paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe:q} --out"
-        " {output} > {log} 2>&1"
+        table_stage("paper --win-rates {input.win_rates} {params.human} --recipe {params.recipe} --out {output}")
 
 
 rule training_figure:
@@ -209,7 +218,7 @@ rule training_figure:
     params:
         code=fingerprint("prefopt.analysis.training_curves"),
     shell:
-        "python -m prefopt training_figure --metrics {input} --out {output} > {log} 2>&1"
+        table_stage("training_figure --metrics {input} --out {output}")
 
 
 rule examples:
@@ -233,5 +242,7 @@ rule examples:
         **recipe("examples"),
         code=fingerprint("prefopt.analysis.examples"),
     shell:
-        "python -m prefopt examples --prompts {input.prompts} --samples {input.samples} --verdicts {input.verdicts}"
-        " --win-rates {input.win_rates} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage(
+            "examples --prompts {input.prompts} --samples {input.samples} --verdicts {input.verdicts}"
+            " --win-rates {input.win_rates} --recipe {params.recipe} --out {output}"
+        )

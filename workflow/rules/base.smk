@@ -20,9 +20,10 @@ rule pretrain:
         **recipe("pretrain"),
         code=fingerprint("prefopt.training.pretrain"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} pretrain --text {input.text} --recipe"
-        " {params.recipe:q}"
-        " --work work/{wildcards.task}/pretrain --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+        model_stage(
+            "pretrain --text {input.text} --recipe {params.recipe} --work work/{wildcards.task}/pretrain"
+            " --out {output.model} --metrics {output.metrics}"
+        )
 
 
 rule fetch:
@@ -45,8 +46,7 @@ rule fetch:
         revision=revision_argument,
         code=fingerprint("prefopt.lm.fetch"),
     shell:
-        "python -m prefopt fetch --name {params.name:q} --kind {params.kind} {params.revision:q} --out {output.model}"
-        " > {log} 2>&1"
+        table_stage("fetch --name {params.name} --kind {params.kind} {params.revision} --out {output.model}")
 
 
 # Not part of `all`: `snakemake --cores 2 shipped_base` makes the checkpoint in the repository again.
@@ -64,8 +64,8 @@ rule shipped_base:
     resources:
         **TABLE_RESOURCES,
     params:
-        folder=os.path.relpath(f"{workflow.basedir}/workflow/models/tldr_base"),
+        folder=SHIPPED_BASE,
         code=fingerprint("prefopt.training.model_card"),
     shell:
-        "mkdir -p {params.folder:q} && cp -v {input.model}/* {params.folder:q} > {log} 2>&1"
-        " && python -m prefopt model_card --model {input.model} --out {params.folder:q}/README.md >> {log} 2>&1"
+        quoted("mkdir -p {params.folder} && cp {input.model}/* {params.folder} && ")
+        + table_stage("model_card --model {input.model} --out {params.folder}/README.md")

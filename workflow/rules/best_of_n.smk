@@ -26,9 +26,10 @@ rule candidates:
         earlier="results/candidates/{task}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
-        " --prompts {input.prompts} --method {params.method} --recipe {params.recipe:q} {params.shard}"
-        " --earlier {params.earlier} --out {output} > {log} 2>&1"
+        model_stage(
+            "sample --model {params.model} --prompts {input.prompts} --method {params.method}"
+            " --recipe {params.recipe} {params.shard} --earlier {params.earlier} --out {output}"
+        )
 
 
 rule score:
@@ -54,9 +55,10 @@ rule score:
         shard=shard_argument,
         code=fingerprint("prefopt.generation.score"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} score --model {input.model} --prompts"
-        " {input.prompts}"
-        " --samples {input.samples} --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
+        model_stage(
+            "score --model {input.model} --prompts {input.prompts} --samples {input.samples} --recipe {params.recipe}"
+            " {params.shard} --out {output}"
+        )
 
 
 rule best_of_n:
@@ -82,10 +84,11 @@ rule best_of_n:
         **recipe("best_of_n"),
         code=fingerprint("prefopt.generation.best_of_n"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} best_of_n --candidates {input.candidates}"
-        " --scores {input.scores}"
-        " --greedy {input.greedy} --prompts {input.prompts} --reference-model {params.reference:q} --n {wildcards.n}"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        model_stage(
+            "best_of_n --candidates {input.candidates} --scores {input.scores} --greedy {input.greedy}"
+            " --prompts {input.prompts} --reference-model {params.reference} --n {wildcards.n}"
+            " --recipe {params.recipe} --out {output}"
+        )
 
 
 # For a judge that costs something.
@@ -108,8 +111,9 @@ rule subsets:
         **recipe("subsets"),
         code=fingerprint("prefopt.generation.subsets"),
     shell:
-        "python -m prefopt subsets --candidates {input.candidates} --scores {input.scores} --recipe {params.recipe:q}"
-        " --out {output} > {log} 2>&1"
+        table_stage(
+            "subsets --candidates {input.candidates} --scores {input.scores} --recipe {params.recipe} --out {output}"
+        )
 
 
 # Every candidate where judging is free, so that every N can be read.
@@ -154,15 +158,16 @@ rule best_of_n_curve:
         judged=arguments_of(subset_files),
         code=fingerprint("prefopt.analysis.best_of_n_curve"),
     shell:
-        "python -m prefopt best_of_n_curve --candidates {input.candidates} --scores {input.scores}"
-        " --verdicts {input.verdicts} --prompts {input.prompts} {params.judged} {params.one_sample} --recipe"
-        " {params.recipe:q}"
-        " --out {output} > {log} 2>&1"
+        table_stage(
+            "best_of_n_curve --candidates {input.candidates} --scores {input.scores} --verdicts {input.verdicts}"
+            " --prompts {input.prompts} {params.judged} {params.one_sample} --recipe {params.recipe} --out {output}"
+        )
 
 
 rule best_of_n_figure:
     input:
-        curves_of_tasks,
+        curves=curves_of_tasks,
+        summaries=summaries_of_curves,
     output:
         table=report(
             "results/best_of_n.csv",
@@ -189,5 +194,7 @@ rule best_of_n_figure:
     params:
         code=fingerprint("prefopt.analysis.best_of_n_figure"),
     shell:
-        "python -m prefopt best_of_n_figure --curves {input} --table {output.table}"
-        " --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage(
+            "best_of_n_figure --curves {input.curves} --summaries {input.summaries} --table {output.table}"
+            " --out {output.svg} {output.png}"
+        )

@@ -1,31 +1,27 @@
 # Helpers of the rules; no rule stands here.
 import os
 import re
-import shlex
 from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
+from prefopt.commands import environment, judging_stage, model_stage, option, path_word, quoted, table_stage
 
-def stage_environment():
-    """Shell commands before every stage: the package, and the Python that runs Snakemake unless conda brings one."""
-    path = shlex.quote(str(Path(workflow.basedir) / "workflow"))
-    commands = f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}; "
-    if DeploymentMethod.CONDA not in workflow.deployment_settings.deployment_method:
-        commands += f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
-    # Whoever tells a job to end (Slurm before a time limit) tells the shell too. It would die at once, the job would
-    # count as over, and what a trainer is still saving would be killed; with a trap the shell waits for the trainer.
-    commands += "trap : TERM USR1; "
-    # Snakemake formats the prefix.
-    return commands.replace("{", "{{").replace("}", "}}")
-
-
-shell.prefix(stage_environment())
+# Conda brings a Python of its own; else it is the one that runs Snakemake. Set in the environment and not by a prefix of
+# the shell, which would also stand before the rules of a workflow that loads this one as a module.
+os.environ.update(
+    environment(
+        Path(HOME) / "workflow",
+        "python" if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method else sys.executable,
+        config,
+        os.environ,
+    )
+)
 
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
 MODEL_THREADS = config["compute"]["threads"]
-SHIPPED_BASE = os.path.relpath(f"{workflow.basedir}/workflow/models/tldr_base")
+SHIPPED_BASE = os.path.relpath(f"{HOME}/workflow/models/tldr_base")
 
 
 def model_needs(stage):
@@ -80,10 +76,7 @@ def brought(files):
 def arguments_of(files):
     """Params function: all of it as arguments of a stage."""
     return uncompared(
-        lambda wildcards: " ".join(
-            f"--{name.replace('_', '-')} {shlex.join([paths] if isinstance(paths, str) else paths)}"
-            for name, paths in files(wildcards).items()
-        )
+        lambda wildcards: [word for name, paths in files(wildcards).items() for word in option(name, paths)]
     )
 
 
@@ -131,7 +124,8 @@ def model_files(name):
 def model(name, key="model"):
     """Params of a rule that reads a model: its folder, and the content of one that the user brings."""
     folder = model_folder(name)
-    return {key: uncompared(folder), f"{key}_content": brought(lambda wildcards: {key: folder(wildcards)})}
+    given = uncompared(lambda wildcards: path_word(folder(wildcards)))
+    return {key: given, f"{key}_content": brought(lambda wildcards: {key: folder(wildcards)})}
 
 
 def revision_argument(wildcards):
@@ -243,11 +237,16 @@ def curves_of_tasks(wildcards):
     return [f"results/candidates/{task}_curve.csv" for task in config["tasks"] if plan.has_candidates(config, task)]
 
 
+def summaries_of_curves(wildcards):
+    """The summary of the data of each of these tasks."""
+    return [f"results/data/{task}/summary.json" for task in config["tasks"] if plan.has_candidates(config, task)]
+
+
 def true_reward_files(wildcards):
     """The model that is the true reward of reviews; nothing where it is a rule."""
     if config["tasks"][wildcards.task]["true_reward"]["source"] == "rule":
         return {}
-    return {"true_reward_model": model_folder("true_reward")(wildcards)}
+    return {"true_reward_model": plan.model_folder(config, wildcards.task, "true_reward", SHIPPED_BASE)}
 
 
 def reward_files(wildcards):
@@ -264,9 +263,10 @@ def runs_of_sweep(wildcards):
 
 def by_step_arguments(wildcards):
     """Params function: what DPO's stage needs to sample while it trains."""
-    values = shlex.quote(canonical_json(stage_recipes.stage_recipe(config, wildcards.task, "by_step")))
+    values = canonical_json(stage_recipes.stage_recipe(config, wildcards.task, "by_step"))
     prompts = f"results/data/{wildcards.task}/prompts.parquet"
-    return f"--by-step {values} --prompts {prompts} --samples results/samples/{wildcards.task}/dpo_by_step.parquet"
+    samples = f"results/samples/{wildcards.task}/dpo_by_step.parquet"
+    return ["--by-step", values, "--prompts", prompts, "--samples", samples]
 
 
 def one_of(names):
@@ -307,7 +307,7 @@ def of_shard(process, path):
 
 def shard_argument(wildcards):
     """Params function: the shard that a job makes as an argument; none where the work is not cut."""
-    return f"--shard {wildcards.scatteritem}" if hasattr(wildcards, "scatteritem") else ""
+    return ["--shard", wildcards.scatteritem] if hasattr(wildcards, "scatteritem") else []
 
 
 def shards_of_table(wildcards):

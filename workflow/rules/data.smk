@@ -21,8 +21,10 @@ rule records:
         **records_params(),
         code=lambda wildcards: fingerprint("prefopt.data.records", apart=plan.other_readers(config, wildcards.task)),
     shell:
-        "python -m prefopt records --task {wildcards.task} --table {wildcards.table} --recipe {params.recipe:q}"
-        " --out {output} > {log} 2>&1"
+        table_stage(
+            "records --task {wildcards.task} --table {wildcards.table} --recipe - --out {output}",
+            stdin="{params.recipe}",
+        )
 
 
 rule prepare:
@@ -49,8 +51,7 @@ rule prepare:
         **recipe("prepare"),
         code=fingerprint("prefopt.data.prepare"),
     shell:
-        "python -m prefopt prepare --raw {input.raw} --model {params.base:q} --recipe {params.recipe:q} --out {output}"
-        " > {log} 2>&1"
+        table_stage("prepare --raw {input.raw} --model {params.base} --recipe {params.recipe} --out {output}")
 
 
 use rule prepare as prepare_preferences with:
@@ -88,4 +89,4 @@ rule summary:
     params:
         code=fingerprint("prefopt.data.summary"),
     shell:
-        "python -m prefopt summary --tables {input} --out {output} > {log} 2>&1"
+        table_stage("summary --tables {input} --out {output}")

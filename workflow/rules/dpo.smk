@@ -23,12 +23,13 @@ rule dpo:
     params:
         **model("reference"),
         **recipe("dpo"),
-        by_step="",
+        by_step=[],
         code=fingerprint("prefopt.training.dpo"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} dpo --model {params.model:q} --data {input.data}"
-        " --reference {input.reference} --recipe {params.recipe:q} {params.by_step} --work work/{wildcards.task}/dpo"
-        " --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+        model_stage(
+            "dpo --model {params.model} --data {input.data} --reference {input.reference} --recipe {params.recipe}"
+            " {params.by_step} --work work/{wildcards.task}/dpo --out {output.model} --metrics {output.metrics}"
+        )
 
 
 # The same, sampled while it trains.

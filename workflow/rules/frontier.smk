@@ -29,11 +29,12 @@ rule frontier_run:
         rewards_content=brought(reward_files),
         code=fingerprint("prefopt.training.frontier_run"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} frontier_run --model {params.model:q} --data"
-        " {input.data}"
-        " --reference {input.reference} --prompts {input.prompts} {params.rewards} --recipe {params.recipe:q}"
-        " --work work/{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations} --metrics {output.metrics}"
-        " > {log} 2>&1"
+        model_stage(
+            "frontier_run --model {params.model} --data {input.data} --reference {input.reference}"
+            " --prompts {input.prompts} {params.rewards} --recipe {params.recipe}"
+            " --work work/{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations}"
+            " --metrics {output.metrics}"
+        )
 
 
 rule optimal_frontier:
@@ -61,8 +62,7 @@ rule optimal_frontier:
         **recipe("optimal_frontier"),
         code=fingerprint("prefopt.analysis.optimal_frontier"),
     shell:
-        "python -m prefopt optimal_frontier --scores {input.scores}"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage("optimal_frontier --scores {input.scores} --recipe {params.recipe} --out {output}")
 
 
 rule frontier:
@@ -91,8 +91,10 @@ rule frontier:
     params:
         code=fingerprint("prefopt.analysis.frontier"),
     shell:
-        "python -m prefopt frontier --evaluations {input.evaluations} --scores {input.scores}"
-        " --ceiling {input.ceiling} --out {output} > {log} 2>&1"
+        table_stage(
+            "frontier --evaluations {input.evaluations} --scores {input.scores} --ceiling {input.ceiling}"
+            " --out {output}"
+        )
 
 
 rule dominance:
@@ -120,14 +122,14 @@ rule dominance:
         **recipe("dominance"),
         code=fingerprint("prefopt.analysis.dominance"),
     shell:
-        "python -m prefopt dominance --evaluations {input.evaluations} --recipe {params.recipe:q} --out {output}"
-        " > {log} 2>&1"
+        table_stage("dominance --evaluations {input.evaluations} --recipe {params.recipe} --out {output}")
 
 
 rule frontier_figure:
     input:
         frontier="results/{task}_frontier.csv",
         ceiling="results/{task}_ceiling.csv",
+        summary="results/data/{task}/summary.json",
     output:
         svg=report(
             "results/{task}_frontier.svg",
@@ -148,7 +150,10 @@ rule frontier_figure:
     resources:
         **TABLE_RESOURCES,
     params:
+        recipe=recipe("frontier_figure"),
         code=fingerprint("prefopt.analysis.frontier_figure"),
     shell:
-        "python -m prefopt frontier_figure --frontier {input.frontier} --ceiling {input.ceiling}"
-        " --out {output.svg} {output.png} > {log} 2>&1"
+        table_stage(
+            "frontier_figure --frontier {input.frontier} --ceiling {input.ceiling} --summary {input.summary}"
+            " --recipe {params.recipe} --out {output.svg} {output.png}"
+        )

@@ -22,8 +22,12 @@ rule human_study:
         **recipe("human_study"),
         code=fingerprint("prefopt.judging.human.study"),
     shell:
-        "python -m prefopt human_study --samples {input.samples} --prompts {input.prompts} --recipe {params.recipe:q}"
-        " --pages {output.pages} --items {output.compared} --key {output.key} > {log} 2>&1"
+        # The secret lies beside the votes and outside results/: Snakemake deletes outputs before a job, and people results/.
+        table_stage(
+            "human_study --samples {input.samples} --prompts {input.prompts} --recipe {params.recipe}"
+            " --pages {output.pages} --items {output.compared} --key {output.key}"
+            " --secret human/secrets/{wildcards.task}"
+        )
 
 
 rule simulated_votes:
@@ -45,8 +49,9 @@ rule simulated_votes:
         **recipe("simulated_votes"),
         code=fingerprint("prefopt.judging.human.simulated"),
     shell:
-        "python -m prefopt simulated_votes --key {input.key} --items {input.compared} --recipe {params.recipe:q}"
-        " --out {output} > {log} 2>&1"
+        table_stage(
+            "simulated_votes --key {input.key} --items {input.compared} --recipe {params.recipe} --out {output}"
+        )
 
 
 rule human_votes:
@@ -70,8 +75,10 @@ rule human_votes:
         **recipe("human_votes"),
         code=fingerprint("prefopt.judging.human.votes"),
     shell:
-        "python -m prefopt human_votes --exports {input.exports} --key {input.key} --items {input.compared}"
-        " --recipe {params.recipe:q} --out {output.votes} --raters {output.raters} > {log} 2>&1"
+        table_stage(
+            "human_votes --exports {input.exports} --key {input.key} --items {input.compared}"
+            " --recipe {params.recipe} --out {output.votes} --raters {output.raters}"
+        )
 
 
 rule judge_items:
@@ -93,9 +100,10 @@ rule judge_items:
     params:
         **judge_params("prefopt.judging.items"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} judge_items --items {input.compared} --prompts"
-        " {input.prompts}"
-        " {params.judge} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        judging_stage(
+            "judge_items --items {input.compared} --prompts {input.prompts} {params.judge} --recipe {params.recipe}"
+            " --out {output}"
+        )
 
 
 rule human_agreement:
@@ -122,5 +130,7 @@ rule human_agreement:
         recipe=recipe_of_all(stage_recipes.human_agreement_recipe),
         code=fingerprint("prefopt.analysis.human_agreement"),
     shell:
-        "python -m prefopt human_agreement --votes {input.votes} --verdicts {input.verdicts}"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage(
+            "human_agreement --votes {input.votes} --verdicts {input.verdicts} --recipe {params.recipe}"
+            " --out {output}"
+        )

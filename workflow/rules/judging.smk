@@ -20,13 +20,13 @@ rule judge:
         **judge_needs("judge"),
     params:
         **judge_params("prefopt.judging.stage"),
-        selected="",
+        selected=[],
         shard=shard_argument,
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} judge --samples {input.samples} --prompts"
-        " {input.prompts}"
-        " --demonstrations {input.demonstrations} {params.judge} {params.selected} --recipe {params.recipe:q}"
-        " {params.shard} --out {output} > {log} 2>&1"
+        judging_stage(
+            "judge --samples {input.samples} --prompts {input.prompts} --demonstrations {input.demonstrations}"
+            " {params.judge} {params.selected} --recipe {params.recipe} {params.shard} --out {output}"
+        )
 
 
 # Another judge sees what each method writes at the temperature that the task's own judge selected.
@@ -45,7 +45,7 @@ use rule judge as other_judge with:
         of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl")
     params:
         **judge_params("prefopt.judging.stage"),
-        selected="--selected-by results/verdicts/{task}/{method}.parquet",
+        selected=["--selected-by", "results/verdicts/{task}/{method}.parquet"],
         shard=shard_argument,
 
 
@@ -72,6 +72,4 @@ rule judge_agreement:
         recipe=recipe_of_all(stage_recipes.agreement_recipe),
         code=fingerprint("prefopt.analysis.judge_agreement"),
     shell:
-        "python -m prefopt judge_agreement --verdicts {input} --recipe {params.recipe:q} --out {output}"
-        " > {log}"
-        " 2>&1"
+        table_stage("judge_agreement --verdicts {input} --recipe {params.recipe} --out {output}")

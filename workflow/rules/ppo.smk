@@ -25,7 +25,8 @@ rule ppo:
         **recipe("ppo"),
         code=fingerprint("prefopt.training.ppo"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} ppo --model {params.model:q} --reward-model"
-        " {input.reward_model}"
-        " --prompts {input.prompts} --recipe {params.recipe:q} --work work/{wildcards.task}/ppo"
-        " --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+        model_stage(
+            "ppo --model {params.model} --reward-model {input.reward_model} --prompts {input.prompts}"
+            " --recipe {params.recipe} --work work/{wildcards.task}/ppo --out {output.model}"
+            " --metrics {output.metrics}"
+        )

@@ -21,6 +21,4 @@ rule reference:
         **recipe("reference"),
         code=fingerprint("prefopt.training.reference"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} reference --model {params.model:q} --data"
-        " {input.data}"
-        " --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        model_stage("reference --model {params.model} --data {input.data} --recipe {params.recipe} --out {output}")

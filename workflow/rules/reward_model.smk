@@ -25,10 +25,11 @@ rule reward_model:
         **recipe("reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} reward --model {params.model:q} --data"
-        " {input.data}"
-        " --demonstrations {input.demonstrations} --recipe {params.recipe:q}"
-        " --work work/{wildcards.task}/reward_model --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+        model_stage(
+            "reward --model {params.model} --data {input.data} --demonstrations {input.demonstrations}"
+            " --recipe {params.recipe} --work work/{wildcards.task}/reward_model --out {output.model}"
+            " --metrics {output.metrics}"
+        )
 
 
 rule gold_reward_model:
@@ -53,7 +54,8 @@ rule gold_reward_model:
         **recipe("gold_reward_model"),
         code=fingerprint("prefopt.training.reward"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} reward --model {params.model:q} --data"
-        " {input.data}"
-        " --demonstrations {input.demonstrations} --recipe {params.recipe:q}"
-        " --work work/{wildcards.task}/gold_reward_model --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+        model_stage(
+            "reward --model {params.model} --data {input.data} --demonstrations {input.demonstrations}"
+            " --recipe {params.recipe} --work work/{wildcards.task}/gold_reward_model --out {output.model}"
+            " --metrics {output.metrics}"
+        )

@@ -27,6 +27,8 @@ rule sample:
         earlier="results/samples/{task}/{method}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
-        " --reference-model {params.reference:q} --prompts {input.prompts} --method {wildcards.method}"
-        " --recipe {params.recipe:q} {params.shard} --earlier {params.earlier} --out {output} > {log} 2>&1"
+        model_stage(
+            "sample --model {params.model} --reference-model {params.reference} --prompts {input.prompts}"
+            " --method {wildcards.method} --recipe {params.recipe} {params.shard} --earlier {params.earlier}"
+            " --out {output}"
+        )

@@ -20,7 +20,7 @@ rule reviews:
         **records_params(),
         code=fingerprint("prefopt.data.reviews"),
     shell:
-        "python -m prefopt reviews --table {wildcards.table} --recipe {params.recipe:q} --out {output} > {log} 2>&1"
+        table_stage("reviews --table {wildcards.table} --recipe - --out {output}", stdin="{params.recipe}")
 
 
 rule prefixes:
@@ -48,8 +48,10 @@ rule prefixes:
         **recipe("prefixes"),
         code=fingerprint("prefopt.data.prefixes"),
     shell:
-        "python -m prefopt prefixes --reviews {input.reviews} --model {params.base:q} --recipe {params.recipe:q}"
-        " --demonstrations {output.demonstrations} --prompts {output.prompts} --summary {output.summary} > {log} 2>&1"
+        table_stage(
+            "prefixes --task {wildcards.task} --reviews {input.reviews} --model {params.base} --recipe {params.recipe}"
+            " --demonstrations {output.demonstrations} --prompts {output.prompts} --summary {output.summary}"
+        )
 
 
 # Several completions of each prefix, of which the preference pairs are made.
@@ -76,9 +78,10 @@ rule pair_samples:
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} sample --model {params.model:q}"
-        " --prompts {input.prompts} --method sft"
-        " --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
+        model_stage(
+            "sample --model {params.model} --prompts {input.prompts} --method sft --recipe {params.recipe}"
+            " {params.shard} --out {output}"
+        )
 
 
 # Many completions of each test prefix, from which the optimal frontier is estimated.
@@ -127,9 +130,10 @@ rule true_rewards:
         shard=shard_argument,
         code=fingerprint("prefopt.rewards.stage"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} true_rewards --samples {input.samples}"
-        " --prompts {input.prompts}"
-        " {params.true_reward} --recipe {params.recipe:q} {params.shard} --out {output} > {log} 2>&1"
+        model_stage(
+            "true_rewards --samples {input.samples} --prompts {input.prompts} {params.true_reward}"
+            " --recipe {params.recipe} {params.shard} --out {output}"
+        )
 
 
 rule sampled_pairs:
@@ -154,8 +158,10 @@ rule sampled_pairs:
     params:
         code=fingerprint("prefopt.data.sampled_pairs"),
     shell:
-        "python -m prefopt sampled_pairs --samples {input.samples} --scores {input.scores} --prompts {input.prompts}"
-        " --out {output.preferences} --summary {output.summary} > {log} 2>&1"
+        table_stage(
+            "sampled_pairs --samples {input.samples} --scores {input.scores} --prompts {input.prompts}"
+            " --out {output.preferences} --summary {output.summary}"
+        )
 
 
 # The true reward of real reviews: a classifier trained on their labels, and how far it can be trusted.
@@ -191,7 +197,8 @@ rule classifier:
         **recipe("classifier"),
         code=fingerprint("prefopt.training.classifier"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} classifier --model {params.model:q} --reviews"
-        " {input.reviews}"
-        " --recipe {params.recipe:q} --work work/{wildcards.task}/classifier"
-        " --out {output.model} --metrics {output.metrics} --table {output.table} > {log} 2>&1"
+        model_stage(
+            "classifier --model {params.model} --reviews {input.reviews} --recipe {params.recipe}"
+            " --work work/{wildcards.task}/classifier --out {output.model} --metrics {output.metrics}"
+            " --table {output.table}"
+        )

@@ -24,9 +24,10 @@ rule sft:
         **recipe("sft"),
         code=fingerprint("prefopt.training.sft"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} sft --model {params.model:q} --data {input.data}"
-        " --recipe {params.recipe:q} --work work/{wildcards.task}/sft"
-        " --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+        model_stage(
+            "sft --model {params.model} --data {input.data} --recipe {params.recipe} --work work/{wildcards.task}/sft"
+            " --out {output.model} --metrics {output.metrics}"
+        )
 
 
 rule preferred_ft:
@@ -50,6 +51,7 @@ rule preferred_ft:
         **recipe("preferred_ft"),
         code=fingerprint("prefopt.training.sft"),
     shell:
-        "python -m prefopt --threads {threads} --gpus {resources.gpu} sft --model {params.model:q} --data {input.data}"
-        " --recipe {params.recipe:q} --work work/{wildcards.task}/preferred_ft"
-        " --out {output.model} --metrics {output.metrics} > {log} 2>&1"
+        model_stage(
+            "sft --model {params.model} --data {input.data} --recipe {params.recipe}"
+            " --work work/{wildcards.task}/preferred_ft --out {output.model} --metrics {output.metrics}"
+        )

@@ -29,4 +29,4 @@ rule gather:
     params:
         code=fingerprint("prefopt.gather"),
     shell:
-        "python -m prefopt gather --parts {input} --out {output} > {log} 2>&1"
+        table_stage("gather --parts {input} --out {output}")

@@ -99,7 +99,7 @@ def make_files(tmp_path: Path, outcomes: Outcomes, **manifest: Any) -> dict[str,
         for prompt_id, split in prompt_ids.items()
     ]
     write_table(tmp_path / "prompts.parquet", "prompts", prompts)
-    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True}))
+    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": ["many were lost."]}))
     paths["summary"] = [str(tmp_path / "summary.json")]
     paths["prompts"] = [str(tmp_path / "prompts.parquet")]
     return paths

@@ -7,7 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from prefopt.analysis.best_of_n_curve import CurveRecipe, best_of_n_flops, best_of_n_weights, curve_table
+from prefopt.analysis.best_of_n_curve import (
+    CurveRecipe,
+    best_of_n_flops,
+    best_of_n_weights,
+    curve_table,
+    distinct_texts,
+)
 from prefopt.errors import UserError
 from prefopt.flops import Shape
 from prefopt.generation.subsets import SubsetsRecipe, chosen_candidates, subset_weights
@@ -56,7 +62,15 @@ def test_the_curve_by_hand() -> None:
     assert table["reward"].tolist() == pytest.approx([2, 8 / 3, 3])
     assert table["generated_tokens"].tolist() == [4, 8, 12]
     assert table["n"].tolist() == [1, 2, 3]
+    assert set(table["confidence"]) == {0.95} and set(table["prompts"]) == {2}
     assert (table["ci_low"] < table["win_rate"]).all() and (table["win_rate"] < table["ci_high"]).all()
+
+
+def test_different_texts_are_counted_by_temperature() -> None:
+    rows = [(1.0, "a", "x"), (1.0, "a", "y"), (1.0, "b", "x"), (1.0, "b", "x"), (0.5, "a", "x"), (0.5, "a", "x")]
+    samples = pd.DataFrame(rows, columns=["temperature", "prompt_id", "text"]).assign(split="test")
+    other = samples.assign(split="validation", text=[str(i) for i in range(6)])
+    assert distinct_texts(pd.concat([samples, other])).to_dict() == {0.5: 1.0, 1.0: 1.5}
 
 
 def test_an_invalid_verdict_is_left_out_of_the_win_rate() -> None:

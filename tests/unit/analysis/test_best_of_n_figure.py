@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ def table() -> pd.DataFrame:
         {
             **{"task": "tldr", "method": method, "n": n, "temperature": temperature},
             **{"win_rate": 0.4 + 0.05 * n / 4, "ci_low": 0.3, "ci_high": 0.7, "flops": 1e9 * n},
+            **{"prompts": 64, "confidence": 0.9, "judge": "oracle:v1", "distinct_texts": 1.0 + 4 * temperature},
         }
         for method, values, temperatures in (("sft", (1, 4, 16), (0.5, 1.0)), ("dpo", (1,), (0.5,)))
         for n in values
@@ -24,8 +27,15 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+FACTS: dict[str, Any] = {"synthetic": False, "warnings": []}
+
+
+def shown(figure: Any) -> str:
+    return " ".join(" ".join(t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text"))).split())
+
+
 def test_the_figure_draws_each_temperature_and_the_other_policys_one_sample(table: pd.DataFrame) -> None:
-    figure = best_of_n_figure.best_of_n_figure(table)
+    figure = best_of_n_figure.best_of_n_figure(table, {"tldr": FACTS})
     left, right = figure.axes
     assert [line.get_xdata().tolist() for line in left.get_lines()[:2]] == [[1, 4, 16], [1, 4, 16]]
     assert right.get_lines()[0].get_xdata().tolist() == [1e9, 4e9, 16e9]
@@ -38,9 +48,46 @@ def test_the_figure_draws_each_temperature_and_the_other_policys_one_sample(tabl
     assert "N" in left.get_xlabel() and "operations" in right.get_xlabel() and "Win rate" in left.get_ylabel()
 
 
+def test_the_figure_stands_alone(table: pd.DataFrame) -> None:
+    both = pd.concat([table, table.assign(task="hh", judge="reward_model:x", prompts=80)], ignore_index=True)
+    summaries = {"tldr": {"synthetic": True, "warnings": []}, "hh": {"synthetic": False, "warnings": ["9 are lost"]}}
+    figure = best_of_n_figure.best_of_n_figure(both, summaries)
+    text = shown(figure)
+    for said in (
+        "TL;DR summarization: judge oracle:v1, 64 test prompts.",
+        "Anthropic HH dialogue: judge reward_model:x, 80 test prompts.",
+        "Bands and bars: 90% intervals over prompts.",
+        "TL;DR summarization is synthetic: posts, references, preferences and the judge are a program",
+        "Anthropic HH dialogue: 9 are lost.",
+    ):
+        assert said in text
+    assert [axes.get_title(loc="left") for axes in figure.axes[::2]] == [
+        "TL;DR summarization (synthetic records)",
+        "Anthropic HH dialogue",
+    ]
+    assert "the chosen response" in figure.axes[2].get_ylabel() and "reference summary" in figure.axes[0].get_ylabel()
+    assert figure.get_suptitle() == ""
+
+
+def test_few_prompts_and_equal_candidates_are_said(table: pd.DataFrame) -> None:
+    assert best_of_n_figure.caveats(table) == []
+    table.loc[table["temperature"] == 0.5, "distinct_texts"] = 1.0
+    few = table.assign(prompts=8)
+    expected = [
+        "Only 8 test prompts: this tries the machinery and is no result.",
+        "TL;DR summarization: all candidates of a prompt are one and the same text at T = 0.5.",
+    ]
+    assert best_of_n_figure.caveats(few) == expected
+    assert best_of_n_figure.best_of_n_figure(few, {"tldr": FACTS}).get_suptitle() == "\n".join(expected)
+    # One sample has nothing to choose from.
+    assert best_of_n_figure.caveats(table[table["n"] == 1]) == []
+
+
 def test_a_temperature_looks_the_same_in_every_task(table: pd.DataFrame) -> None:
     other = table[table["temperature"] == 1.0].assign(task="hh", method="preferred_ft")
-    figure = best_of_n_figure.best_of_n_figure(pd.concat([table, other], ignore_index=True))
+    figure = best_of_n_figure.best_of_n_figure(
+        pd.concat([table, other], ignore_index=True), {"tldr": FACTS, "hh": FACTS}
+    )
     first, second = figure.axes[0], figure.axes[2]
     (line,) = [line for line in second.get_lines() if line.get_label() == "Best of N, T = 1"]
     (same,) = [line for line in first.get_lines() if line.get_label() == "Best of N, T = 1"]
@@ -52,11 +99,16 @@ def test_the_stage_joins_the_tasks(table: pd.DataFrame, tmp_path: Path) -> None:
     table.to_csv(curves[0], index=False)
     table.assign(task="hh").to_csv(curves[1], index=False)
     out = [tmp_path / "figure.svg", tmp_path / "figure.png"]
-    best_of_n_figure.run(argparse.Namespace(curves=curves, table=tmp_path / "all.csv", out=out))
+    summary = tmp_path / "summary.json"
+    summary.write_text(json.dumps(FACTS))
+    named = {"curves": curves, "summaries": [summary, summary], "table": tmp_path / "all.csv", "out": out}
+    best_of_n_figure.run(argparse.Namespace(**named))
     assert pd.read_csv(tmp_path / "all.csv")["task"].value_counts().to_dict() == {"tldr": 7, "hh": 7}
     assert all(path.stat().st_size > 1000 for path in out)
 
 
 def test_a_missing_curve_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"b\.csv does not exist"):
-        best_of_n_figure.run(argparse.Namespace(curves=[tmp_path / "b.csv"], table=tmp_path / "t.csv", out=[]))
+        best_of_n_figure.run(
+            argparse.Namespace(curves=[tmp_path / "b.csv"], summaries=[], table=tmp_path / "t.csv", out=[])
+        )

@@ -131,12 +131,45 @@ def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
     assert row["bought_high"] - row["bought"] == pytest.approx(1.96 * 0.02 / 3**0.5, abs=1e-6)
 
 
+MANIFEST: dict[str, Any] = {
+    **{"task": "tldr", "judge": "oracle:v1", "test_prompts": 8, "synthetic": True, "recipe": {"confidence": 0.9}},
+    **{"warnings": ["Only 8 test prompts."], "data_warnings": ["9 are lost"]},
+}
+
+
 def test_the_figure_has_a_row_per_task_and_nothing_to_draw_is_an_error(
     arguments: argparse.Namespace, tmp_path: Path
 ) -> None:
     compute.run(arguments)
     out = tmp_path / "compute.svg"
-    compute_figure.run(argparse.Namespace(table=arguments.out, out=[out]))
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
+    compute_figure.run(argparse.Namespace(table=arguments.out, manifests=[tmp_path / "manifest.json"], out=[out]))
     assert out.read_bytes().startswith(b"<?xml")
     with pytest.raises(UserError, match="No method has a win rate"):
-        compute_figure.compute_figure(pd.read_csv(arguments.out).assign(bought=float("nan")))
+        compute_figure.compute_figure(pd.read_csv(arguments.out).assign(bought=float("nan")), {"tldr": MANIFEST})
+
+
+def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
+    compute.run(arguments)
+    table = pd.read_csv(arguments.out)
+    both = pd.concat([table, table.assign(task="hh")], ignore_index=True)
+    weak = {"interpretable": False, "judge_accuracy": 0.52, "judge_accuracy_low": 0.45, "judge_accuracy_high": 0.59}
+    other = {**MANIFEST, "task": "hh", "synthetic": False, "judge": "reward_model:x", "warnings": [], **weak}
+    figure = compute_figure.compute_figure(both, {"tldr": MANIFEST, "hh": other})
+    text = " ".join(figure.get_supxlabel().split())
+    for said in (
+        "TL;DR summarization: judge oracle:v1, 8 test prompts.",
+        "Anthropic HH dialogue: judge reward_model:x, 8 test prompts.",
+        "bars: 90% intervals over prompts",
+        "TL;DR summarization is synthetic: posts, references, preferences and the judge are a program",
+        "Anthropic HH dialogue: 9 are lost.",
+    ):
+        assert said in text
+    assert figure.get_suptitle() == (
+        "TL;DR summarization: Only 8 test prompts.\nAnthropic HH dialogue: Uninterpretable: the judge's held-out accuracy, "
+        "52% [45%, 59%], cannot be told from chance."
+    )
+    assert figure.axes[0].get_title(loc="left") == "TL;DR summarization (synthetic records)"
+    assert (
+        "the reference summary" in figure.axes[0].get_ylabel() and "the chosen response" in figure.axes[2].get_ylabel()
+    )

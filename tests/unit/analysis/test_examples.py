@@ -10,7 +10,7 @@ import pytest
 
 from made_up import make_files, make_frames
 from prefopt.analysis import examples
-from prefopt.analysis.examples import ExamplesRecipe, escape, examples_page, shorten
+from prefopt.analysis.examples import ExamplesRecipe, examples_page, shorten
 from prefopt.errors import UserError
 
 OUTCOMES = {
@@ -69,13 +69,16 @@ def test_the_choice_depends_on_the_seed_alone(texts: pd.DataFrame) -> None:
         "# heading first",
         "- item\n1. item",
         "line\n\n# heading\n| a | b |\n```\nfence",
+        "write to me@example.invalid or @somebody",
+        "un\u200bseen\u061c\ufeff\U000e0041",
     ],
 )
 def test_hostile_text_stays_text(texts: pd.DataFrame, hostile: str) -> None:
     texts["text"] = hostile
     page = examples_page(prompts(hostile, hostile), texts, SELECTED, recipe(count=1, max_characters=500))
     body = page.replace("<br>", "")
-    for markup in ("<", "`", "](", "![", "://", "www.", "\\", "~~", "$", "&lt;"):
+    body = body.replace("&#64;<wbr>", "")
+    for markup in ("<", "`", "](", "![", "://", "www.", "\\", "~~", "$", "&lt;", "@", "\u200b", "\ufeff", "\U000e0041"):
         assert markup not in body
     table_rows = [line for line in page.splitlines() if line.startswith("|")]
     assert len(table_rows) == 2 + 3
@@ -84,12 +87,6 @@ def test_hostile_text_stays_text(texts: pd.DataFrame, hostile: str) -> None:
         "# tldr: examples",
         next(line for line in page.splitlines() if line.startswith("## 1")),
     ]
-
-
-def test_escape_shows_every_character() -> None:
-    assert escape(" a < b\n*c* ") == "a &#60; b<br>&#42;c&#42;"
-    assert escape("x\x1b[31m\u202ey\tz") == "x\ufffd&#91;31m\ufffdy z"
-    assert escape("ça va, très bien: 3.5") == "ça va, très bien: 3.5"
 
 
 def test_long_texts_are_cut_and_say_so() -> None:
@@ -118,7 +115,7 @@ def test_the_stage(tmp_path: Path) -> None:
             "band_high": 0.7,
             "flip_rate": float("nan"),
             "invalid": 0,
-            "judge": "oracle:embedded-v1",
+            "judge": "chat:<b>@me/[x](y)\u200b@0",
         }
         for method in SELECTED
         for temperature in (0.0, 1.0)
@@ -133,5 +130,5 @@ def test_the_stage(tmp_path: Path) -> None:
         parser.parse_args([*inputs, "--win-rates", str(tmp_path / "w.csv"), "--recipe", text, "--out", str(out)])
     )
     page = out.read_text()
-    assert "Judge: oracle:embedded-v1." in page
+    assert "Judge: chat:&#60;b&#62;&#64;<wbr>me/&#91;x&#93;(y)\ufffd&#64;<wbr>0." in page
     assert "> **Prompt.** SUBREDDIT: r/x<br><br>POST: post test-" in page

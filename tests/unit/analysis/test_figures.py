@@ -70,6 +70,39 @@ def test_the_figure_names_methods_axes_judge_and_n(table: pd.DataFrame) -> None:
     assert any(list(line.get_ydata()) == [0.5, 0.5] for line in axes.lines)
 
 
+@pytest.mark.parametrize(
+    ("task", "against", "written"),
+    [
+        ("tldr", "the reference summary", "posts, references, preferences"),
+        ("hh", "the chosen response", "dialogues, responses, preferences"),
+        ("cnndm", "the reference summary", "articles, references"),
+        ("mine", "the reference", "records"),
+    ],
+)
+def test_nouns_are_the_tasks_own(table: pd.DataFrame, task: str, against: str, written: str) -> None:
+    figure = win_rate_figure(table.assign(task=task), MANIFEST)
+    assert figure.axes[0].get_ylabel() == f"Win rate against {against}"
+    shown = " ".join(texts(figure).split())
+    assert f"Synthetic: {written} and the judge are a program; no person was asked." in shown
+    assert ("posts" in shown) == (task == "tldr") and ("summary" in shown) == (task in ("tldr", "cnndm"))
+
+
+def test_what_takes_from_the_weight_stands_on_the_figure(table: pd.DataFrame) -> None:
+    warnings = ["Only 8 test prompts: this tries the machinery and is no result.", "DPO wrote one text."]
+    lost = "1,227 of 2,312 records of preferences (53%) are lost"
+    manifest = {**MANIFEST, "synthetic": False, "warnings": warnings, "data_warnings": [lost]}
+    figure = win_rate_figure(table, manifest)
+    (box,) = [text for text in figure.axes[0].texts if "Only 8" in text.get_text()]
+    assert box.get_text() == "\n".join(warnings) and box.get_bbox_patch() is not None
+    assert f"{lost}." in " ".join(texts(figure).split()) and "Synthetic" not in texts(figure)
+
+
+def test_a_name_is_no_formula(table: pd.DataFrame, tmp_path: Path) -> None:
+    figure = win_rate_figure(table, {**MANIFEST, "judge": "chat:$\\frac{$/x@0", "warnings": ["$\\frac{$"]})
+    figures.save(figure, tmp_path / "f.svg")
+    assert "$\\frac{$" in texts(figure)
+
+
 def test_points_do_not_lie_on_each_other(table: pd.DataFrame) -> None:
     (axes,) = win_rate_figure(table, MANIFEST).axes
     starts = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 3]

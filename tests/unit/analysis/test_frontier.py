@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -150,7 +151,7 @@ def write_run(folder: Path, run: str, prompts: list[str], shift: float) -> Path:
     return path
 
 
-def test_the_stages_from_evaluations_to_figure(tmp_path: Path) -> None:
+def test_the_stages_from_evaluations_to_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prompts = [f"p{i}" for i in range(6)]
     paths = [write_run(tmp_path, run, prompts, shift) for run, shift in (("dpo", 0.2), ("ppo", 0.1))]
     data = read_evaluations(paths)
@@ -171,9 +172,12 @@ def test_the_stages_from_evaluations_to_figure(tmp_path: Path) -> None:
     dominance.run(argparse.Namespace(evaluations=paths, recipe=json.dumps(values), out=out))
     assert pd.read_csv(out).iloc[0]["difference_at_0.5"] == pytest.approx(0.05)
     images = [tmp_path / "f.svg", tmp_path / "f.png"]
-    frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, out=images))
+    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
+    facts = {"summary": tmp_path / "summary.json", "recipe": json.dumps({"task": "imdb", "true_reward": "rule"})}
+    frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, **facts, out=images))
     before = images[0].read_bytes()
-    frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, out=images))
+    frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, **facts, out=images))
+    assert "Only 6 test prompts" in caplog.text
     assert images[0].read_bytes() == before and b"<svg" in before
 
 
@@ -181,6 +185,87 @@ def test_runs_on_other_prompts_are_refused(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, "dpo", ["a", "b"], 0.1), write_run(tmp_path, "ppo", ["a", "c"], 0.1)]
     with pytest.raises(UserError, match=r"ppo\.parquet was evaluated on other prompts than .*dpo\.parquet"):
         read_evaluations(paths)
+
+
+CEILING = pd.DataFrame(
+    {"kl": [0.0, 1.0, 2.0, 3.0], "reward": [0.5, 0.7, 0.8, 0.85], "effective_samples": [4096.0, 900.0, 90.0, 9.0]}
+).assign(samples=4096, reliable=[True, True, True, False])
+
+
+def sweep() -> pd.DataFrame:
+    """Three betas, two targets and two seeds of Preferred-FT, three checkpoints each."""
+    runs = [("dpo", 0.1), ("dpo", 5.0), ("dpo", 1.0), ("ppo", 12.0), ("ppo", 3.0)]
+    runs += [("preferred_ft", math.nan), ("preferred_ft", math.nan)]
+    rows = [
+        {"run": f"{method}_{i}", "method": method, "seed": 0, "conservativeness": value, "step": step}
+        | {"reward": 0.5 + 0.1 * step, "kl": 1.0 * step + 0.1 * i * (step > 0), "on_frontier": i % 2 == 0}
+        for i, (method, value) in enumerate(runs)
+        for step in (0, 1, 2)
+    ]
+    return pd.DataFrame(rows).assign(samples=400, prompts=200, reward_se=0.01, kl_se=0.1)
+
+
+class TestFigure:
+    def draw(self, table: pd.DataFrame, reward: str = "rule", **facts: Any) -> Any:
+        recipe = frontier_figure.FrontierFigureRecipe(task="imdb", true_reward=reward)
+        return frontier_figure.frontier_figure(table, CEILING, recipe, {"synthetic": True, "warnings": [], **facts})
+
+    def test_it_stands_alone(self) -> None:
+        figure = self.draw(sweep())
+        (axes,) = figure.axes
+        assert axes.get_title(loc="left") == "IMDb sentiment: true reward against KL (synthetic records)"
+        assert axes.get_xlabel() == "KL to the reference policy, nats per completion"
+        note = " ".join(figure.get_supxlabel().split())
+        assert (
+            "True reward: a rule that knows how the reviews are meant. 200 test prompts. 2 completions of each." in note
+        )
+        assert "95% intervals over prompts" in note
+        assert note.endswith("Synthetic: reviews and the reward are a program; no person was asked.")
+        assert figure.get_suptitle() == "" and list(axes.texts) == [], "no number without a word"
+        real = self.draw(sweep(), "classifier", synthetic=False, warnings=["9 are lost"])
+        assert real.axes[0].get_title(loc="left") == "IMDb sentiment: true reward against KL"
+        assert "a classifier of sentiment." in real.get_supxlabel() and real.get_supxlabel().endswith("9 are lost.")
+        assert "Synthetic" not in real.get_supxlabel()
+
+    def test_a_points_run_can_be_told(self) -> None:
+        """By the size of its marker: the legend lists the values in the order of its own markers."""
+        figure = self.draw(sweep())
+        (legend,) = figure.legends
+        labels = [text.get_text() for text in legend.get_texts()]
+        assert labels[2:] == ["DPO\nβ = 5, 1, 0.1", "PPO\ntarget KL = 3, 12", "Preferred-FT"]
+        sizes = frontier_figure.marker_sizes("dpo", sweep()["conservativeness"][:9])
+        assert sizes == {5.0: 3.0, 1.0: 5.25, 0.1: 7.5}
+        drawn = {
+            (float(x), line.get_markersize())
+            for line in figure.axes[0].lines
+            if line.get_marker() == "o"
+            for x in line.get_xdata()
+            if x > 0
+        }
+        # Runs 0, 1 and 2 are beta 0.1, 5 and 1, and their checkpoints lie a tenth of a nat apart.
+        expected = {(step + 0.1 * i, size) for i, size in ((0, 7.5), (1, 3.0), (2, 5.25)) for step in (1, 2)}
+        assert {(round(x, 6), size) for x, size in drawn} == expected
+        assert frontier_figure.marker_sizes("ppo", pd.Series([12.0, 3.0])) == {3.0: 3.0, 12.0: 7.5}
+        assert frontier_figure.marker_sizes("dpo", pd.Series([0.1])) == {0.1: 5.0}
+        assert frontier_figure.marker_sizes("preferred_ft", pd.Series([math.nan])) == {}
+
+    def test_the_legend_covers_no_data(self, tmp_path: Path) -> None:
+        figure = self.draw(sweep())
+        figure.savefig(tmp_path / "f.png")
+        assert not figure.legends[0].get_window_extent().overlaps(figure.axes[0].get_window_extent())
+
+    def test_few_prompts_and_equal_rewards_are_said(self) -> None:
+        table = sweep().assign(prompts=8, samples=8, reward=0.5)
+        figure = self.draw(table)
+        assert figure.get_suptitle() == (
+            "Only 8 test prompts: this tries the machinery and is no result.\nEvery checkpoint has the same reward."
+        )
+        assert "1 completion of each." in figure.get_supxlabel()
+
+    def test_checkpoints_beyond_the_edge_are_counted(self) -> None:
+        table = sweep()
+        table.loc[[2, 5], "kl"] = 99.0
+        assert "2 checkpoints lie beyond the right edge." in " ".join(self.draw(table).get_supxlabel().split())
 
 
 def test_a_collapsed_policy_does_not_stretch_the_axis() -> None:

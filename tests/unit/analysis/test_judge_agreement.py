@@ -12,7 +12,7 @@ import pytest
 from made_up import make_files
 from prefopt.analysis import judge_agreement
 from prefopt.analysis.human_agreement import HumanAgreementRecipe, human_agreement_table
-from prefopt.analysis.judge_statistics import agreement, kappa_of, length_controlled_rate
+from prefopt.analysis.judge_statistics import _firth_logit, agreement, kappa_of, length_controlled_rate
 from prefopt.analysis.statistics import simultaneous_half_widths
 from prefopt.analysis.verdicts import settle
 from prefopt.errors import UserError
@@ -39,6 +39,29 @@ def test_agreement_of_two_judges() -> None:
     assert math.isnan(agreement(["win"] * 4, ["win"] * 4, [1, 2, 3, 4], 0.95, seed=0).kappa)
 
 
+def test_the_interval_of_kappa_is_the_bootstrap_over_clusters() -> None:
+    """Against the same resamples, taken one by one: all pairs of a drawn prompt count, as often as it is drawn."""
+    first = ["win", "loss", "win", "tie", "loss", "win", "win", "loss"]
+    second = ["win", "loss", "loss", "tie", "win", "win", "loss", "loss"]
+    clusters = ["a", "a", "b", "b", "c", "d", "e", "e"]
+    found = agreement(first, second, clusters, 0.8, seed=3, resamples=200)
+    drawn = np.random.default_rng(3).multinomial(5, np.full(5, 0.2), size=200)
+    kappas = []
+    for counts in drawn:
+        weight = dict(zip("abcde", counts, strict=True))
+        pairs = [(x, y) for x, y, name in zip(first, second, clusters, strict=True) for _ in range(weight[name])]
+        n = len(pairs)
+        observed = sum(x == y for x, y in pairs) / n
+        chance = sum(
+            sum(x == label for x, _ in pairs) * sum(y == label for _, y in pairs) for label in ("win", "loss", "tie")
+        )
+        if chance != n**2:
+            kappas.append((observed - chance / n**2) / (1 - chance / n**2))
+    low, high = np.quantile(kappas, [0.1, 0.9])
+    assert (found.kappa_interval.low, found.kappa_interval.high) == pytest.approx((low, high))
+    assert (found.n, found.rate) == (8, 5 / 8)
+
+
 def test_the_length_controlled_rate() -> None:
     rng = np.random.default_rng(0)
     difference = rng.normal(5, 10, 4000)
@@ -50,8 +73,58 @@ def test_the_length_controlled_rate() -> None:
     # Length decides every verdict: nothing is left at equal length.
     assert length_controlled_rate([1, 1, 0, 0], [3, 2, -2, -3]) == pytest.approx(0.5, abs=1e-6)
     # No difference in length: the plain rate, with half a win and half a loss more.
-    assert length_controlled_rate([1, 1, 1, 0], [2, 2, 2, 2]) == pytest.approx(3.5 / 5, abs=1e-4)
+    assert length_controlled_rate([1, 1, 1, 0], [0, 0, 0, 0]) == pytest.approx(3.5 / 5, abs=1e-6)
+    assert length_controlled_rate([1, 0.5, 0], [0, 0, 0]) == pytest.approx(0.5, abs=1e-6)
     assert math.isnan(length_controlled_rate([], []))
+
+
+def test_equal_length_is_not_extrapolated() -> None:
+    lost = [0.0] * 8
+    assert math.isnan(length_controlled_rate(lost, [-3, -4, -5, -6, -7, -8, -9, -10]))
+    assert math.isnan(length_controlled_rate(lost, [2] * 8)) and math.isnan(length_controlled_rate([1], [-1]))
+    # With something at equal length, or on the other side, a method that lost all of eight is no winner.
+    assert length_controlled_rate(lost, [-3, -4, -5, -6, -7, -8, -9, 0]) < 0.25
+    assert length_controlled_rate(lost, [-3, -4, -5, -6, 5, 6, 7, 8]) == pytest.approx(0.10009, abs=1e-4)
+    assert length_controlled_rate([1.0] * 8, [-3, -4, -5, -6, 5, 6, 7, 8]) == pytest.approx(0.89991, abs=1e-4)
+
+
+def test_firths_estimate_by_hand() -> None:
+    """A design of two groups: each has its own rate, with half a win and half a loss more (a saturated model)."""
+    design = np.array([[1.0, 0.0]] * 4 + [[1.0, 1.0]] * 6)
+    scores = np.array([1.0, 0, 0, 0] + [1.0] * 6)
+    b0, b1 = _firth_logit(design, scores)
+    assert b0 == pytest.approx(math.log(1.5 / 3.5), abs=1e-5)
+    assert b0 + b1 == pytest.approx(math.log(6.5 / 0.5), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "intercept", "slope", "raw"),
+    [
+        (15.0, 0.0, 2.0, 0.866),  # the case of the issue: at equal length one half, and nearly all are longer
+        (8.0, 0.0, 3.0, 0.84),
+        (8.0, -1.0, 3.0, 0.72),
+        (-10.0, 0.5, 2.0, 0.26),
+        (0.0, 1.0, 2.0, 0.67),
+        (8.0, 1.0, 0.0, 0.73),
+    ],
+)
+def test_simulated_judges_of_length_leave_no_bias(mean: float, intercept: float, slope: float, raw: float) -> None:
+    """192 comparisons, lengths differing by `mean` with a spread of 6 tokens; 256 judges of known preference."""
+    rng = np.random.default_rng(11)
+    truth = 1 / (1 + math.exp(-intercept))
+    found, plain = [], []
+    while len(found) < 256:
+        difference = np.rint(rng.normal(mean, 6.0, 192))
+        if difference.min() > 0 or difference.max() < 0:
+            continue  # the cell is empty
+        chance = 1 / (1 + np.exp(-(intercept + slope * np.tanh(difference / difference.std()))))
+        scores = (rng.random(192) < chance).astype(float)
+        found.append(length_controlled_rate(scores.tolist(), difference.tolist()))
+        plain.append(scores.mean())
+    assert np.mean(plain) == pytest.approx(raw, abs=0.01)
+    # Three standard errors of 256 estimates that spread by up to 0.18, and 0.01 of bias.
+    assert np.mean(found) == pytest.approx(truth, abs=3 * np.std(found) / 16 + 0.01)
+    assert abs(np.mean(found) - truth) < 0.04
 
 
 def test_one_column_has_the_band_of_an_interval() -> None:

@@ -27,7 +27,8 @@ def test_a_printed_number_stands_beside_its_counterpart(tmp_path: Path) -> None:
     paper.run(argparse.Namespace(win_rates=paths, human=None, recipe=recipe, out=tmp_path / "page.md"))
     lines = (tmp_path / "page.md").read_text().splitlines()
     assert (
-        "| section 6.2 | TL;DR win rate of DPO at temperature 0 | about 61 | 88 [83, 92] | embedded \\| tiny |" in lines
+        "| section 6.2 | TL;DR win rate of DPO at temperature 0 | about 61 | 88 [83, 92] | embedded &#124; tiny |"
+        in lines
     )
     assert "| Table 1 | CNN/DailyMail win rate of PPO at temperature 0.25 | 23 |  |  |" in lines
     human = [line for line in lines if "Human win rate" in line]

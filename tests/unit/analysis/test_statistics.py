@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 from statsmodels.stats.proportion import proportion_confint
 
-from prefopt.analysis.statistics import paired_difference, score_interval
+from prefopt.analysis.statistics import paired_difference, score_interval, simultaneous_half_widths
 
 
 @pytest.mark.parametrize(("wins", "n"), [(156, 256), (7, 20), (0, 20), (20, 20), (1, 1)])
@@ -92,3 +92,83 @@ def test_equal_methods_and_constant_differences() -> None:
 
 def test_no_common_prompts() -> None:
     assert math.isnan(paired_difference([], [], 0.95, seed=0).p)
+
+
+@pytest.mark.parametrize(("wins", "n", "confidence"), [(7, 20, 0.9), (15, 20, 0.99), (0, 7, 0.5)])
+def test_the_confidence_is_the_one_asked_for(wins: int, n: int, confidence: float) -> None:
+    interval = score_interval([1.0] * wins + [0.0] * (n - wins), confidence=confidence)
+    assert (interval.low, interval.high) == pytest.approx(
+        proportion_confint(wins, n, alpha=1 - confidence, method="wilson"), abs=1e-9
+    )
+
+
+def by_hand(clusters: list[list[float]], z2: float) -> tuple[float, float]:
+    """Wilson's interval with the effective number, written out over clusters of any size."""
+    scores = [score for cluster in clusters for score in cluster]
+    n, size = len(scores), len(scores) / len(clusters)
+    # z^2 / 2 clusters of wins and as many of losses, of average size.
+    total = n + z2 * size
+    p = (sum(scores) + z2 / 2 * size) / total
+    squares = sum(sum(score - p for score in cluster) ** 2 for cluster in clusters)
+    squares += z2 / 2 * (size * (1 - p)) ** 2 + z2 / 2 * (size * p) ** 2
+    effective = p * (1 - p) / (squares / total**2) - z2
+    mean = sum(scores) / n
+    root = math.sqrt(mean * (1 - mean) / effective + z2 / (4 * effective**2))
+    middle, half, scale = mean + z2 / (2 * effective), math.sqrt(z2) * root, 1 + z2 / effective
+    return (middle - half) / scale, (middle + half) / scale
+
+
+@pytest.mark.parametrize(
+    "clusters",
+    [
+        [[1.0, 0.5], [0.0], [1.0, 1.0, 0.0], [0.5], [0.0, 0.0]],
+        [[1.0]] * 5 + [[0.5]] * 3 + [[0.0]] * 9,
+        [[1.0, 1.0, 1.0]] * 4 + [[0.0, 0.5, 1.0]] * 3 + [[0.0]],
+    ],
+)
+def test_ties_and_uneven_clusters_by_hand(clusters: list[list[float]]) -> None:
+    names = [i for i, cluster in enumerate(clusters) for _ in cluster]
+    interval = score_interval([score for cluster in clusters for score in cluster], names)
+    assert (interval.low, interval.high) == pytest.approx(by_hand(clusters, 1.959964**2), abs=1e-6)
+
+
+def test_a_constant_difference_has_the_interval_of_its_score() -> None:
+    # All wins of 40: Wilson's low end is 40 / (40 + z^2), and a difference of one is a score of one.
+    always = paired_difference([1.0] * 40, [0.0] * 40, 0.95, seed=0)
+    assert always.interval.low == pytest.approx(2 * 40 / (40 + 1.959964**2) - 1, abs=1e-6)
+    half = paired_difference([1.0] * 40, [0.5] * 40, 0.95, seed=0)
+    scaled = score_interval([0.75] * 40)
+    assert (half.interval.low, half.interval.high) == pytest.approx((2 * scaled.low - 1, 2 * scaled.high - 1))
+    assert half.difference == 0.5
+    turned = paired_difference([0.5] * 40, [1.0] * 40, 0.95, seed=0)
+    assert turned.difference == -0.5 and turned.interval.low == pytest.approx(-half.interval.high)
+
+
+def test_the_sign_flip_test_enumerates_few_prompts() -> None:
+    # Differences 1, 1, 1/2, -1/2: of 16 signs four reach a sum of 2 on either side, and four more of 3 or -3 do not exist.
+    found = paired_difference([1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.5, 0.5], 0.95, seed=0)
+    sums = [a + b + c / 2 + d / 2 for a in (-1, 1) for b in (-1, 1) for c in (-1, 1) for d in (-1, 1)]
+    assert found.p == pytest.approx(sum(abs(total) >= 2 for total in sums) / 16)
+    assert found.difference == 0.5 and found.prompts == 4
+
+
+def test_the_bands_are_the_max_t_bootstrap() -> None:
+    """Against the same resamples, taken one by one."""
+    scores = np.random.default_rng(3).integers(0, 3, size=(30, 3)) / 2
+    widths = simultaneous_half_widths(scores, 0.9, seed=5, resamples=1500)
+    rng = np.random.default_rng(5)
+    counts = np.vstack([rng.multinomial(30, np.full(30, 1 / 30), size=size) for size in (1000, 500)])
+    errors = []
+    for column in scores.T:
+        padded = [*column, 0.0, 1.0]
+        errors.append(np.std(padded) / math.sqrt(30))
+    largest = []
+    for count in counts:
+        means = [np.average(column, weights=count) for column in scores.T]
+        largest.append(max(abs(m - column.mean()) / e for m, column, e in zip(means, scores.T, errors, strict=True)))
+    quantile = np.quantile(largest, 0.9)
+    assert quantile > 1.645
+    assert widths == pytest.approx(quantile * np.array(errors))
+    # Of one column of few prompts the bootstrap is too narrow: the normal quantile is the least.
+    narrow = simultaneous_half_widths(np.array([[1.0], [0.0], [1.0]]), 0.5, seed=0, resamples=200)
+    assert narrow.item() >= 0.6745 * np.std([1, 0, 1, 0, 1]) / math.sqrt(3) - 1e-4

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from prefopt.analysis import win_rate_by_step
-from prefopt.analysis.win_rate_by_step import ByStepTableRecipe, step_table
+from prefopt.analysis.win_rate_by_step import ByStepTableRecipe, by_step_figure, step_table
 from prefopt.errors import UserError
 from prefopt.tables import write_table
 
@@ -63,10 +63,38 @@ def test_only_test_prompts_count_and_other_methods_are_refused() -> None:
         step_table(verdicts({(0, 0.7): 3}, prefix="sft"), RECIPE)
 
 
-def test_the_stage_writes_table_and_figure(tmp_path: Path) -> None:
-    write_table(tmp_path / "v.parquet", "verdicts", verdicts({(0, 0.7): 3, (10, 0.7): 6}))
+def test_the_figure_stands_alone() -> None:
+    table = step_table(verdicts({(0, 0.7): 3, (10, 0.7): 6}), ByStepTableRecipe(task="hh", confidence=0.9))
+    assert table[["prompts", "confidence", "judge"]].to_numpy().tolist() == [[10, 0.9, "j"]] * 2
+    figure = by_step_figure(table, {"synthetic": True, "warnings": ["9 are lost"]}, ["A caveat."])
+    (axes,) = figure.axes
+    assert axes.get_title(loc="left") == "Anthropic HH dialogue: DPO while it trains (synthetic records)"
+    assert axes.get_ylabel() == "Win rate against the chosen response"
+    assert " ".join(figure.get_supxlabel().split()) == (
+        "Judge: j. 10 test prompts. Bands: 90% intervals over prompts, of this one training. Dotted: as good as the chosen "
+        "response. Synthetic: dialogues, responses, preferences are by a program; no person was asked. 9 are lost."
+    )
+    assert figure.get_suptitle() == "A caveat."
+    assert by_step_figure(table.assign(task="tldr"), {"synthetic": False, "warnings": []}, []).get_suptitle() == ""
+
+
+def test_the_stage_writes_table_and_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = verdicts({(0, 0.7): 3, (10, 0.7): 6})
+    write_table(tmp_path / "v.parquet", "verdicts", rows)
+    key = ["prompt_id", "method", "temperature", "sample_index", "split"]
+    rest = {"tokens": 1, "finish_reason": "eos", "logp": 0.0, "reference_logp": 0.0}
+    samples = rows[key].assign(text=rows["prompt_id"], token_ids=[[1]] * 20, **rest)
+    write_table(tmp_path / "s.parquet", "samples", samples)
+    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
     outputs = {"table": tmp_path / "t.csv", "out": [tmp_path / "f.svg", tmp_path / "f.png"]}
+    inputs = {
+        "verdicts": tmp_path / "v.parquet",
+        "samples": tmp_path / "s.parquet",
+        "summary": tmp_path / "summary.json",
+    }
     recipe = json.dumps({"task": "hh", "confidence": 0.95})
-    win_rate_by_step.run(argparse.Namespace(verdicts=tmp_path / "v.parquet", recipe=recipe, **outputs))
+    win_rate_by_step.run(argparse.Namespace(**inputs, recipe=recipe, **outputs))
     assert pd.read_csv(tmp_path / "t.csv")["win_rate"].tolist() == [0.3, 0.6]
     assert all(path.stat().st_size > 1000 for path in outputs["out"])  # type: ignore[attr-defined]
+    assert "Only 10 test prompts" in caplog.text
+    assert "DPO after 0 steps and DPO after 10 steps wrote the same texts at T = 0.7." in caplog.text

@@ -7,12 +7,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
 from made_up import make_files, make_frames
 from prefopt.analysis import win_rates
+from prefopt.analysis.judge_statistics import length_controlled_rate
+from prefopt.analysis.statistics import simultaneous_half_widths
 from prefopt.analysis.win_rates import (
     COLUMNS,
     JUDGE_COLUMNS,
@@ -21,7 +24,6 @@ from prefopt.analysis.win_rates import (
     comparison_table,
     select_temperatures,
     win_rate_table,
-    write_csv,
 )
 from prefopt.errors import UserError
 
@@ -81,8 +83,49 @@ def test_what_else_stands_beside_a_win_rate() -> None:
     # 10 to 17 tokens against 20: every completion is the shorter one.
     assert (dpo["n_longer"], dpo["n_shorter"]) == (0, 6)
     assert dpo["shorter_win_rate"] == dpo["win_rate"] and math.isnan(dpo["longer_win_rate"])
-    assert 0 < dpo["length_controlled_win_rate"] < 1
+    # So nothing is known of equal length.
+    assert math.isnan(dpo["length_controlled_win_rate"])
     assert dpo["band_low"] < dpo["ci_low"] + 0.05 and dpo["band_high"] >= dpo["win_rate"]
+
+
+def test_bands_are_over_prompts_that_are_valid_at_every_temperature() -> None:
+    rows = {0.0: ("wwww", "wwwwwwww"), 0.5: ("wwww", "wwwwllli"), 1.0: ("wwww", "llllllwl")}
+    verdicts, samples = make_frames({"dpo": rows})
+    table = win_rate_table(verdicts, samples, recipe(methods=("dpo",)))
+    # The last prompt is invalid at 0.5 and left out of all three.
+    scores = np.array([[1, 1, 0]] * 4 + [[1, 0, 0]] * 2 + [[1, 0, 1]], dtype=float)
+    means, widths = scores.mean(axis=0), simultaneous_half_widths(scores, 0.95, seed=1)
+    assert table["band_low"].tolist() == pytest.approx(np.clip(means - widths, 0, 1).tolist())
+    assert table["band_high"].tolist() == pytest.approx(np.clip(means + widths, 0, 1).tolist())
+    assert table["band_high"].iloc[0] == 1.0 and 0 <= table["band_low"].iloc[2] < 1 / 7
+    never = win_rate_table(*make_frames({"dpo": {0.0: ("w", "i"), 0.5: ("w", "w")}}), recipe(methods=("dpo",)))
+    assert never["band_low"].isna().all() and never["band_high"].isna().all()
+
+
+def test_order_figures_by_hand() -> None:
+    verdicts, samples = make_frames({"dpo": {1.0: ("w", "wwlt")}})
+    test = verdicts["split"] == "test"
+    verdicts.loc[test, "decided"] = [2, 2, 1, 0]
+    verdicts.loc[test, "first_wins"] = [1, 2, 0, 0]
+    verdicts.loc[test, "flipped"] = [True, False, False, None]
+    (only,) = win_rate_table(verdicts, samples, recipe(methods=("dpo",))).to_dict("records")
+    assert (only["first_position_rate"], only["flip_rate"]) == (3 / 5, pytest.approx(1 / 3))
+    verdicts.loc[test, ["decided", "first_wins"]] = 0
+    (none,) = win_rate_table(verdicts, samples, recipe(methods=("dpo",))).to_dict("records")
+    assert math.isnan(none["first_position_rate"])
+
+
+def test_the_length_controlled_rate_stands_where_both_lengths_are_there() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    verdicts["reference_tokens"] = 14
+    table = win_rate_table(verdicts, samples, recipe())
+    # 10 to 17 tokens against 14: two and a half wins of four among the shorter, one and a half of three of the longer.
+    dpo = row(table, "dpo", 0.25)
+    assert (dpo["n_shorter"], dpo["n_longer"]) == (4, 1)
+    assert dpo["shorter_win_rate"] == pytest.approx(3.5 / 4) and dpo["longer_win_rate"] == 0
+    expected = length_controlled_rate([1, 1, 1, 0.5, 0.5, 0], [-4, -3, -2, -1, 0, 1])
+    assert dpo["length_controlled_win_rate"] == pytest.approx(expected) and 0 < expected < 0.5
+    assert row(table, "dpo", 1.0)["length_controlled_win_rate"] == pytest.approx(0.899, abs=1e-3)
 
 
 def test_one_temperature_needs_no_validation() -> None:
@@ -212,13 +255,12 @@ def test_paired_comparisons() -> None:
     assert first["ci_low"] < 0.5 < first["ci_high"]
     # Differences 0, 1, 1, 1/2, 1/2, 0: of 2^4 equally likely signs two reach a sum of 3 on either side.
     assert first["p"] == pytest.approx(2 / 16)
-    assert (comparisons["p_holm"] >= comparisons["p"]).all()
-
-
-def test_csv_neutralises_formulas_and_leaves_numbers(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    write_csv(path, pd.DataFrame({"a": ["=1+1", "@x", "dpo"], "kl": [-0.5, float("nan"), 1e-7]}))
-    assert path.read_text() == "a,kl\n'=1+1,-0.5\n'@x,\ndpo,1e-07\n"
+    # Holm: the smallest p times three, the next times two, the largest once, and never falling.
+    ordered = comparisons.sort_values("p")
+    expected = [min(1.0, p * k) for p, k in zip(ordered["p"], (3, 2, 1), strict=True)]
+    assert ordered["p_holm"].tolist() == pytest.approx([max(expected[: i + 1]) for i in range(3)])
+    assert comparisons["opponent_temperature"].tolist() == [0.0, 0.0, 0.25]
+    assert comparisons.loc[1, "difference"] == 3 / 8 - 1 / 8 and comparisons.loc[1, "n"] == 8
 
 
 def arguments(files: dict[str, list[str]], folder: Path, text: str) -> argparse.Namespace:
@@ -238,7 +280,7 @@ def as_json(**changes: Any) -> str:
     return json.dumps({**made.__dict__, "methods": list(made.methods)})
 
 
-def test_the_stage_writes_table_comparisons_and_manifest(tmp_path: Path) -> None:
+def test_the_stage_writes_table_comparisons_and_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     win_rates.run(arguments(make_files(tmp_path, OUTCOMES), tmp_path, as_json()))
     table = pd.read_csv(tmp_path / "out.csv")
     assert list(table.columns) == COLUMNS + JUDGE_COLUMNS
@@ -251,7 +293,13 @@ def test_the_stage_writes_table_comparisons_and_manifest(tmp_path: Path) -> None
     assert manifest["judge_seeds"] == [3]
     assert (manifest["test_prompts"], manifest["validation_prompts"]) == (8, 4)
     assert manifest["synthetic"] is True
-    assert "no person was asked" in manifest["note"]
+    assert manifest["note"].startswith(
+        "Synthetic: a program wrote the posts, references, preferences, and no person was"
+    )
+    # Eight prompts look as neat as a real result, and so do texts that a method always repeats.
+    few = "Only 8 test prompts: this tries the machinery and is no result."
+    assert (manifest["warnings"], manifest["data_warnings"]) == ([few], ["many were lost."])
+    assert few in caplog.text and "many were lost." in caplog.text
     assert manifest["kl_to_reference"]["rows_that_are_bounds"] == [{"method": "best_of_128", "temperature": 1.0}]
     assert manifest["selection"]["temperatures"] == {"sft": 0.0, "dpo": 0.25, "best_of_128": 1.0}
     assert set(manifest["inputs"]["samples"]) == {"sft.parquet", "dpo.parquet", "best_of_128.parquet"}

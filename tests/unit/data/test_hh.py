@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from prefopt.data.hh import Pair, Unusable, parse_pair, raw_tables
+from prefopt.data.hh import Pair, parse_pair, raw_tables
+from prefopt.data.raw import Unusable
 from prefopt.data.sources import Malformed, read_rows
+from prefopt.data.splits import content_hash
 from prefopt.errors import UserError
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "hh_helpful_base.jsonl.gz"
@@ -88,6 +91,53 @@ def test_every_pair_is_accounted_for_and_evaluation_is_on_single_turns() -> None
     splits = {row["prompt_id"]: row["split"] for row in tables.preferences}
     assert {row["split"] for row in tables.preferences} == {"train", "validation", "test", "gold_train", "gold_test"}
     assert all(splits[row["prompt_id"]] == row["split"] for row in tables.demonstrations)
+    # Training demonstrations have any number of turns; the text to pretrain on is of the training split alone.
+    training = [row for row in tables.preferences if row["split"] == "train"]
+    trained = [row for row in tables.demonstrations if row["split"] == "train"]
+    assert {row["prompt"].count("\n\nHuman:") for row in trained} == {1, 2} and len(trained) == len(training)
+    assert tables.pretraining == [f"{row['prompt'].strip()} good" for row in training]
+    assert all(row["response"] == " good" for row in tables.demonstrations)
+
+
+@pytest.mark.parametrize("variant", ["CRLF", "spaces", "zero width", "NFD"])
+def test_a_prompt_in_other_white_space_is_the_same_prompt(variant: str) -> None:
+    change = {
+        "CRLF": lambda text: text.replace("\n", "\r\n"),
+        "spaces": lambda text: text.replace("? ", "?\xa0 \n"),
+        "zero width": lambda text: text.replace("q", "\u200bq"),
+        "NFD": lambda text: unicodedata.normalize("NFD", text),
+    }[variant]
+    rows = []
+    for i in range(100):
+        prompt = f"\n\nHuman: Où? question {i}\n\nAssistant:"
+        pair = {"chosen": f"{prompt} good", "rejected": f"{prompt} bad"}
+        rows += [(f"f:{i}", pair), (f"g:{i}", {name: change(text) + " or so" for name, text in pair.items()})]
+    tables = raw_tables(rows, splits=SPLITS, gold_fraction=0.25, max_malformed=0)
+    assert len(tables.preferences) == 200
+    for first, second in zip(tables.preferences[::2], tables.preferences[1::2], strict=True):
+        assert (first["prompt_id"], first["split"]) == (second["prompt_id"], second["split"])
+        assert second["prompt"].endswith("\n\nAssistant:") and "\r" not in second["prompt"]
+    gold = sum(row["split"].startswith("gold_") for row in tables.preferences[::2])
+    dropped = tables.accounts["raw_demonstrations"].dropped
+    assert 0 < gold < 100 and dropped == {"reserved_for_gold": 2 * gold, "duplicate_prompt": 100 - gold}
+    # A prompt of one form keeps the name that it had.
+    (alone,) = raw_tables(rows[:1], splits=SPLITS, gold_fraction=0.0, max_malformed=0).preferences
+    assert alone["prompt_id"] == content_hash("\n\nHuman: Où? question 0\n\nAssistant:")
+
+
+def test_a_copy_in_other_white_space_is_a_duplicate_and_other_completions_are_not() -> None:
+    pairs = [("a b", "c"), ("a  b\r\n", "c\u200b"), ("a b", "c d"), ("ab", "c"), ("a", "b c"), ("c", "a b")]
+    rows = [(f"f:{i}", {"chosen": f"{ASK} {x}", "rejected": f"{ASK} {y}"}) for i, (x, y) in enumerate(pairs)]
+    tables = raw_tables(rows, splits=SPLITS, gold_fraction=0.0, max_malformed=0)
+    assert [(row["chosen"], row["rejected"]) for row in tables.preferences] == [
+        *((" a b", " c"), (" a b", " c d"), (" a", " b c"), (" c", " a b")),
+    ]
+    assert tables.accounts["raw_preferences"].as_dict() == {"read": 6, "kept": 4, "dropped": {"duplicate_pair": 2}}
+
+
+def test_a_turn_that_shows_nothing_is_empty() -> None:
+    with pytest.raises(Unusable, match=r"^empty_last_turn$"):
+        parse_pair({"chosen": f"{ASK} a", "rejected": f"{ASK} \u200b"})
 
 
 @pytest.mark.skipif(not DATA.is_file(), reason="the real records (../shared/data) are not here")

@@ -8,6 +8,7 @@ import pytest
 
 from prefopt.data import cnn_dailymail, news, world
 from prefopt.data.sources import Malformed, read_rows
+from prefopt.data.splits import content_hash, position
 from prefopt.errors import UserError
 from prefopt.lm.models import load_tokenizer
 
@@ -30,8 +31,38 @@ def test_articles_become_prompts_once_each() -> None:
     account = tables.accounts["raw_demonstrations"].as_dict()
     assert account == {"read": 4, "kept": 1, "dropped": {"duplicate_article": 1, "empty_text": 1, "malformed": 1}}
     assert tables.preferences == [] and tables.pretraining == []
-    with pytest.raises(UserError, match=r"^f:1: 'article' is None, which is not text"):
+    with pytest.raises(UserError, match=r"^f:1: the field 'article' is missing; "):
         cnn_dailymail.raw_tables([("f:1", {})], validation_share=0.2, max_malformed=0)
+
+
+def test_an_article_in_other_white_space_is_the_same_article() -> None:
+    texts = ["One caf\u00e9.\n\nTwo.", "One caf\u00e9.\r\nTwo.", "One cafe\u0301. Two.\xa0", "One.Two."]
+    rows = [(f"f:{i}", {"article": text, "highlights": "short"}) for i, text in enumerate(texts)]
+    tables = cnn_dailymail.raw_tables(rows, validation_share=0.2, max_malformed=0)
+    names = [content_hash(text) for text in (texts[0], "One caf\u00e9.\nTwo.", "One cafe\u0301. Two.")]
+    assert [row["prompt_id"] for row in tables.demonstrations] == [min(names), content_hash("One.Two.")]
+    assert tables.demonstrations[0]["prompt"] == cnn_dailymail.news_prompt(texts[0])
+    (copy,) = cnn_dailymail.raw_tables(rows[1:2], validation_share=0.2, max_malformed=0).demonstrations
+    assert copy["prompt"] == "SUBREDDIT: r/news\n\nTITLE: One caf\u00e9.\n\nPOST: One caf\u00e9.\nTwo.\n\nTL;DR:"
+    assert tables.accounts["raw_demonstrations"].dropped == {"duplicate_article": 2}
+
+
+def test_the_title_is_the_first_sentence_and_no_longer_than_a_line() -> None:
+    for article, title in (
+        ("Who? I. You.", "Who?"),
+        ("No end", "No end"),
+        ("Line!\nTwo.", "Line!"),
+        ("x" * 300, "x" * 120),
+    ):
+        assert cnn_dailymail.news_prompt(f" {article}\n").splitlines()[2] == f"TITLE: {title}"
+
+
+def test_a_share_of_the_articles_is_for_validation() -> None:
+    rows = [(f"f:{i}", {"article": f"article {i}", "highlights": "short"}) for i in range(400)]
+    found = cnn_dailymail.raw_tables(rows, validation_share=0.2, max_malformed=0).demonstrations
+    assert [row["split"] for row in found] == [
+        "validation" if position("split", content_hash(f"article {i}")) < 0.2 else "test" for i in range(400)
+    ]
 
 
 def test_embedded_articles_tell_the_facts_in_other_words() -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from prefopt.data import prefixes
+from prefopt.data.prepare import encode_all
 from prefopt.data.review_world import write_review
+from prefopt.data.splits import position
 from prefopt.errors import UserError
 from prefopt.lm.models import load_tokenizer, save_model, tokenizer_hash
 from prefopt.tables import read_table, write_table
@@ -51,6 +53,30 @@ def test_prompt_and_response_are_the_review_and_an_uncut_one_ends(model: Path) -
     assert 2 <= len(short["prompt_ids"]) <= 8
 
 
+def test_a_review_of_exactly_its_prefix_or_the_greatest_length(model: Path) -> None:
+    """Nothing would be left to write after the one; the other is whole, its end included."""
+    tokenizer = load_tokenizer(model)
+    text = "the plot was superb . what a dull hero !"
+    tokens = len(encode_all(tokenizer, [text])[0])
+    recipe = prefixes.PrefixesRecipe(min_prefix=tokens, max_prefix=tokens, max_length=99)
+    assert prefixes.split_reviews(tokenizer, [review("a", text)], recipe) == ([], {"too_short": 1}, 0)
+    for longest, cut in ((tokens + 1, 0), (tokens, 1)):
+        recipe = prefixes.PrefixesRecipe(min_prefix=2, max_prefix=2, max_length=longest)
+        ((row,), dropped, found) = prefixes.split_reviews(tokenizer, [review("a", text)], recipe)
+        assert (found, dropped) == (cut, {}) and len(row["response_ids"]) == longest - 2
+        assert (row["response_ids"][-1] == tokenizer.eos_token_id) is (cut == 0)
+
+
+def test_a_review_of_either_label_keeps_its_split_and_its_own_prefix(model: Path) -> None:
+    text = "the plot was superb . what a dull hero ! the plot was dull ."
+    rows = [review(f"r{i}", text, label=i % 2, split=("train", "test")[i // 2 % 2]) for i in range(20)]
+    kept, dropped, _ = prefixes.split_reviews(load_tokenizer(model), rows, RECIPE)
+    assert not dropped and [(row["prompt_id"], row["split"]) for row in kept] == [
+        (row["review_id"], row["split"]) for row in rows
+    ]
+    assert [len(row["prompt_ids"]) for row in kept] == [2 + int(position("prefix", f"r{i}") * 7) for i in range(20)]
+
+
 def test_every_length_of_prefix_is_about_as_frequent() -> None:
     counts = Counter(prefixes.prefix_length(f"review-{i}", RECIPE) for i in range(7000))
     assert sorted(counts) == [2, 3, 4, 5, 6, 7, 8]
@@ -63,18 +89,25 @@ def test_short_and_unlabelled_reviews_are_dropped_and_counted(model: Path) -> No
     assert kept == [] and dropped == {"too_short": 1, "unlabelled": 1}
 
 
-def test_the_stage_accounts_for_every_review(model: Path, tmp_path: Path) -> None:
+def test_the_stage_accounts_for_every_review(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "the plot was superb . the plot was dull ."
     rows = [review(split, text, split=split) for split in ("train", "validation", "test")]
     account = {"read": 4, "kept": 3, "dropped": {"duplicate_text": 1}}
-    write_table(tmp_path / "reviews.parquet", "raw_reviews", [*rows, review("s", "a")], account=account)
+    facts = {"account": account, "recipe": {"source": "embedded"}}
+    write_table(tmp_path / "reviews.parquet", "raw_reviews", [*rows, review("s", "a")], **facts)
     values = {"min_prefix": 2, "max_prefix": 8, "max_length": 24}
-    arguments = {"reviews": tmp_path / "reviews.parquet", "model": model}
+    arguments = {"task": "imdb", "reviews": tmp_path / "reviews.parquet", "model": model}
     arguments |= {name: tmp_path / "out" / f"{name}.parquet" for name in ("demonstrations", "prompts")}
     arguments["summary"] = tmp_path / "out" / "summary.json"
     prefixes.run(argparse.Namespace(**arguments, recipe=json.dumps(values)))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["raw"] == account
+    assert (summary["task"], summary["synthetic"]) == ("imdb", True)
+    assert summary["warnings"] == [
+        "1 of 4 records of reviews (25%) are lost: they have nothing left after the prefix; lower "
+        "tasks.imdb.lengths.max_prefix."
+    ]
+    assert summary["warnings"][0] in caplog.text
     assert summary["reviews"]["read"] == 4 == summary["reviews"]["kept"] + sum(summary["reviews"]["dropped"].values())
     prompts = read_table(tmp_path / "out" / "prompts.parquet", "prompts", tokenizer_hash=tokenizer_hash(model))
     assert set(prompts["split"]) == {"train", "validation", "test"}

@@ -216,7 +216,7 @@ def test_pairs_that_a_tokenizer_cannot_tell_apart() -> None:
     assert table.dropped == {"equal_after_tokenization": 1}
 
 
-def test_the_stage(tmp_path: Path, model: Path) -> None:
+def test_the_stage(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     long = "my cat ate the red shoe " * 9 + SUFFIX
     demonstrations = [
         demonstration(0),
@@ -242,8 +242,15 @@ def test_the_stage(tmp_path: Path, model: Path) -> None:
             "gold_preferences": {"read": 1, "kept": 1, "dropped": {}, "splits": {"train": 1}, "prompts_cut": 1},
             "prompts": prompts,
         },
-        "warnings": ["beware"],
+        "warnings": [
+            "beware",
+            "1 of 5 records of demonstrations (20%) are lost: they have a completion that does not fit; raise "
+            "tasks.tldr.lengths.max_length.",
+            "2 of 5 records of demonstrations (40%) are lost: they are dropped for the reason no_post.",
+            "2 of 5 records of prompts (40%) are lost: they are dropped for the reason no_post.",
+        ],
     }
+    assert all(warning in caplog.text for warning in summary["warnings"][1:])
     assert add_up(summary)
     for name in TABLES:
         table = read_table(
@@ -288,6 +295,7 @@ def test_real_records(tmp_path: Path) -> None:
         **{kind: [str(SHARED / f"data/tldr_{kind}.jsonl.gz")] for kind in ("posts", "comparisons")},
         **{"source": "files", "demonstrations": [], "preferences": [], "articles": [], "hub": {}, "embedded": {}},
         **{"splits": {"train": 0.7, "validation": 0.1, "test": 0.2}, "gold_fraction": 0.5, "max_malformed": 0},
+        **{"max_record_mb": 16, "max_total_mb": 2048},
     }
     raw = tmp_path / "raw"
     for table in ("demonstrations", "preferences", "gold_preferences"):
@@ -296,7 +304,14 @@ def test_real_records(tmp_path: Path) -> None:
     lengths = {"max_prompt_length": 256, "max_length": 296}  # room for 40 tokens of a summary
     assert prepare(raw, model, tmp_path, truncation="keep_start", **lengths) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert add_up(summary) and summary["warnings"] == []
+    assert add_up(summary)
+    # More than a tenth of three tables has a completion that does not fit.
+    fault = "are lost: they have a completion that does not fit; raise tasks.tldr.lengths.max_length."
+    assert summary["warnings"] == [
+        f"72 of 342 records of demonstrations (21%) {fault}",
+        f"241 of 1,154 records of preferences (21%) {fault}",
+        f"268 of 597 records of gold_preferences (45%) {fault}",
+    ]
     assert {name: table["read"] for name, table in summary["tables"].items()} == {
         **{"demonstrations": 342, "prompts": 342, "preferences": 1154, "gold_preferences": 597},
     }

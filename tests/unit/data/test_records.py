@@ -11,9 +11,13 @@ import pandas as pd
 import pytest
 
 from prefopt.cli import main
-from prefopt.data.records import TABLES
+from prefopt.data.limits import Limits
+from prefopt.data.records import TABLES, RecordsRecipe, read_records
+from prefopt.data.reviews import raw_reviews
+from prefopt.data.sources import read_rows
 from prefopt.files import sha256_of_file
-from prefopt.tables import read_table
+from prefopt.recipes import from_json
+from prefopt.tables import read_table, write_table
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 real_records = pytest.mark.skipif(not SHARED.is_dir(), reason="the real records (../shared/data) are not here")
@@ -40,6 +44,8 @@ RECIPE: dict[str, Any] = {
     "splits": {"train": 0.7, "validation": 0.1, "test": 0.2},
     "gold_fraction": 0.5,
     "max_malformed": 0,
+    "max_record_mb": 1,
+    "max_total_mb": 30,
     "embedded": EMBEDDED,
 }
 
@@ -129,6 +135,77 @@ def test_a_bad_record_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixt
     assert table.attrs["manifest"]["account"] == {"read": 2, "kept": 1, "dropped": {"malformed": 1}}
 
 
+POST = {"id": "t3_1", "subreddit": "cats", "title": "t", "post": "p"}
+GOOD: dict[str, dict[str, Any]] = {
+    "posts": {**POST, "summary": "s"},
+    "demonstrations": {"prompt": "p", "response": "r"},
+    "comparisons": {"info": POST, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 1},
+    "preferences": {"prompt": "p", "chosen": "a", "rejected": "b"},
+    "hh": {side: f"\n\nHuman: hi\n\nAssistant: {side}" for side in ("chosen", "rejected")},
+    "articles": {"article": "a", "highlights": "h"},
+    "reviews": {"text": "t", "label": 1},
+}
+ODD: list[Any] = [
+    *(None, True, 0, 1, -1, 2, 10**4000, 1.0, float("nan"), float("inf")),
+    *(
+        "",
+        " ",
+        "x",
+        "\0",
+        "\ud83d",
+        "a\udc00",
+        "\r",
+        "\u2028",
+        "\ufeff",
+        "\u200b",
+        "\x1b[2J",
+        "pos",
+        "TL;DR:",
+        "SUBREDDIT:",
+    ),
+    *("\n\nHuman:", "\n\nAssistant:", "\n\nHuman: a\n\nAssistant:", "\n\nAssistant: a\n\nHuman: b\n\nAssistant: c"),
+    *([], [[]], ["a", "b"], {}, {"text": "a"}, [{"text": "a"}], [{"text": "a"}] * 3, [{"text": "a"}, {"text": ["b"]}]),
+]
+
+
+def changed(row: Any) -> list[Any]:
+    """The row with each part of it, one at a time, left out or replaced by something odd."""
+    parts = list(row.items()) if isinstance(row, dict) else list(enumerate(row)) if isinstance(row, list) else []
+    rows = []
+    for key, value in parts:
+        for odd in [*ODD, *changed(value)]:
+            copy = dict(row) if isinstance(row, dict) else list(row)
+            copy[key] = odd
+            rows.append(copy)
+        if isinstance(row, dict):
+            rows.append({name: part for name, part in row.items() if name != key})
+    return rows
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_whatever_a_field_holds_is_read_dropped_or_malformed(kind: str, tmp_path: Path) -> None:
+    """Every row is accounted for, and what is kept can be written."""
+    rows = [GOOD[kind], *changed(GOOD[kind])]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = [(where, row) for where, row in read_rows([tmp_path / "a.jsonl"])]
+    assert len(records) == len(rows) > 60
+    if kind == "reviews":
+        content, account = raw_reviews(records, RECIPE["splits"], len(rows))
+        write_table(tmp_path / "a.parquet", "raw_reviews", content)
+    else:
+        task = {"hh": "hh", "articles": "cnndm"}.get(kind, "tldr")
+        values = {**RECIPE, "source": "files", "max_malformed": len(rows), "gold_fraction": 0.0}
+        values |= {"comparisons" if kind == "hh" else kind: [str(tmp_path / "a.jsonl")]}
+        tables, _ = read_records(task, from_json(RecordsRecipe, json.dumps(values)))
+        write_table(tmp_path / "d.parquet", "raw_demonstrations", tables.demonstrations)
+        write_table(tmp_path / "p.parquet", "raw_preferences", tables.preferences)
+        write_table(tmp_path / "t.parquet", "pretraining", [{"text": text} for text in tables.pretraining])
+        name = "preferences" if kind in ("comparisons", "preferences", "hh") else "demonstrations"
+        content, account = getattr(tables, name), tables.accounts[f"raw_{name}"]
+    assert account.read == len(rows) == account.kept + account.dropped.total()
+    assert account.kept == len(content) >= 1 and account.dropped["malformed"] >= 15
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -147,7 +224,7 @@ def test_what_a_user_can_put_right(
 
 
 def test_a_hub_that_is_not_pinned_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def rows(name: str, kind: str, revision: str | None) -> list[tuple[str, Any]]:
+    def rows(name: str, kind: str, revision: str | None, *_: Any) -> list[tuple[str, Any]]:
         assert (name, kind, revision) in {("me/posts", "posts", None), ("me/pairs", "comparisons", "abc")}
         post = {"id": "t3_1", "subreddit": "cats", "title": "t", "post": "p"}
         if kind == "posts":
@@ -236,7 +313,7 @@ def test_other_tasks_read_their_own_kinds_and_a_hubs_configuration(
     monkeypatch.setattr("prefopt.data.records.hub_rows", rows)
     hub = {"articles": "someone/news", "articles_revision": "abc", "articles_configuration": "3.0.0"}
     assert records(tmp_path, "cnndm", source="hub", hub=hub, gold_fraction=0.0) == 0
-    assert asked == [("someone/news", "3.0.0", "abc")] * len(TABLES)
+    assert asked == [("someone/news", "3.0.0", "abc", ("article", "highlights"), Limits(1, 30))] * len(TABLES)
     assert len(read_table(tmp_path / "demonstrations.parquet", "raw_demonstrations")) == 30
     assert len(read_table(tmp_path / "preferences.parquet", "raw_preferences")) == 0
 

@@ -12,6 +12,7 @@ import pytest
 
 from prefopt.data import reviews
 from prefopt.data.sources import Malformed
+from prefopt.data.splits import content_hash, split_of
 from prefopt.errors import UserError
 from prefopt.tables import read_manifest, read_table
 
@@ -23,6 +24,8 @@ RECIPE: dict[str, Any] = {
     "hub": {"name": None, "revision": None},
     "splits": SPLITS,
     "max_malformed": 0,
+    "max_record_mb": 1,
+    "max_total_mb": 9,
     "embedded": {"seed": 0, "train": 20, "validation": 5, "test": 6, "unlabelled": 10},
 }
 
@@ -84,6 +87,43 @@ def test_a_text_stands_in_one_split_alone_and_labelled_before_unlabelled() -> No
     rows, account = reviews.raw_reviews(texts, SPLITS, 0)
     assert [(row["text"], row["label"]) for row in rows] == [("same", 0)]
     assert account.as_dict() == {"read": 3, "kept": 1, "dropped": {"duplicate_text": 1, "empty_text": 1}}
+
+
+def test_a_text_in_other_white_space_is_the_same_text() -> None:
+    texts = [
+        "Good.\n\nBad\u00e9.",
+        "Good.<br />Bad\u00e9.",
+        " Good.\r\nBade\u0301. ",
+        "Good.\u200bBad\u00e9.",
+        "Good. Bad.",
+    ]
+    rows, account = reviews.raw_reviews([(f"f:{i}", {"text": t, "label": 1}) for i, t in enumerate(texts)], SPLITS, 0)
+    assert [row["text"] for row in rows] == [texts[0], texts[4]]
+    names = [content_hash(text) for text in (texts[0], "Good.\nBad\u00e9.", "Good.\nBade\u0301.", texts[3])]
+    assert [row["review_id"] for row in rows] == [min(names), content_hash(texts[4])]
+    assert account.as_dict() == {"read": 5, "kept": 2, "dropped": {"duplicate_text": 3}}
+
+
+def test_a_text_of_blanks_is_read_at_once() -> None:
+    """The pattern for HTML's line breaks does not try every way to share a megabyte of blanks."""
+    assert reviews.parse_review({"text": "a" + " " * 10**6 + "b<br", "label": 1}).text.endswith(" b<br")
+
+
+def test_half_a_character_is_malformed() -> None:
+    with pytest.raises(Malformed, match=r"^'text' holds half a character at position 4$"):
+        reviews.parse_review({"text": "good\ud83d", "label": 1})
+
+
+def test_unlabelled_reviews_are_to_pretrain_on_and_are_no_ones_evaluation(tmp_path: Path) -> None:
+    rows = [(f"f:{i}", {"text": f"text {i}", "label": -1}) for i in range(30)]
+    content, _ = reviews.raw_reviews(rows, SPLITS, 0)
+    assert {row["split"] for row in content} == {"train"} and len(content) == 30
+    names = [name for name in (f"text {i}" for i in range(99)) if split_of(content_hash(name), SPLITS) != "train"]
+    path = tmp_path / "a.jsonl"
+    labelled = [{"text": name, "label": 1} for name in names]
+    path.write_text("\n".join(map(json.dumps, [*labelled, {"text": "more", "label": None}])))
+    with pytest.raises(UserError, match=r"No labelled review is in the split 'train'"):
+        run(tmp_path / "out", reviews=[str(path)])
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])

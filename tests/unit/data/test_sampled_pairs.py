@@ -61,3 +61,43 @@ def test_no_pair_and_a_missing_reward_are_errors(tmp_path: Path) -> None:
     prompts, samples, scores = frames([0.1, 0.2], [[1], [2]])
     with pytest.raises(UserError, match="1 samples have no reward"):
         sampled_pairs.preference_pairs(prompts, samples, scores.head(1))
+
+
+def test_each_prompt_has_pairs_of_its_own_completions_in_its_own_split(tmp_path: Path) -> None:
+    prompts, samples, scores = frames([0.2, 0.1, 0.3], [[1], [2], [3]])
+    other = {"prompt_id": "a", "prompt": "an", "split": "validation", "prompt_ids": [8, 9]}
+    prompts = pd.concat([prompts, prompts.assign(**{k: v for k, v in other.items() if k != "prompt_ids"})])
+    prompts["prompt_ids"] = [[7], other["prompt_ids"]]
+    # The second prompt's completions, written last to first, with the rewards the other way round.
+    samples = pd.concat([samples, samples.iloc[::-1].assign(prompt_id="a", split="validation")])
+    scores = pd.concat([scores, scores.assign(prompt_id="a", reward=[0.3, 0.4, 0.1])])
+    args = write(tmp_path, (prompts, samples, scores))
+    sampled_pairs.run(args)
+    pairs = read_table(args.out, "preferences")
+    assert pairs["pair_id"].tolist() == ["p-0-1", "p-2-0", "p-2-1", "a-1-0", "a-0-2", "a-1-2"]
+    assert pairs["split"].tolist() == ["train"] * 3 + ["validation"] * 3
+    assert [ids.tolist() for ids in pairs["prompt_ids"]] == [[7]] * 3 + [[8, 9]] * 3
+    assert pairs["prompt"].tolist() == ["the"] * 3 + ["an"] * 3
+    row = pairs.iloc[4]
+    assert (row["chosen"], row["rejected"], row["source"]) == ("t0", "t2", "sampled")
+    assert (row["chosen_ids"].tolist(), row["rejected_ids"].tolist()) == ([1], [3])
+    assert json.loads(args.summary.read_text())["splits"] == {"train": 3, "validation": 3}
+
+
+def test_a_reward_belongs_to_a_temperature(tmp_path: Path) -> None:
+    prompts, samples, scores = frames([0.1, 0.2], [[1], [2]])
+    with pytest.raises(UserError, match="2 samples have no reward"):
+        sampled_pairs.preference_pairs(prompts, samples, scores.assign(temperature=0.5))
+
+
+@pytest.mark.parametrize("changed", ["prompts", "samples"])
+def test_tables_of_other_inputs_are_refused(tmp_path: Path, changed: str) -> None:
+    prompts, samples, scores = frames([0.1, 0.2], [[1], [2]])
+    args = write(tmp_path, (prompts, samples, scores))
+    if changed == "prompts":
+        write_table(args.prompts, "prompts", prompts.assign(prompt="another"), tokenizer_hash="t")
+    else:
+        manifest = read_table(args.samples, "samples").attrs["manifest"]
+        write_table(args.samples, "samples", samples.assign(text="x"), prompts=manifest["prompts"])
+    with pytest.raises(UserError, match=rf"was made with {changed} = "):
+        sampled_pairs.run(args)

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from prefopt.data.raw import RawTables
+from prefopt.data.raw import RawTables, Unusable
 from prefopt.data.sources import Malformed
 from prefopt.data.splits import content_hash
 from prefopt.data.tldr import (
-    Unusable,
     parse_comparison,
     parse_demonstration,
     parse_post,
@@ -222,3 +222,127 @@ def test_unusable_records_are_counted_and_do_not_stop() -> None:
     rows[3]["summaries"][0]["text"] = rows[3]["summaries"][1]["text"]
     account = build(comparisons=rows).accounts["raw_preferences"]
     assert account.as_dict() == {"read": 4, "kept": 1, "dropped": {"equal_texts": 1, "no_post": 2}}
+
+
+def written(number: int, gap: str = "\n\n", end: str = "") -> str:
+    """A post in the task's format, with some white space between its parts and at its end."""
+    return f"SUBREDDIT: r/cats{gap}TITLE: title {number}{gap}POST: café {number} is\n\n closed{gap}TL;DR:{end}"
+
+
+WHITE = {
+    "as published": lambda text: text,
+    "CRLF": lambda text: text.replace("\n", "\r\n"),
+    "CR": lambda text: text.replace("\n", "\r"),
+    "U+2028": lambda text: text.replace("\n", "\u2028"),
+    "one newline": lambda text: text.replace("\n\n", "\n"),
+    "three newlines": lambda text: text.replace("\n\n", "\n\n\n"),
+    "trailing spaces": lambda text: text.replace("\n\n", " \n \n") + " ",
+    "one line": lambda text: " ".join(text.split()),
+    "no-break spaces": lambda text: text.replace(" ", "\xa0"),
+    "zero width": lambda text: "\ufeff" + text.replace("i", "i\u200b") + "\u200b",
+    "NFD": lambda text: unicodedata.normalize("NFD", text),
+}
+
+
+@pytest.mark.parametrize("variant", WHITE)
+def test_a_prompt_of_ones_own_is_the_post_that_it_is_written_from(variant: str) -> None:
+    """Whatever white space it has, it is in one split with the published record, and named by its id."""
+    posts = [post(number, post=f"café {number} is\n\n closed") for number in range(40)]
+    own = [{"prompt": WHITE[variant](written(number)), "chosen": "a", "rejected": "b"} for number in range(40)]
+    for gold_fraction in (0.0, 0.5):
+        tables = build(posts=posts, preferences=own, gold_fraction=gold_fraction)
+        assert [row["prompt_id"] for row in tables.preferences] == [f"t3_{number}" for number in range(40)]
+        splits = {row["prompt_id"]: row["split"] for row in tables.demonstrations}
+        assert (len(splits) == 40) is (gold_fraction == 0.0)
+        for row in tables.preferences:
+            assert splits.get(row["prompt_id"], row["split"]) == row["split"]
+            assert row["prompt_id"] in splits or row["split"].startswith("gold_")
+
+
+@pytest.mark.parametrize("variant", WHITE)
+def test_variants_of_ones_own_prompts_are_one_prompt(variant: str) -> None:
+    rows = [{"prompt": f"Summarize\n\ncafé {number}.", "response": "r"} for number in range(30)]
+    others = [{"prompt": WHITE[variant](row["prompt"]), "chosen": "a", "rejected": "b"} for row in rows]
+    tables = build(demonstrations=rows, preferences=others)
+    for row, pair in zip(tables.demonstrations, tables.preferences, strict=True):
+        assert (row["prompt_id"], row["split"]) == (pair["prompt_id"], pair["split"])
+    again = build(demonstrations=[*rows, *({**row, "response": "s"} for row in others)])
+    assert again.accounts["raw_demonstrations"].as_dict() == {
+        **{"read": 60, "kept": 30, "dropped": {"duplicate_post": 30}},
+    }
+
+
+def test_equal_texts_under_other_titles_are_two_posts() -> None:
+    rows = [post(1, id=None), post(2, id=None, post="post 1"), post(3, id=None, title="title 1")]
+    assert len({row["prompt_id"] for row in build(posts=rows).demonstrations}) == 3
+
+
+def test_a_post_without_an_id_is_found_by_its_text_in_other_white_space() -> None:
+    crlf = comparison(1, post="caf\u00e9\r\n1", title="title\u00a01")
+    del crlf["info"]["id"]
+    tables = build(posts=[post(1, post="cafe\u0301\n\n1 ")], comparisons=[crlf])
+    assert tables.preferences[0]["prompt_id"] == "t3_1"
+    assert tables.preferences[0]["prompt"] == tldr_prompt("cats", "title\xa01", "café\n1")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "\n\nTL;DR:",
+        "\nTL;DR:",
+        "\nTL;DR: ",
+        "\n\n\nTL;DR:\n",
+        " TL;DR:",
+        "\r\n\r\nTL;DR:\r\n",
+        "\n\nTL;DR:\u200b",
+        "\xa0TL;DR:\xa0",
+    ],
+)
+def test_the_last_line_is_the_one_that_no_cut_removes(end: str) -> None:
+    parsed = parse_demonstration({"prompt": f"A text.\r\nOf two lines.{end}", "response": "r"}).post
+    extra = "\n" if end.startswith("\n\n\n") else ""
+    assert parsed.prompt == f"A text.\nOf two lines.{extra}\n\nTL;DR:"
+    assert parsed.document == f"A text.\nOf two lines.{extra}"
+
+
+def test_other_last_lines_are_left_alone_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    prompts = ("Summarize: x", "x\n\nTL;DR", "TL;DR: x", "x\n\ntl;dr:")
+    rows = [{"prompt": prompt, "response": "r"} for prompt in prompts]
+    for row in rows:
+        parsed = parse_demonstration(row).post
+        assert parsed.prompt == parsed.document == row["prompt"]
+    build(posts=[post(1)])
+    assert caplog.messages == []
+    build(demonstrations=rows, posts=[post(1)])
+    assert caplog.messages == [
+        "warning: 4 of 5 prompts do not end with 'TL;DR:': one that is too long may lose its last line."
+    ]
+
+
+@pytest.mark.parametrize("gap", ["\n\n", "\n", " \n", " "])
+def test_text_to_pretrain_on_is_without_the_format_in_whatever_white_space(gap: str) -> None:
+    """A title that quotes the format's marks does not mislead it where lines tell them apart."""
+    prompt = f"SUBREDDIT: r/cats{gap}TITLE: my POST: a cat{gap}POST: It sat.{gap}TL;DR:"
+    document = parse_demonstration({"prompt": prompt, "response": "r"}).post.document
+    assert document == ("my\n\na cat POST: It sat." if gap == " " else "my POST: a cat\n\nIt sat.")
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\xa0\n", "\ufeff \u2028"])
+def test_text_that_shows_nothing_is_none(text: str) -> None:
+    with pytest.raises(Unusable, match=r"^no_post$"):
+        parse_post(post(1, post=text))
+    with pytest.raises(Unusable, match=r"^no_post$"):
+        parse_demonstration({"prompt": f"{text}\n\nTL;DR:", "response": "r"})
+    with pytest.raises(Unusable, match=r"^empty_text$"):
+        parse_preference({"prompt": "p", "chosen": "a", "rejected": text})
+
+
+@pytest.mark.parametrize(("given", "post_id"), [(" t3_1\r\n", "t3_1"), ("", None), (" ", None), (None, None)])
+def test_an_id_is_a_name_without_white_space_around_it(given: str | None, post_id: str | None) -> None:
+    assert parse_post(post(1, id=given)).post.post_id == post_id
+
+
+def test_a_text_of_nothing_but_marks_is_read_at_once() -> None:
+    """No pattern here backtracks: a megabyte of what it looks for takes no longer than another."""
+    for text in ("\n" * 10**6 + "x", "SUBREDDIT: r/" + "\n\nTITLE: \n\nPOST: " * 50_000, " \r\n" * 300_000 + "x"):
+        assert parse_demonstration({"prompt": text, "response": "r"}).post.known_by

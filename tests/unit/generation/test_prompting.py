@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.errors import UserError
@@ -71,3 +72,19 @@ def test_what_is_too_long_is_cut_at_the_start(tokenizer: PreTrainedTokenizerFast
     assert asked["prompt_ids"].iloc[0].tolist()[-2:] == test["prompt_ids"].iloc[0].tolist()[-2:]
     with pytest.raises(UserError, match="3 examples are to come before each prompt, but the training split has 2"):
         with_shots(test, frame, 3, tokenizer, room=1000, seed=0)
+
+
+def test_bos_comes_once_before_the_examples(tokenizer: PreTrainedTokenizerFast) -> None:
+    made = train_tokenizer(["\n\nHuman: yes or no\n\nAssistant: no or yes"] * 3, 300)
+    made.add_special_tokens({"bos_token": "<s>"})
+    bos = made.bos_token_id
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    frame = table(made)
+    frame["prompt_ids"] = [np.array([bos, *ids]) for ids in frame["prompt_ids"]]
+    test = frame[frame["split"] == "test"]
+    plain = table(tokenizer)
+    whole, _ = with_shots(plain[plain["split"] == "test"], plain, 2, tokenizer, room=1000, seed=0)
+    asked, cut = with_shots(test, frame, 2, made, room=1000, seed=0)
+    assert asked["prompt_ids"].iloc[0].tolist() == [bos, *whole["prompt_ids"].iloc[0].tolist()] and cut == 0
+    asked, cut = with_shots(test, frame, 2, made, room=6, seed=0)
+    assert asked["prompt_ids"].iloc[0].tolist() == [bos, *whole["prompt_ids"].iloc[0].tolist()[-5:]] and cut == 1

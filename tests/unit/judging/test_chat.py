@@ -57,6 +57,7 @@ def judge(recipe: ChatRecipe, recorded: bool = False, repeat: float = 0.0, **cha
         endpoint = Endpoint(
             *(recipe.base_url, recipe.model, recipe.api_key_env),
             *(recipe.timeout, recipe.max_retries, recipe.requests_per_minute),
+            max_tokens=recipe.max_tokens,
         )
     return ChatJudge(recipe, TEMPLATE, "\n\nTL;DR:", VerdictStore(recipe.store), endpoint, repeat)
 
@@ -125,20 +126,24 @@ def test_faults_that_pass_are_waited_out(llmock: LLMock, recipe: ChatRecipe) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
+    ("status", "said", "asked"),
     [
-        (401, "the key was refused .* check the environment variable JUDGE_KEY"),
-        (403, "the key was refused"),
-        (404, "does not serve this model, which may be retired"),
-        (400, "the call cannot succeed .*prompt is too odd"),
-        (422, "the call cannot succeed"),
+        (401, "the key was refused .* check the environment variable JUDGE_KEY", 1),
+        (403, "the key was refused", 1),
+        (404, "does not serve this model, which may be retired", 1),
+        (402, "the call cannot succeed .*prompt is too odd", 1),
+        # It may be a pair that is refused, which costs nothing: others are tried.
+        (400, "the call cannot succeed .*prompt is too odd.* 10 pairs in a row, those of the prompts 'p0', 'p1'", 10),
+        (422, "the call cannot succeed", 10),
     ],
 )
-def test_what_cannot_succeed_stops_at_once(llmock: LLMock, recipe: ChatRecipe, status: int, said: str) -> None:
+def test_what_cannot_succeed_stops_at_once(
+    llmock: LLMock, recipe: ChatRecipe, status: int, said: str, asked: int
+) -> None:
     llmock.add(Fail(status, message=f"prompt is too odd for {KEY}", times=None, match=CHAT))
     with pytest.raises(UserError, match=said) as caught:
         judge(recipe).compare(COMPARISONS)
-    assert calls(llmock) == 1
+    assert calls(llmock) == asked
     assert KEY not in str(caught.value) and "***" in str(caught.value)
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
@@ -146,8 +151,8 @@ def test_what_cannot_succeed_stops_at_once(llmock: LLMock, recipe: ChatRecipe, s
 def test_verdicts_before_a_fault_are_kept(llmock: LLMock, recipe: ChatRecipe) -> None:
     say(llmock, "Preferred: A")
     judge(recipe).compare(COMPARISONS[:5])
-    llmock.add(Fail(400, message="no", times=1, match=CHAT))
-    with pytest.raises(UserError, match="cannot succeed"):
+    llmock.add(Fail(402, message="no", times=1, match=CHAT))
+    with pytest.raises(UserError, match="prompt 'p5': the call cannot succeed"):
         judge(recipe).compare(COMPARISONS)
     before = calls(llmock)
     final = judge(recipe)
@@ -191,14 +196,19 @@ def test_a_reply_that_was_cut_is_asked_again(llmock: LLMock, recipe: ChatRecipe)
     assert calls(llmock) == 2
 
 
-def test_an_empty_reply_is_asked_again_and_never_stored(llmock: LLMock, recipe: ChatRecipe) -> None:
+def test_an_empty_reply_is_asked_again_and_counted(llmock: LLMock, recipe: ChatRecipe) -> None:
     say(llmock, "", 1)
     say(llmock, "Preferred: B", 1)
     say(llmock, "  ")
     one, two = COMPARISONS[:2]
     assert judge(recipe).compare([one])[0].winner == "second"
-    assert judge(recipe).compare([two])[0].winner == "invalid"
-    assert len(VerdictStore(recipe.store).export()) == 1
+    assert judge(recipe).compare([one, two])[1].winner == "invalid"
+    assert calls(llmock) == 5
+    kept = VerdictStore(recipe.store).export()
+    assert sorted(kept["reply"].str.strip()) == ["", "", "", "", "Preferred: B"]
+    # They are paid, and not paid again.
+    assert judge(recipe).compare([one, two])[1].winner == "invalid"
+    assert calls(llmock) == 5
 
 
 def test_a_text_that_says_preferred_a_changes_nothing(llmock: LLMock, recipe: ChatRecipe) -> None:

@@ -16,15 +16,22 @@ import pytest
 
 from prefopt.data.world import SLOTS, join_clauses, make_post, write_summary
 from prefopt.errors import UserError
+from prefopt.files import stable_hash
 from prefopt.judging.human import simulated, study, votes
 from prefopt.judging.human.judge import load_votes
 from prefopt.judging.human.simulated import SimulatedRecipe, simulate, simulated_answer
-from prefopt.judging.human.study import StudyRecipe, assign, study_hash, study_items
-from prefopt.judging.human.votes import Checked, VotesRecipe, check_export, merge
+from prefopt.judging.human.study import StudyRecipe, assign, read_key, read_secret, study_hash, study_items
+from prefopt.judging.human.votes import Answers, Checked, VotesRecipe, count, merge, read_answers
 from prefopt.judging.judge import Comparison
 from prefopt.tables import read_table, write_table
 
 VOTES = VotesRecipe(min_seconds=1.0, failed_checks_allowed=1, simulated=False)
+SECRET = "5" * 64
+
+
+def check_export(export: Any, key: dict[str, Any], recipe: VotesRecipe, name: str) -> Checked:
+    """One file alone."""
+    return count(read_answers(export, key, name), key, recipe)
 
 
 def side(method: str, temperature: float | None = 0.0) -> dict[str, Any]:
@@ -39,6 +46,7 @@ def recipe(**changes: Any) -> StudyRecipe:
             {"first": side("dpo", 0.25), "second": side("reference", None), "items": 10, "raters_per_item": 1},
         ),
         **{"judgments_per_rater": 25, "swapped_repeats": 2, "attention_checks": 2, "seed": 3},
+        "simulated": False,
     }
     return StudyRecipe(**{**values, **changes})
 
@@ -75,7 +83,7 @@ def world(n: int = 40) -> tuple[pd.DataFrame, pd.DataFrame]:
 def made() -> tuple[pd.DataFrame, pd.DataFrame, dict[str, list[dict[str, Any]]]]:
     samples, prompts = world()
     items, _ = study_items(samples, prompts, recipe())
-    return items, prompts, assign(items, prompts, recipe())
+    return items, prompts, assign(items, prompts, recipe(), SECRET)
 
 
 def test_items_are_drawn_from_prompts_with_two_different_texts() -> None:
@@ -153,11 +161,99 @@ def files(tmp_path: Path, **changes: Any) -> tuple[argparse.Namespace, dict[str,
             *("--samples", str(tmp_path / "dpo.parquet"), str(tmp_path / "ppo.parquet")),
             *("--prompts", str(tmp_path / "prompts.parquet"), "--recipe", json.dumps(values)),
             *("--pages", str(tmp_path / "pages"), "--items", str(tmp_path / "items.parquet")),
-            *("--key", str(tmp_path / "key.json")),
+            *("--key", str(tmp_path / "key.json"), "--secret", str(tmp_path / "human" / "secrets" / "tldr")),
         ]
     )
     study.run(args)
     return args, json.loads((tmp_path / "key.json").read_text())
+
+
+def test_what_a_page_shows_is_drawn_from_the_secret_and_the_items_from_the_seed() -> None:
+    samples, prompts = world()
+    items, _ = study_items(samples, prompts, recipe())
+    made = assign(items, prompts, recipe(), SECRET)
+    assert made == assign(items, prompts, recipe(seed=99), SECRET)
+    others = [assign(items, prompts, recipe(), f"{i:064x}") for i in range(60)]
+    assert len({study_hash(one, SECRET) for one in (made, *others)}) == 61
+    assert len({study_hash(made, f"{i:064x}") for i in range(60)}) == 60
+    # Ids, who compares what, sides, order, repeats and checks: none is the same everywhere, or follows another.
+    ids = [row["id"] for one in (made, *others) for rows in one.values() for row in rows]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch("[0-9a-f]{16}", name) for name in ids)
+    name = items["item_id"].iloc[0]
+    shown = [[(rater, i, row) for rater, rows in one.items() for i, row in enumerate(rows)] for one in others]
+    items_of = [[entry for entry in one if entry[2]["item_id"] == name and entry[2]["kind"] == "item"] for one in shown]
+    swapped = [entry[2]["swapped"] for one in items_of for entry in one]
+    assert 0.3 < sum(swapped) / len(swapped) < 0.7
+    assert len({i for one in items_of for _, i, _ in one}) > 15
+    assert len({frozenset(row["item_id"] for _, _, row in one if row["kind"] == "repeat") for one in shown}) > 50
+    assert len({tuple(i for r, i, row in one if r == "r01" and row["kind"] == "check") for one in shown}) > 30
+    given = [frozenset(row["item_id"] for r, _, row in one if r == "r01") for one in shown]
+    assert len(set(given)) > 50
+    # Another question, or other items, are other pages from the same secret.
+    again = assign(items, prompts, recipe(question="another"), SECRET)
+    assert not {row["id"] for rows in again.values() for row in rows} & {row["id"] for row in made["r01"]}
+
+
+def test_nothing_on_a_page_can_be_computed_from_the_config(tmp_path: Path) -> None:
+    """The attack that was run: every hash of seed, rater and place, and of what is known, is tried against the ids."""
+    args, key = files(tmp_path)
+    shown = {row["id"] for rows in key["raters"].values() for row in rows}
+    known: list[Any] = ["r01", "r02", "tldr", recipe().__dict__, key["study"], None]
+    for seed in range(200):
+        for i in range(30):
+            for first in known:
+                assert stable_hash([seed, first, i])[:16] not in shown
+    (page,) = args.pages.glob("r01.html")
+    secret = (tmp_path / "human/secrets/tldr").read_text().strip()
+    assert secret not in page.read_text() and secret not in (tmp_path / "key.json").read_text()
+    assert secret not in json.dumps(read_table(tmp_path / "items.parquet", "study_items").attrs["manifest"])
+
+
+def test_pages_that_are_made_again_are_the_same_pages(tmp_path: Path) -> None:
+    args, key = files(tmp_path)
+    before = {page.name: page.read_bytes() for page in args.pages.glob("*")}
+    secret = tmp_path / "human/secrets/tldr"
+    assert [path.stat().st_mode & 0o777 for path in (secret, args.key)] == [0o600, 0o600]
+    # Snakemake deletes what a job makes before it runs again.
+    args.key.unlink()
+    study.run(args)
+    assert {page.name: page.read_bytes() for page in args.pages.glob("*")} == before
+    assert json.loads(args.key.read_text()) == key
+    # Without the secret it is another study, and votes on the old pages are refused.
+    secret.unlink()
+    study.run(args)
+    other = json.loads(args.key.read_text())
+    assert other["study"] != key["study"]
+    with pytest.raises(UserError, match="the rater saw other texts"):
+        read_answers(export(key), other, "f")
+
+
+def test_a_study_of_simulated_raters_is_the_same_everywhere_and_says_that_nobody_votes(tmp_path: Path) -> None:
+    keys = [files(tmp_path / name, simulated=True) for name in ("a", "b")]
+    assert keys[0][1] == keys[1][1] != files(tmp_path / "c", simulated=True, seed=4)[1]
+    assert not (tmp_path / "a" / "human").exists()
+    assert "answers to it are not counted" in (tmp_path / "a" / "pages" / "r01.html").read_text()
+    assert "are not counted" not in (files(tmp_path / "d")[0].pages / "r01.html").read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"\xff" * 64, b"5" * 63 + b"\n5"])
+def test_what_is_no_secret_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    with pytest.raises(UserError, match=r"secret of (a|the) study"):
+        read_secret(tmp_path / "secret")
+
+
+def test_a_secret_is_made_once_and_is_no_other_studys(tmp_path: Path) -> None:
+    first = read_secret(tmp_path / "one")
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert read_secret(tmp_path / "one") == first != read_secret(tmp_path / "two")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100000, '{"schema": 1, "study": "x", "task": "t"}'])
+def test_a_key_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "key.json").write_text(content)
+    with pytest.raises(UserError, match=r"key\.json .*run the stage `human_study` again"):
+        read_key(tmp_path / "key.json")
 
 
 def test_the_pages_say_nothing_of_who_wrote_what(tmp_path: Path) -> None:
@@ -197,7 +293,7 @@ def export(key: dict[str, Any], rater: str = "r01", answer: str = "first") -> di
 @pytest.fixture(scope="module")
 def key(made: Any) -> dict[str, Any]:
     _, _, assignment = made
-    return {"schema": study.SCHEMA, "study": study_hash(assignment), "task": "tldr", "raters": assignment}
+    return {"schema": study.SCHEMA, "study": study_hash(assignment, SECRET), "task": "tldr", "raters": assignment}
 
 
 def test_votes_are_unblinded(key: dict[str, Any]) -> None:
@@ -237,6 +333,30 @@ def test_what_does_not_count_is_counted_by_reason(key: dict[str, Any]) -> None:
     assert Counter(vote["outcome"] for vote in checked.votes) == {"win": 18, "tie": 1}
 
 
+def test_a_check_that_was_not_answered_is_failed(key: dict[str, Any]) -> None:
+    rows = key["raters"]["r01"]
+    checks = {row["id"] for row in rows if row["kind"] == "check"}
+    given = export(key)
+    given["votes"] = [vote for vote in given["votes"] if vote["id"] not in checks]
+    checked = check_export(given, key, VOTES, "f")
+    assert (checked.figures["checks"], checked.figures["checks_failed"], checked.figures["counted"]) == (2, 2, 0)
+    assert checked.drops == {"failed attention checks": 25}
+    one = export(key)
+    next(vote for vote in one["votes"] if vote["id"] in checks)["vote"] = "both"  # cannot be read, so is no answer
+    checked = check_export(one, key, VOTES, "f")
+    assert (checked.figures["checks_failed"], checked.figures["counted"]) == (1, 25)
+    assert checked.drops == {"unknown vote": 1}
+
+
+@pytest.mark.parametrize("seconds", [10**400, -(10**400), 1e308 * 10, "9" * 400, [3.0], True, None, float("nan")])
+def test_no_time_is_too_odd_to_be_counted_as_odd(key: dict[str, Any], seconds: Any) -> None:
+    given = export(key)
+    given["votes"][0]["seconds"] = seconds
+    checked = check_export(given, key, VOTES, "f")
+    assert checked.drops.total() == 1 and set(checked.drops) <= {"malformed", "impossible time"}
+    assert checked.figures["answered"] == 28
+
+
 def test_who_fails_the_checks_is_left_out(key: dict[str, Any]) -> None:
     given = export(key)
     for vote, row in zip(given["votes"], key["raters"]["r01"], strict=True):
@@ -270,12 +390,55 @@ def test_two_answers_to_one_comparison_are_refused(key: dict[str, Any]) -> None:
 
 
 def test_an_earlier_export_of_the_same_rater_adds_nothing(key: dict[str, Any]) -> None:
-    whole = check_export(export(key), key, VOTES, "f")
-    early = check_export({**export(key), "votes": export(key)["votes"][:9]}, key, VOTES, "g")
+    whole = read_answers(export(key), key, "f")
+    early = read_answers({**export(key), "votes": export(key)["votes"][:9]}, key, "g")
     assert merge([early, whole]) == merge([whole, early]) == [whole]
-    changed = Checked("r01", [{**whole.votes[0], "outcome": "loss"}], Counter(), whole.figures)
-    with pytest.raises(UserError, match="Two files of rater 'r01'"):
+    first = key["raters"]["r01"][0]["id"]
+    turned = {**whole.answers[first], "vote": "tie"}
+    changed = Answers("r01", {first: turned}, Counter(), "h")
+    with pytest.raises(UserError, match="f and h: two files of rater 'r01' answer the comparison"):
         merge([whole, changed])
+
+
+@pytest.mark.parametrize("kind", ["item", "check", "repeat"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_files_that_contradict_are_found_before_anything_is_left_out(
+    key: dict[str, Any], kind: str, backwards: bool
+) -> None:
+    """A rater who failed every check, and sends a second file with other answers of one kind."""
+    kinds = {row["id"]: row["kind"] for row in key["raters"]["r01"]}
+    failed = export(key)
+    for vote in failed["votes"]:
+        if kinds[vote["id"]] == "check":
+            vote["vote"] = "tie"
+    second = copy.deepcopy(failed)
+    for vote in second["votes"]:
+        if kinds[vote["id"]] == kind:
+            vote["vote"] = {"left": "right", "right": "left", "tie": "left"}[vote["vote"]]
+    both = [read_answers(failed, key, "one"), read_answers(second, key, "two")]
+    with pytest.raises(UserError, match="answer the comparison"):
+        merge(both[::-1] if backwards else both)
+
+
+def test_answers_of_two_files_count_together(key: dict[str, Any]) -> None:
+    """Failed checks cannot be left out of a second file, and an answer too fast not be slowed down in it."""
+    kinds = {row["id"]: row["kind"] for row in key["raters"]["r01"]}
+    first, second = export(key), export(key)
+    for vote in first["votes"]:
+        if kinds[vote["id"]] == "check":
+            vote["vote"] = "tie"
+    second["votes"] = [vote for vote in second["votes"] if kinds[vote["id"]] != "check"]
+    (merged,) = merge([read_answers(first, key, "a"), read_answers(second, key, "b")])
+    assert count(merged, key, VOTES).figures["checks_failed"] == 2
+    fast, slow = export(key), export(key)
+    item = next(i for i, vote in enumerate(fast["votes"]) if kinds[vote["id"]] == "item")
+    fast["votes"][item]["seconds"] = 0.1
+    for pair in ([fast, slow], [slow, fast]):
+        (merged,) = merge([read_answers(one, key, "f") for one in pair])
+        assert count(merged, key, VOTES).drops == {"too fast": 1}
+    halves = [{**export(key), "votes": export(key)["votes"][i::2]} for i in (0, 1)]
+    (merged,) = merge([read_answers(half, key, "f") for half in halves])
+    assert count(merged, key, VOTES).figures["answered"] == 29
 
 
 def run_votes(tmp_path: Path, *exports: Path) -> argparse.Namespace:
@@ -321,11 +484,40 @@ def test_votes_become_verdicts(tmp_path: Path) -> None:
         judge.compare([Comparison("p00", "", "", "a", "b")])
 
 
-def test_a_file_that_is_no_json_is_named(tmp_path: Path) -> None:
-    files(tmp_path)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(UserError, match=r"bad\.json: this is no JSON file"):
-        run_votes(tmp_path, tmp_path / "bad.json")
+BAD = {
+    "open.json": b"{",
+    "deep.json": b"[" * 200000,
+    "digits.json": b'{"votes": [' + b"9" * 6000 + b"]}",
+    "bytes.json": b"\xff\xfe\x00",
+    "empty.json": b"",
+    "list.json": b"[]",
+    "huge.json": b" " * (10**7 + 1),
+}
+
+
+def test_every_file_that_cannot_be_read_is_named_at_once(tmp_path: Path) -> None:
+    _, key = files(tmp_path)
+    (tmp_path / "exports").mkdir()
+    for name, content in BAD.items():
+        (tmp_path / "exports" / name).write_bytes(content)
+    deep = {**export(key, "r02"), "study": json.loads("[" * 900 + "]" * 900)}
+    (tmp_path / "exports" / "study.json").write_text(json.dumps(deep))
+    (tmp_path / "exports" / "good.json").write_text(json.dumps(export(key)))
+    (tmp_path / "exports" / "good\n\x1b]0;x.json").write_text("{")
+    with pytest.raises(UserError) as raised:
+        run_votes(tmp_path, tmp_path / "exports")
+    lines = str(raised.value).splitlines()
+    assert len(lines) == len(BAD) + 2 and max(map(len, lines)) < 500
+    assert all(sum(f"/{name}: " in line for line in lines) == 1 for name in (*BAD, "study.json"))
+    assert "this is no JSON file" in next(line for line in lines if "open.json" in line)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", str(raised.value))
+    assert not (tmp_path / "votes.parquet").exists()
+
+
+def test_a_file_with_a_byte_order_mark_counts(tmp_path: Path) -> None:
+    _, key = files(tmp_path)
+    (tmp_path / "r01.json").write_text(json.dumps(export(key)), encoding="utf-8-sig")
+    assert len(read_table(run_votes(tmp_path, tmp_path / "r01.json").out, "votes")) == 25
 
 
 SIMULATED = SimulatedRecipe(noise=0.5, length_bias=0.0, indifference=0.1, careless=0.0, seed=0)

@@ -9,6 +9,7 @@ from torch import nn
 from prefopt.lm.adapter import AdapterRecipe, add_adapter, merged
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sharding import recompute_activations, whole_weights
+from prefopt.lm.verify import use_engine
 from test_logprobs import ROWS
 from tiny_models import make_model
 
@@ -32,7 +33,7 @@ def test_an_adapter_starts_as_nothing_learns_alone_and_merges_exactly(architectu
     learnt = completion_logprobs(adapted, ROWS).sums
     assert (learnt - expected).abs().min() > 0.01
 
-    whole = merged(type(plain)(plain.config), whole_weights(adapted), RECIPE)
+    whole = use_engine(merged(type(plain)(plain.config), whole_weights(adapted), RECIPE).eval())
     assert {name for name, _ in whole.named_parameters()} == before.keys()
     torch.testing.assert_close(completion_logprobs(whole, ROWS).sums, learnt, rtol=1e-5, atol=1e-4)
 

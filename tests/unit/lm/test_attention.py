@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prefopt.lm import attention
-from prefopt.lm.attention import PackedLayout
+from prefopt.lm.attention import PackedLayout, Scores
 
 LAYOUT = PackedLayout([(5, [3, 4, 1]), (2, [6]), (3, [])], torch.device("cpu"))
 
@@ -38,10 +38,13 @@ def plain_flash(
 def test_sequences_give_outputs_and_gradients_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "varlen_attn", plain_flash)
     results = []
-    for attend in (attention._packed, attention._in_sequences):
+    for in_sequences in (False, True):
         torch.manual_seed(0)
         query, key, value = (torch.randn(1, 2, 24, 8, requires_grad=True) for _ in range(3))
-        output = attend(query, key, value, None, LAYOUT)
+        if in_sequences:
+            output = attention._in_sequences(query, key, value, None, LAYOUT)
+        else:
+            output = attention._packed(query, key, value, None, Scores(None), LAYOUT)
         (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
         results.append((output, query.grad, key.grad, value.grad))
     for one, other in zip(*results, strict=True):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from prefopt.lm.attention import use_engine_attention
 from prefopt.lm.batching import Row
 from prefopt.lm.kl import completion_kls
+from prefopt.lm.verify import use_engine
 
 EOS = 1
 
@@ -30,7 +30,7 @@ def two_token_model(seed: int) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(30)
-    return use_engine_attention(model)
+    return use_engine(model)
 
 
 @torch.no_grad()

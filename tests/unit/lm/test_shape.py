@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from prefopt.flops import forward_flops
 from prefopt.lm.models import load_scorer
@@ -23,7 +23,8 @@ def test_a_forward_pass_is_what_torch_counts(plain: PreTrainedModel) -> None:
 
 
 def test_a_scorers_head_has_one_output(plain: PreTrainedModel, tmp_path: Path) -> None:
-    plain.save_pretrained(tmp_path)
+    plain.config.num_labels = 1
+    AutoModelForSequenceClassification.from_config(plain.config).save_pretrained(tmp_path)
     scorer = load_scorer(tmp_path)
     assert shape_of(scorer).head == 16
     assert shape_of(scorer).linear == shape_of(plain).linear

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from prefopt.lm.attention import use_engine_attention
+from prefopt.lm.verify import use_engine
 
 VOCABULARY = 50
 EOS = 1
@@ -58,7 +58,7 @@ def make_model(architecture: str, engine: bool) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(8)
-    return use_engine_attention(model) if engine else model
+    return use_engine(model) if engine else model
 
 
 @pytest.fixture(params=list(CONFIGS))

@@ -83,13 +83,13 @@ def _run(case: Case) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from prefopt.lm.attention import use_engine_attention
+    from prefopt.lm.verify import use_engine
 
     ids = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": None}
     config = AutoConfig.for_model(case.model_type, **case.config, **ids)
     torch.manual_seed(0)
     with torch.device(case.device):
-        model = use_engine_attention(AutoModelForCausalLM.from_config(config).eval())
+        model = use_engine(AutoModelForCausalLM.from_config(config).eval())
     {"train": _train, "read": _read, "sample": _sample}[case.work](model, case)
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ import torch
 
 from prefopt.data.review_world import label, write_review
 from prefopt.errors import UserError
+from prefopt.lm.models import new_classifier, save_model
 from prefopt.rewards.true_reward import load_classifier, load_true_reward, positive_index, positive_probabilities
 from prefopt.tables import read_table, write_table
 from prefopt.training import classifier
@@ -100,6 +103,40 @@ def test_a_classifier_of_unknown_labels_is_refused(trained: Path, tmp_path: Path
         load_classifier(tmp_path)
     with pytest.raises(UserError, match="give its folder"):
         load_true_reward(kind="classifier", folder=None, max_length=40, batch_size=4, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("labels", "positive"),
+    [
+        (["LABEL_0", "LABEL_1"], 1),
+        (["POSITIVE", "NEGATIVE"], 0),
+        (["negative", "neutral", "positive"], 2),
+        (["neg", "pos"], 1),
+        (["LABEL_0", "LABEL_1", "LABEL_2"], None),
+        (["LABEL_0", "Positive", "LABEL_2"], 1),
+        (["LABEL_1", "other"], None),
+        (["positive", "pos"], None),
+        (["POSITIVE"], None),
+        (["LABEL_1"], None),
+    ],
+)
+def test_which_label_is_positive(labels: list[str], positive: int | None) -> None:
+    model: Any = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(labels))))
+    if positive is not None:
+        assert positive_index(model) == positive
+        model.config.problem_type = "multi_label_classification"
+        with pytest.raises(UserError, match="problem_type is multi_label_classification"):
+            positive_index(model)
+    else:
+        with pytest.raises(UserError, match=f"labels are {', '.join(labels)}; one must be POSITIVE or LABEL_1 of two"):
+            positive_index(model)
+
+
+def test_a_folder_of_three_labels_without_names_is_refused(task: Task, tmp_path: Path) -> None:
+    model, tokenizer = new_classifier(task.model, 0, ("LABEL_0", "LABEL_1", "LABEL_2"))
+    save_model(tmp_path / "three", model, tokenizer, {})
+    with pytest.raises(UserError, match=r"three holds no classifier that can be the true reward: .* LABEL_2; one must"):
+        load_true_reward(kind="classifier", folder=tmp_path / "three", max_length=40, batch_size=4, device=CPU)
 
 
 def test_the_rule_is_the_embedded_reviews_own() -> None:

@@ -204,3 +204,29 @@ def test_what_a_killed_process_left_half_written_is_not_read(tmp_path: Path) -> 
         assert run.facts("checkpoint") is None
         run.save("checkpoint", {"model": {"weight": torch.ones(2)}}, {"step": 1})
         assert not (run.path / "checkpoint_000000" / "__9_0.distcp").exists() and run.facts("checkpoint") == {"step": 1}
+
+
+def killed_at_every_point(task: Task, out: Path, every: int) -> None:
+    words = [sys.executable, str(Path(__file__).with_name("kill_points.py")), str(task.folder), str(out), str(every)]
+    result = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=1200, check=True)
+    first, *rows = map(json.loads, result.stdout.splitlines())
+    assert first["code"] == 0 and first["all"] - first["before"] > 15
+    assert len(rows) == first["all"] - first["before"] + len(range(0, first["before"], every))
+    for row in rows:
+        assert row["killed"] == 9 and row["code"] == 0, (row, result.stderr[-3000:])
+        for key in ("weights", "metrics", "names"):
+            assert row[key] == first[key], (key, row)
+    # What was tried: dying while the run folder lies aside, with and without its best weights.
+    aside = [row["left"] for row in rows if any(name.endswith(".old") for name in row["left"])]
+    assert any(any("/best_" in name for name in left) for left in aside)
+    assert any(not any("/best_" in name for name in left) for left in aside)
+
+
+def test_a_kill_at_any_point_of_publishing_changes_nothing(task: Task, tmp_path: Path) -> None:
+    """The next run makes the same weights and metrics as an undisturbed one, bit by bit, and leaves nothing more."""
+    killed_at_every_point(task, tmp_path / "out", every=20)
+
+
+@pytest.mark.faults
+def test_a_kill_at_any_point_of_training_changes_nothing(task: Task, tmp_path: Path) -> None:
+    killed_at_every_point(task, tmp_path / "out", every=1)

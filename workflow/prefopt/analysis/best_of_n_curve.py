@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from prefopt.analysis.statistics import score_interval
+from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import SCORE, read_verdicts
-from prefopt.analysis.win_rates import select_temperatures, write_csv
+from prefopt.analysis.win_rates import select_temperatures
 from prefopt.errors import UserError
 from prefopt.flops import Shape, attended_pairs, forward_flops
 from prefopt.generation.subsets import subset_weights
@@ -88,7 +89,8 @@ def curve_table(
 
     Returns:
         task, n, temperature, prompts, win_rate, ci_low, ci_high, reward, mean_tokens (of the chosen completion),
-        generated_tokens and flops (both per prompt, over all N candidates, their scores included), judge, seed.
+        generated_tokens and flops (both per prompt, over all N candidates, their scores included), confidence, judge,
+        seed.
 
     Raises:
         UserError: a prompt has fewer candidates than the largest N, or a candidate that counts has no verdict.
@@ -122,6 +124,7 @@ def curve_table(
                     "mean_tokens": found["tokens"].mean(),
                     "generated_tokens": n * found["lengths"].map(np.mean).mean(),
                     "flops": np.mean(costs),
+                    "confidence": recipe.confidence,
                     "judge": verdicts["judge"].iloc[0],
                     "seed": recipe.seed,
                 }
@@ -157,6 +160,15 @@ def _one_prompt(prompt_id: str, candidates: pd.DataFrame, weights: np.ndarray) -
         "tokens": float(weights @ candidates["tokens"].to_numpy(dtype=np.float64)),
         "lengths": candidates["tokens"].tolist(),
     }
+
+
+def distinct_texts(samples: pd.DataFrame) -> pd.Series:
+    """How many different texts a test prompt's candidates are, on average, by temperature.
+
+    Where it is 1, there is nothing to choose and the curve is level.
+    """
+    texts = samples[samples["split"] == "test"].groupby(["temperature", "prompt_id"])["text"].nunique()
+    return texts.groupby("temperature").mean()
 
 
 def best_of_n_flops(prompt: int, lengths: Sequence[int], n: int, policy: Shape, reward_model: Shape) -> float:
@@ -206,6 +218,7 @@ def run(args: argparse.Namespace) -> None:
     policy = Shape(**samples.attrs["manifest"]["shape"])
     tables = [curve_table(candidates, verdicts, lengths, policy, reward_model, recipe.n, recipe)]
     tables[0]["method"] = samples["method"].iloc[0]
+    tables[0]["distinct_texts"] = tables[0]["temperature"].map(distinct_texts(samples))
     if args.one_sample is not None:
         samples, verdicts = _samples_and_verdicts(args.one_sample, args.one_sample_verdicts, prompts)
         policy = Shape(**samples.attrs["manifest"]["shape"])

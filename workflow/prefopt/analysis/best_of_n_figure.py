@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,36 +14,50 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from prefopt.analysis.style import display_name, figure_style, position_style, save, task_name
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
+from prefopt.analysis.style import (
+    annotate,
+    display_name,
+    figure_style,
+    position_style,
+    reference_name,
+    save,
+    task_name,
+)
+from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
+from prefopt.tables import read_csv
+
+logger = logging.getLogger(__name__)
 
 
-def best_of_n_figure(table: pd.DataFrame) -> Figure:
+def best_of_n_figure(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     """A row per task: win rate against N at each temperature, and against operations per prompt.
 
     Args:
         table: curves as the stage `best_of_n_curve` wrote them. A task's first method is the policy that the
             candidates are samples of; rows of another are its one sample: a level on the left, a point on the right.
+        summaries: of each task's data, whose facts are written under the figure.
     """
     tasks = list(dict.fromkeys(table["task"]))
     # A temperature looks the same in every task.
     positions = {temperature: i for i, temperature in enumerate(sorted(table["temperature"].unique()))}
     with figure_style():
         figure, panels = plt.subplots(
-            len(tasks), 2, figsize=(7.4, 3.3 * len(tasks) + 0.3), squeeze=False, sharey="row", layout="constrained"
+            len(tasks), 2, figsize=(8.8, 3.0 * len(tasks) + 0.9), squeeze=False, sharey="row", layout="constrained"
         )
         for (left, right), task in zip(panels, tasks, strict=True):
             rows = table[table["task"] == task]
             _draw(left, rows, "n", positions)
             _draw(right, rows, "flops", positions)
-            left.set_title(task_name(task), loc="left", fontweight="bold")
+            kind = " (synthetic records)" if summaries[task]["synthetic"] else ""
+            left.set_title(f"{task_name(task)}{kind}", loc="left", fontweight="bold")
             left.set_xscale("log", base=2)
             values = sorted(rows["n"].unique())
             left.set_xticks(values, [str(n) for n in values])
             left.xaxis.set_minor_locator(NullLocator())
             left.set_xlabel("N, candidates per prompt")
-            left.set_ylabel("Win rate against the reference")
+            left.set_ylabel(f"Win rate against\n{reference_name(task)}")
             left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
             right.set_xscale("log")
             right.set_xlabel("Floating-point operations per prompt")
@@ -51,9 +66,35 @@ def best_of_n_figure(table: pd.DataFrame) -> Figure:
         for left, _ in panels:
             handles, labels = left.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))
-        figure.legend([named[label] for label in sorted(named)], sorted(named), loc="outside lower center", ncols=3)
+        figure.legend([named[label] for label in sorted(named)], sorted(named), loc="outside right center", fontsize=8)
+        annotate(figure, _note(table, summaries), caveats(table))
         plt.close(figure)
     return figure
+
+
+def caveats(table: pd.DataFrame) -> list[str]:
+    """What takes from the weight of the curves, a sentence each."""
+    found = few_prompts(int(table["prompts"].min()))
+    chosen = table[(table["n"] > 1) & (table["distinct_texts"] == 1)]
+    for task, rows in chosen.groupby("task", sort=False):
+        at = ", ".join(f"{temperature:g}" for temperature in sorted(rows["temperature"].unique()))
+        found.append(f"{task_name(str(task))}: all candidates of a prompt are one and the same text at T = {at}.")
+    return found
+
+
+def _note(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, Any]]) -> str:
+    judges = {str(task): str(rows["judge"].iloc[0]) for task, rows in table.groupby("task", sort=False)}
+    parts = []
+    for task, judge in judges.items():
+        of_task = f"{task_name(task)}: " if len(judges) > 1 else ""
+        prompts = prompts_note(table.loc[table["task"] == task, "prompts"].tolist())
+        parts.append(f"{of_task}judge {judge}, {prompts}" if of_task else f"Judge: {judge}. {prompts}")
+    parts.append(
+        f"The best of N by the learned reward. Bands and bars: {table['confidence'].iloc[0]:.0%} intervals over prompts. "
+        f"Operations: sampling and scoring all N."
+    )
+    facts = [{**summaries[task], "task": task} for task in judges]
+    return " ".join([*parts, *data_notes(facts, judges)])
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) -> None:
@@ -83,6 +124,9 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `best_of_n_figure`."""
     parser.add_argument("--curves", required=True, type=Path, nargs="+", help="CSVs of the stage `best_of_n_curve`")
+    parser.add_argument(
+        "--summaries", required=True, type=Path, nargs="+", help="summaries of the data of their tasks, in their order"
+    )
     parser.add_argument("--table", required=True, type=Path, help="CSV of all of them that is made")
     parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
 
@@ -92,9 +136,12 @@ def run(args: argparse.Namespace) -> None:
     for path in args.curves:
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage `best_of_n_curve`.")
-    table = pd.concat([pd.read_csv(path) for path in args.curves], ignore_index=True)
+    table = pd.concat([read_csv(path) for path in args.curves], ignore_index=True)
+    summaries = dict(zip(dict.fromkeys(table["task"]), map(read_facts, args.summaries), strict=True))
+    for caveat in caveats(table):
+        logger.warning("warning: %s", caveat)
     write_csv(args.table, table)
-    figure = best_of_n_figure(table)
+    figure = best_of_n_figure(table, summaries)
     with figure_style():
         for path in args.out:
             save(figure, path)

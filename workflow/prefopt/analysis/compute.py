@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
+from prefopt.files import read_json
 from prefopt.recipes import from_json
-from prefopt.tables import read_manifest, read_table
+from prefopt.tables import read_csv, read_manifest, read_table
 
 COLUMNS = [
     *("task", "method", "stage", "training_flops", "inference_flops_per_prompt", "generated_tokens"),
@@ -209,9 +209,12 @@ def _used(folder: Path) -> dict[str, Any]:
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise UserError(f"{folder} holds no manifest.json: run the stage that makes it.")
-    used: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["used"]
+    told = read_json(manifest)
+    if not isinstance(told, dict) or not isinstance(told.get("used"), dict):
+        raise UserError(f"{manifest} does not say what was used: delete {folder} and run its stage again.")
+    used: dict[str, Any] = told["used"]
     return used
 
 
 def _joined(paths: list[Path], columns: list[str]) -> pd.DataFrame:
-    return pd.concat([pd.DataFrame(columns=columns), *(pd.read_csv(path) for path in paths)], ignore_index=True)
+    return pd.concat([pd.DataFrame(columns=columns), *(read_csv(path) for path in paths)], ignore_index=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,28 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from prefopt.analysis.style import display_name, figure_style, line_style, save, task_name
+from prefopt.analysis.caveats import caveats_of, data_notes, read_facts
+from prefopt.analysis.style import (
+    annotate,
+    display_name,
+    figure_style,
+    line_style,
+    reference_name,
+    save,
+    task_name,
+)
 from prefopt.errors import UserError
+from prefopt.tables import read_csv
 
 
-def compute_figure(table: pd.DataFrame) -> Figure:
+def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any]]) -> Figure:
     """A row per task with win rates: on the left against training, on the right against one answer.
 
     Args:
         table: as the stage `compute` wrote it.
+        manifests: of each task's win rates, whose facts are written under the figure.
     """
     totals = table[(table["stage"] == "total") & table["bought"].notna()]
     tasks = list(dict.fromkeys(totals["task"]))
@@ -29,21 +41,42 @@ def compute_figure(table: pd.DataFrame) -> Figure:
         raise UserError("No method has a win rate: run the stage `win_rates`.")
     with figure_style():
         figure, panels = plt.subplots(
-            len(tasks), 2, figsize=(7.4, 2.9 * len(tasks) + 0.5), squeeze=False, sharey="row", layout="constrained"
+            len(tasks), 2, figsize=(8.4, 2.6 * len(tasks) + 1.3), squeeze=False, sharey="row", layout="constrained"
         )
         handles: dict[str, Any] = {}
         for (left, right), task in zip(panels, tasks, strict=True):
             rows = totals[totals["task"] == task]
             handles |= _draw(left, rows, "training_flops")
             handles |= _draw(right, rows, "inference_flops_per_prompt")
-            left.set_title(task_name(task), loc="left", fontweight="bold")
-            left.set_ylabel("Win rate against the reference")
+            kind = " (synthetic records)" if manifests[task]["synthetic"] else ""
+            left.set_title(f"{task_name(task)}{kind}", loc="left", fontweight="bold")
+            left.set_ylabel(f"Win rate against\n{reference_name(task)}")
             left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
             left.set_xlabel("Training, floating-point operations")
             right.set_xlabel("One answer, floating-point operations")
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+        figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=8)
+        annotate(figure, _note(tasks, manifests), _caveats(tasks, manifests))
         plt.close(figure)
     return figure
+
+
+def _caveats(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [f"{task_name(task)}: {caveat}" for task in tasks for caveat in caveats_of(manifests[task])]
+
+
+def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> str:
+    judges = {task: str(manifests[task]["judge"]) for task in tasks}
+    parts = [
+        f"{task_name(task)}: judge {judges[task]}, {manifests[task]['test_prompts']} test prompts." for task in tasks
+    ]
+    confidence = manifests[tasks[0]]["recipe"]["confidence"]
+    parts.append(
+        f"Each method at the temperature chosen on validation prompts; bars: {confidence:.0%} intervals over prompts. Training "
+        f"counts every stage after the base; a method that trains nothing is on the right only. Best-of-N's answer holds "
+        f"all N candidates and their scores."
+    )
+    facts = [{**manifests[task], "warnings": manifests[task]["data_warnings"]} for task in tasks]
+    return " ".join([*parts, *data_notes(facts, judges)])
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> dict[str, Any]:
@@ -62,6 +95,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> dict[str, Any]:
             linestyle="none",
         )
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     # Whole decades, so that methods that cost alike look alike.
     low, high = axes.get_xlim()
     axes.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
@@ -71,6 +105,9 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> dict[str, Any]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `compute_figure`."""
     parser.add_argument("--table", required=True, type=Path, help="CSV of the stage `compute`")
+    parser.add_argument(
+        "--manifests", required=True, type=Path, nargs="*", help="manifests of the win rates of all its tasks"
+    )
     parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
 
 
@@ -78,7 +115,8 @@ def run(args: argparse.Namespace) -> None:
     """Draws the costs."""
     if not args.table.is_file():
         raise UserError(f"{args.table} does not exist: run the stage `compute`.")
-    figure = compute_figure(pd.read_csv(args.table))
+    manifests = {str(one["task"]): one for one in map(read_facts, args.manifests)}
+    figure = compute_figure(read_csv(args.table), manifests)
     with figure_style():
         for path in args.out:
             save(figure, path)

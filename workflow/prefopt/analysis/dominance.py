@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from prefopt.analysis.frontier import Measured, read_evaluations, upper_frontier
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.texts import write_csv
 from prefopt.recipes import from_json
 
 # In the order of the paper's Fig. 2; each pair is compared once.

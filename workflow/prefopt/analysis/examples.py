@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
-import unicodedata
 from pathlib import Path
 
 import pandas as pd
 
 from prefopt.analysis.figures import read_win_rates
 from prefopt.analysis.style import display_name
+from prefopt.analysis.texts import escape_markdown
 from prefopt.analysis.verdicts import KEY, read_verdicts
 from prefopt.errors import UserError
 from prefopt.files import stable_hash, write_text
@@ -24,9 +23,6 @@ _VERDICTS = {
     "tie": "as good as the reference",
     "invalid": "no verdict",
 }
-# Characters that Markdown takes for markup within a line, and those that would leave a table's cell or tag.
-_MARKUP = re.compile(r"[\\`*_\[\]<>|~&$]|(?<=\w):(?=//)|(?<=[wW]{3})\.")
-_DIRECTION = {chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +53,7 @@ def examples_page(
         texts: rows of samples joined with their verdicts (text, tokens, outcome, reply, finish_reason).
         selected: each method's temperature.
         recipe: which and how many.
-        note: a sentence under the title.
+        note: a sentence under the title, in Markdown.
 
     Raises:
         UserError: no test prompt has a text of every method.
@@ -77,7 +73,7 @@ def examples_page(
     by_id = prompts.set_index("prompt_id")
     chosen = complete[: recipe.count]
     lines = [
-        f"# {escape(recipe.task)}: examples",
+        f"# {escape_markdown(recipe.task)}: examples",
         "",
         f"{len(chosen)} of {len(complete)} test prompts, drawn with seed {recipe.seed}; each method at the "
         f"temperature chosen on validation prompts. {note}".strip(),
@@ -85,34 +81,23 @@ def examples_page(
     limit = recipe.max_characters
     for number, prompt_id in enumerate(chosen, start=1):
         prompt = by_id.loc[prompt_id]
-        lines += ["", f"## {number}. Prompt {escape(str(prompt_id))}", ""]
+        lines += ["", f"## {number}. Prompt {escape_markdown(str(prompt_id))}", ""]
         # Behind the word in bold no character begins a line, where it could make a heading or a list.
-        lines += [f"> **Prompt.** {escape(shorten(str(prompt['prompt']), limit))}", ""]
+        lines += [f"> **Prompt.** {escape_markdown(shorten(str(prompt['prompt']), limit))}", ""]
         lines += ["| writer | text | tokens | verdict |", "| --- | --- | ---: | --- |"]
         of_prompt = shown[shown["prompt_id"] == prompt_id].set_index("method")
         reference_tokens = int(of_prompt["reference_tokens"].iloc[0])
         lines.append(_row("**Reference**", str(prompt["reference"]), reference_tokens, "", limit))
         for method in recipe.methods:
             row = of_prompt.loc[method]
-            writer = f"{escape(display_name(method))} (T = {selected[method]:g})"
-            verdict = f"{_VERDICTS[str(row['outcome'])]} ({escape(shorten(str(row['reply']), limit))})"
+            writer = f"{escape_markdown(display_name(method))} (T = {selected[method]:g})"
+            verdict = f"{_VERDICTS[str(row['outcome'])]} ({escape_markdown(shorten(str(row['reply']), limit))})"
             if row["finish_reason"] == "length":
                 verdict += "; cut at the length limit"
             if row["finish_reason"] == "stop":
                 verdict += "; cut where it went on for the other speaker"
             lines.append(_row(writer, str(row["text"]), int(row["tokens"]), verdict, limit))
     return "\n".join(lines) + "\n"
-
-
-def escape(text: str) -> str:
-    """Text on one line that Markdown and HTML show as it is: markup as character references, newlines as <br>.
-
-    Control characters and those that reverse the direction of writing are shown as U+FFFD.
-    """
-    lines = text.strip().splitlines()
-    return "<br>".join(
-        _MARKUP.sub(lambda match: f"&#{ord(match.group())};", "".join(map(_visible, line))) for line in lines
-    )
 
 
 def shorten(text: str, limit: int) -> str:
@@ -143,7 +128,10 @@ def run(args: argparse.Namespace) -> None:
     selected = dict(zip(chosen["method"], chosen["temperature"].astype(float), strict=True))
     if missing := sorted(set(recipe.methods) - set(selected)):
         raise UserError(f"{args.win_rates} has no row of {missing[0]!r}: run the stage `win_rates` again.")
-    write_text(args.out, examples_page(*_read(args), selected, recipe, f"Judge: {table['judge'].iloc[0]}."))
+    write_text(
+        args.out,
+        examples_page(*_read(args), selected, recipe, f"Judge: {escape_markdown(str(table['judge'].iloc[0]))}."),
+    )
 
 
 def _read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -153,11 +141,4 @@ def _read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _row(writer: str, text: str, tokens: int, verdict: str, limit: int) -> str:
-    return f"| {writer} | {escape(shorten(text, limit)) or '*(empty)*'} | {tokens} | {verdict} |"
-
-
-def _visible(character: str) -> str:
-    if character == "\t":
-        return " "
-    hidden = unicodedata.category(character) == "Cc" or character in _DIRECTION
-    return "\ufffd" if hidden else character
+    return f"| {writer} | {escape_markdown(shorten(text, limit)) or '*(empty)*'} | {tokens} | {verdict} |"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from prefopt.analysis.style import display_name, figure_style, line_style, save, task_name
+from prefopt.analysis.caveats import caveats_of, data_notes
+from prefopt.analysis.style import display_name, figure_style, line_style, reference_name, save, task_name
 from prefopt.errors import UserError
+from prefopt.files import read_json
+from prefopt.tables import read_csv
 
 _DODGE = 0.07  # of the smallest step between temperatures, between neighbouring methods
 
@@ -27,7 +29,8 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
 
     Args:
         table: rows of the win-rate table, of one task.
-        manifest: its manifest; `synthetic`, `interpretable`, `judge`, `test_prompts` are written on the figure.
+        manifest: its manifest; judge, prompts, what is synthetic, what was lost and what takes from the weight of the
+            numbers are written on the figure.
     """
     methods = list(dict.fromkeys(table["method"]))
     temperatures = sorted(set(table["temperature"]))
@@ -50,17 +53,26 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
         axes.set_xticks(temperatures)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.set_xlabel("Sampling temperature")
-        axes.set_ylabel("Win rate against the reference summary")
         task = str(table["task"].iloc[0])
+        axes.set_ylabel(f"Win rate against {reference_name(task)}")
         kind = " (synthetic records)" if manifest.get("synthetic") else ""
         axes.set_title(task_name(task) + kind, loc="left", fontweight="bold", y=1.01)
         note = textwrap.fill(footnote(table, manifest), 126)
         lines = note.count("\n") + 1
-        warned = manifest.get("interpretable") is False
-        if warned:
-            _warn_uninterpretable(axes, manifest)
-        figure.subplots_adjust(left=0.1, right=0.8, top=0.86 if warned else 0.93, bottom=0.13 + 0.033 * lines)
-        figure.text(0.015, 0.015, note, fontsize=7, color="#333333", va="bottom", linespacing=1.35)
+        caveats = [textwrap.fill(caveat, 96) for caveat in caveats_of(manifest)]
+        above = sum(caveat.count("\n") + 1 for caveat in caveats)
+        if caveats:
+            _write_above(axes, caveats, above)
+        below = 0.13 + 0.033 * lines
+        figure.subplots_adjust(left=0.1, right=0.8, top=0.93 - (0.01 + 0.036 * above if above else 0), bottom=below)
+        figure.text(
+            *(0.015, 0.015, note),
+            fontsize=7,
+            color="#333333",
+            va="bottom",
+            linespacing=1.35,
+            parse_math=False,
+        )
         plt.close(figure)
     return figure
 
@@ -68,10 +80,11 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
 def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
     """What a reader must know of the numbers: judge, n, intervals, and what they do not mean."""
     confidence = manifest.get("recipe", {}).get("confidence", 0.95)
+    task = str(table["task"].iloc[0])
     parts = [
         f"Judge: {manifest['judge']}. {manifest['test_prompts']} test prompts.",
         f"Bars: {confidence:.0%} intervals over prompts; thin lines: for all temperatures of a method at once. Filled "
-        f"marker: the temperature chosen on validation prompts.",
+        f"marker: the temperature chosen on validation prompts. Dashed: as good as {reference_name(task)}.",
     ]
     if (invalid := int(table["invalid"].sum())) > 0:
         parts.append(f"{invalid} invalid verdicts are left out.")
@@ -83,11 +96,12 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
             f"[{manifest['judge_accuracy_low']:.0%}, {manifest['judge_accuracy_high']:.0%}]; "
             f'"the longer one wins" with {manifest["longer_wins_accuracy"]:.0%}.'
         )
-    if manifest.get("synthetic"):
-        written = "posts, references, preferences"
-        judged = " and the judge are" if str(manifest["judge"]).startswith("oracle") else " are by"
-        parts.append(f"Synthetic: {written}{judged} a program; no person was asked.")
-    return " ".join(parts)
+    facts = {
+        "task": task,
+        "synthetic": manifest.get("synthetic", False),
+        "warnings": manifest.get("data_warnings", []),
+    }
+    return " ".join([*parts, *data_notes([facts], {task: str(manifest["judge"])})])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draws the figure and writes it in each format that is asked for."""
     table = read_win_rates(args.win_rates)
-    figure = win_rate_figure(table, json.loads(args.manifest.read_text(encoding="utf-8")))
+    figure = win_rate_figure(table, read_json(args.manifest))
     with figure_style():
         for path in args.out:
             save(figure, path)
@@ -113,7 +127,7 @@ def read_win_rates(path: str | Path) -> pd.DataFrame:
         UserError: it is missing, empty, or lacks a column.
     """
     try:
-        table = pd.read_csv(path)
+        table = read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): run the stage `win_rates` again.") from error
     needed = ["task", "method", "temperature", "selected", "win_rate", "ci_low", "ci_high", "band_low", "band_high"]
@@ -199,15 +213,15 @@ def _centre_runs(wanted: Sequence[float], placed: Sequence[float], gap: float) -
     return result
 
 
-def _warn_uninterpretable(axes: Axes, manifest: dict[str, Any]) -> None:
-    axes.set_title(axes.get_title(loc="left"), loc="left", fontweight="bold", y=1.09)
+def _write_above(axes: Axes, caveats: Sequence[str], lines: int) -> None:
+    """Caveats in a frame between title and axes."""
+    axes.set_title(axes.get_title(loc="left"), loc="left", fontweight="bold", y=1.03 + 0.058 * lines)
     axes.text(
-        0.0,
-        1.025,
-        f"Uninterpretable: the judge's held-out accuracy, {manifest['judge_accuracy']:.0%} "
-        f"[{manifest['judge_accuracy_low']:.0%}, {manifest['judge_accuracy_high']:.0%}], cannot be told from chance.",
+        *(0.0, 1.025, "\n".join(caveats)),
         transform=axes.transAxes,
         fontsize=8,
         fontweight="bold",
+        va="bottom",
+        parse_math=False,
         bbox={"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "pad": 2.5},
     )

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from prefopt.analysis.optimal_frontier import Optimum, optimum, reward_matrix
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
-from prefopt.tables import read_table
+from prefopt.tables import read_csv, read_table
 
 CHECKPOINT = ["run", "method", "seed", "conservativeness", "step"]
 
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
     prompts, rewards = reward_matrix(read_table(args.scores, "scores"))
     if lacking := sorted(set(prompts) - set(measured.prompts)):
         raise UserError(f"The runs were not evaluated on the prompt {lacking[0]!r} of {args.scores}: run them again.")
-    ceiling = pd.read_csv(args.ceiling)
+    ceiling = read_csv(args.ceiling)
     betas = ceiling.loc[ceiling["reliable"], "beta"].to_numpy()
     above = above_ceiling(measured, prompts, optimum(rewards, betas), betas) if len(betas) else None
     table = frontier_table(measured)

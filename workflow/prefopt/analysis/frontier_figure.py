@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import heapq
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
 from scipy.stats import norm
 
+from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
 from prefopt.analysis.dominance import METHODS
-from prefopt.analysis.style import display_name, figure_style, line_style, save
+from prefopt.analysis.style import annotate, display_name, figure_style, line_style, save, task_name
 from prefopt.errors import UserError
+from prefopt.recipes import from_json
+from prefopt.tables import read_csv
+
+logger = logging.getLogger(__name__)
 
 _Z = float(norm.ppf(0.975))
 # Of the optimal frontier, beyond what can be relied on, this much more KL is shown in grey.
@@ -24,56 +34,150 @@ _BEYOND = 1.5
 _ROOM = 1.5
 
 
-def frontier_figure(table: pd.DataFrame, ceiling: pd.DataFrame) -> Figure:
-    """Every checkpoint as a dot, each method's frontier as a line with 95% intervals, and the optimal frontier.
+# What a method's runs differ in.
+_VARIED = {
+    "dpo": "β",
+    "unlikelihood": "α",
+    "ppo": "target KL",
+    "ppo_gt": "target KL",
+    "ppo_gt_trl": "target KL",
+}
+# A marker's size in points, from the run that stays nearest to the reference policy to the one that goes farthest.
+_SMALLEST, _LARGEST = 3.0, 7.5
+_MIDDLE = 5.0  # where there is nothing to tell apart
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontierFigureRecipe:
+    """What the figure is of."""
+
+    task: str
+    true_reward: str  # rule or classifier
+
+
+def frontier_figure(
+    table: pd.DataFrame, ceiling: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any]
+) -> Figure:
+    """Every checkpoint, each method's frontier as a line with 95% intervals, and the optimal frontier.
+
+    A marker's size tells the run: its beta, alpha or target, as the legend lists them.
 
     Args:
         table: as the stage `frontier` wrote it.
         ceiling: as the stage `optimal_frontier` wrote it.
+        recipe: task and true reward.
+        summary: of the task's data, whose facts are written under the figure.
     """
     with figure_style():
-        figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
-        _draw_ceiling(axes, ceiling)
+        figure, axes = plt.subplots(figsize=(7.4, 5.4), layout="constrained")
+        handles: list[Any] = []
+        labels: list[str] = []
+        for handle, label in _draw_ceiling(axes, ceiling):
+            handles.append(handle)
+            labels.append(label)
         ends: list[float] = []
         for method in METHODS:
             rows = table[table["method"] == method]
             if rows.empty:
                 continue
-            style = line_style(method)
+            ends.append(float(rows.loc[rows["on_frontier"], "kl"].max()))
+            handles.append(_draw_method(axes, rows, method))
+            labels.append(_label(method, list(marker_sizes(method, rows["conservativeness"]))))
+        edge = right_edge(ends)
+        axes.set_xlim(-0.02 * edge, edge)
+        kind = " (synthetic records)" if summary["synthetic"] else ""
+        axes.set_title(f"{task_name(recipe.task)}: true reward against KL{kind}", loc="left", fontweight="bold")
+        axes.set_xlabel("KL to the reference policy, nats per completion")
+        axes.set_ylabel("Mean true reward, P(positive)")
+        figure.legend(
+            *(handles, labels),
+            loc="outside right center",
+            handler_map={tuple: HandlerTuple(ndivide=None, pad=0.6)},
+            handlelength=3.4,
+            labelspacing=0.8,
+            fontsize=8,
+        )
+        outside = int((table["kl"] > edge).sum())
+        annotate(figure, _note(table, recipe, summary, outside), caveats(table))
+        plt.close(figure)
+    return figure
+
+
+def caveats(table: pd.DataFrame) -> list[str]:
+    """What takes from the weight of the frontiers, a sentence each."""
+    found = few_prompts(int(table["prompts"].min()))
+    if table["reward"].round(6).nunique() == 1:
+        found.append("Every checkpoint has the same reward.")
+    return found
+
+
+def marker_sizes(method: str, conservativeness: pd.Series) -> dict[float, float]:
+    """The size of the marker of each value that the method's runs have, in points; the freest run has the largest.
+
+    Args:
+        method: a larger beta or alpha holds a policy back, a larger target lets it go.
+        conservativeness: the values; a method that varies nothing has none.
+    """
+    values = sorted(conservativeness.dropna().unique(), reverse=_VARIED.get(method) != "target KL")
+    if len(values) < 2:
+        return dict.fromkeys(values, _MIDDLE)
+    step = (_LARGEST - _SMALLEST) / (len(values) - 1)
+    return {float(value): _SMALLEST + i * step for i, value in enumerate(values)}
+
+
+def _draw_method(axes: Axes, rows: pd.DataFrame, method: str) -> tuple[Any, ...]:
+    """Draws a method's checkpoints and its frontier; returns a handle of the legend for each size of marker."""
+    style = line_style(method)
+    line = rows[rows["on_frontier"]].sort_values("kl")
+    axes.errorbar(
+        *(line["kl"], line["reward"]),
+        xerr=_Z * line["kl_se"],
+        yerr=_Z * line["reward_se"],
+        color=style.color,
+        linestyle=style.dashes,
+        linewidth=1.5,
+        elinewidth=0.7,
+    )
+    sizes = marker_sizes(method, rows["conservativeness"])
+    handles = []
+    for value, size in sizes.items() or [(float("nan"), _MIDDLE)]:
+        of_value = rows[rows["conservativeness"] == value] if sizes else rows
+        for on_frontier, alpha in ((False, 0.35), (True, 1.0)):
+            these = of_value[of_value["on_frontier"] == on_frontier]
             axes.plot(
-                *(rows["kl"], rows["reward"]),
+                *(these["kl"], these["reward"]),
                 color=style.color,
                 marker=style.marker,
                 linestyle="none",
-                markersize=3.2,
-                alpha=0.35,
-                markeredgewidth=0,
+                markersize=size,
+                alpha=alpha,
+                markeredgewidth=0.5 if on_frontier else 0,
+                markeredgecolor="white",
+                zorder=3 if on_frontier else 2,
             )
-            line = rows[rows["on_frontier"]].sort_values("kl")
-            ends.append(float(line["kl"].max()))
-            axes.errorbar(
-                *(line["kl"], line["reward"]),
-                xerr=_Z * line["kl_se"],
-                yerr=_Z * line["reward_se"],
-                color=style.color,
-                marker=style.marker,
-                linestyle=style.dashes,
-                markersize=4.5,
-                linewidth=1.5,
-                elinewidth=0.7,
-                label=display_name(method),
-            )
-        edge = right_edge(ends)
-        axes.set_xlim(-0.02 * edge, edge)
-        outside = int((table["kl"] > edge).sum())
-        axes.set_xlabel(
-            "KL to the reference policy, nats per completion"
-            + (f" ({outside} beyond the right edge)" if outside else "")
-        )
-        axes.set_ylabel("Mean true reward, P(positive)")
-        axes.legend(loc="lower right")
-        plt.close(figure)
-    return figure
+        handles.append(Line2D([], [], color=style.color, marker=style.marker, linestyle="none", markersize=size))
+    return tuple(handles)
+
+
+def _label(method: str, values: Sequence[float]) -> str:
+    varied = _VARIED.get(method)
+    if varied is None or not values:
+        return display_name(method)
+    return f"{display_name(method)}\n{varied} = {', '.join(f'{value:g}' for value in values)}"
+
+
+def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any], outside: int) -> str:
+    reward = {"rule": "a rule that knows how the reviews are meant", "classifier": "a classifier of sentiment"}
+    per_prompt = table["samples"] / table["prompts"]
+    parts = [
+        f"True reward: {reward.get(recipe.true_reward, recipe.true_reward)}. {prompts_note(table['prompts'].tolist())}",
+        f"{per_prompt.max():g} completion{'s' if per_prompt.max() > 1 else ''} of each. Lines and full colours: each method's "
+        f"frontier, its bars 95% intervals over prompts; faint: its other checkpoints. Markers grow with the freedom of the "
+        f"run, in the legend's order; the smallest KL is the reference policy.",
+    ]
+    if outside:
+        parts.append(f"{outside} checkpoint{'s lie' if outside > 1 else ' lies'} beyond the right edge.")
+    return " ".join([*parts, *data_notes([{**summary, "task": recipe.task}], {recipe.task: recipe.true_reward})])
 
 
 def right_edge(ends: Sequence[float]) -> float:
@@ -85,32 +189,26 @@ def right_edge(ends: Sequence[float]) -> float:
     return _ROOM * max(min(heapq.nlargest(3, ends), default=0.0), 0.1)
 
 
-def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> None:
+def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> Iterator[tuple[Any, str]]:
+    """Draws the optimal frontier; yields handles and labels of the legend."""
     rows = ceiling.sort_values("kl")
     reliable = rows[rows["reliable"]]
     if reliable.empty:
         return
     last = reliable.iloc[-1]
-    axes.plot(reliable["kl"], reliable["reward"], color="black", linewidth=1.3, label="Optimal frontier (estimate)")
+    yield axes.plot(reliable["kl"], reliable["reward"], color="black", linewidth=1.3)[0], "Optimal frontier\n(estimate)"
     beyond = rows[(rows["kl"] >= last["kl"]) & (rows["kl"] <= last["kl"] + _BEYOND)]
     # Where few samples carry the weights, the estimate is too low.
-    few = f"its estimate from under {last['effective_samples']:.0f} of {last['samples']:.0f} samples, too low"
-    axes.plot(beyond["kl"], beyond["reward"], color="0.6", linewidth=1.0, linestyle=(0, (2, 1.5)), label=few)
-    for wanted in (1000, 100):
-        enough = reliable[reliable["effective_samples"] >= wanted]
-        # Where nearly all samples carry the weights, the mark would lie on the axis.
-        if 0 < len(enough) < len(reliable) and wanted < last["samples"] / 3:
-            point = enough.iloc[-1]
-            axes.plot(point["kl"], point["reward"], color="black", marker="|", markersize=7)
-            axes.annotate(
-                f"{wanted} ", (point["kl"], point["reward"]), ha="right", va="bottom", fontsize=7, color="0.25"
-            )
+    (grey,) = axes.plot(beyond["kl"], beyond["reward"], color="0.6", linewidth=1.0, linestyle=(0, (2, 1.5)))
+    yield grey, f"the same, too low:\nfew of {last['samples']:,.0f} samples\ncarry the estimate"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `frontier_figure`."""
     parser.add_argument("--frontier", required=True, type=Path, help="CSV of the stage `frontier`")
     parser.add_argument("--ceiling", required=True, type=Path, help="CSV of the stage `optimal_frontier`")
+    parser.add_argument("--summary", required=True, type=Path, help="summary of the data, JSON")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
 
 
@@ -119,7 +217,10 @@ def run(args: argparse.Namespace) -> None:
     for path in (args.frontier, args.ceiling):
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage that makes it.")
-    figure = frontier_figure(pd.read_csv(args.frontier), pd.read_csv(args.ceiling))
+    recipe, table = from_json(FrontierFigureRecipe, args.recipe), read_csv(args.frontier)
+    for caveat in caveats(table):
+        logger.warning("warning: %s", caveat)
+    figure = frontier_figure(table, read_csv(args.ceiling), recipe, read_facts(args.summary))
     with figure_style():
         for path in args.out:
             save(figure, path)

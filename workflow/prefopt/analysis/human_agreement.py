@@ -12,8 +12,8 @@ import pandas as pd
 
 from prefopt.analysis.judge_statistics import agreement
 from prefopt.analysis.statistics import score_interval
+from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import SCORE, settle
-from prefopt.analysis.win_rates import write_csv
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
 from prefopt.tables import read_table

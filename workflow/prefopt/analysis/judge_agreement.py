@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 
 from prefopt.analysis.judge_statistics import agreement
+from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts
-from prefopt.analysis.win_rates import write_csv
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
 from prefopt.tables import read_table

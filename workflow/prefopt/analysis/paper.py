@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from prefopt.analysis.texts import escape_markdown
 from prefopt.errors import UserError
 from prefopt.files import write_text
 from prefopt.recipes import from_json
+from prefopt.tables import read_csv
 
 NUMBERS = Path(__file__).with_name("paper_numbers.yaml")
 _HEAD = """# The paper's numbers and their counterparts here
@@ -75,8 +77,9 @@ def page(win_rates: dict[str, pd.DataFrame], human: pd.DataFrame | None, scale: 
     lines = []
     for entry in yaml.safe_load(NUMBERS.read_text(encoding="utf-8")):
         here = counterpart(entry, win_rates, human)
-        cells = [entry["where"], entry["what"], str(entry["paper"]), here, scale[entry["task"]] if here else ""]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n")
+        # The scale holds what a config names: paths, models.
+        where = escape_markdown(scale[entry["task"]]) if here else ""
+        lines.append("| " + " | ".join([entry["where"], entry["what"], str(entry["paper"]), here, where]) + " |\n")
     return _HEAD + "".join(lines)
 
 
@@ -94,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     for path in args.win_rates:
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage `win_rates`.")
-        table = pd.read_csv(path)
+        table = read_csv(path)
         tables[str(table["task"].iloc[0])] = table
-    human = None if args.human is None else pd.read_csv(args.human)
+    human = None if args.human is None else read_csv(args.human)
     write_text(args.out, page(tables, human, from_json(PaperRecipe, args.recipe).scale))

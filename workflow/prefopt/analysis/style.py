@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ _TASKS = {
     "cnndm": "CNN/DailyMail news",
     "imdb": "IMDb sentiment",
 }
+# What a completion is held against.
+_REFERENCES = {
+    "tldr": "the reference summary",
+    "hh": "the chosen response",
+    "cnndm": "the reference summary",
+}
 _METHODS = ["dpo", "ppo", "best_of_n", "sft", "preferred_ft", "base"]
 # Methods that stand in no figure with the one whose style they take.
 _ALIASES = {"ppo_gt": "best_of_n", "ppo_gt_trl": "base", "unlikelihood": "sft", "base_2shot": "base"}
@@ -82,10 +89,17 @@ def task_name(task: str) -> str:
     return _TASKS.get(task, task)
 
 
+def reference_name(task: str) -> str:
+    """What the task's win rates are against, for a reader."""
+    return _REFERENCES.get(task, "the reference")
+
+
 def display_name(method: str) -> str:
     """The method's name for a reader: "best_of_128" becomes "Best of 128"."""
     if method.startswith("best_of_"):
         return "Best of " + method.removeprefix("best_of_")
+    if method.startswith("dpo_step_"):
+        return f"DPO after {method.removeprefix('dpo_step_')} steps"
     return _NAMES.get(method, method)
 
 
@@ -106,6 +120,30 @@ def figure_style() -> Iterator[None]:
     """Matplotlib's settings for a figure of this project."""
     with matplotlib.rc_context(_RC):
         yield
+
+
+def annotate(figure: Figure, note: str, caveats: Sequence[str]) -> None:
+    """Writes a note under a figure and, in a frame above it, what takes from its weight.
+
+    The figure has the layout `constrained`, which makes room for both. Names in them are a config's or an endpoint's
+    and are no formulas.
+
+    Args:
+        figure: the finished figure.
+        note: what a reader must know of the numbers.
+        caveats: sentences.
+    """
+    width = figure.get_figwidth()
+    figure.supxlabel(
+        textwrap.fill(note, int(19 * width)),
+        **{"x": 0.008, "ha": "left", "fontsize": 7, "color": "#333333", "linespacing": 1.35, "parse_math": False},
+    )
+    if caveats:
+        figure.suptitle(
+            "\n".join(textwrap.fill(caveat, int(15 * width)) for caveat in caveats),
+            **{"x": 0.02, "ha": "left", "fontsize": 8, "fontweight": "bold", "parse_math": False},
+            bbox={"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "pad": 3},
+        )
 
 
 def save(figure: Figure, path: str | Path) -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from prefopt.analysis.style import figure_style, position_style, save, task_name
+from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts
+from prefopt.analysis.style import annotate, figure_style, position_style, reference_name, save, task_name
+from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import read_verdicts
-from prefopt.analysis.win_rates import tally, write_csv
+from prefopt.analysis.win_rates import tally
 from prefopt.errors import UserError
 from prefopt.recipes import from_json
+from prefopt.tables import read_table
+
+logger = logging.getLogger(__name__)
 
 _METHOD = "dpo_step_"
 
@@ -49,16 +57,26 @@ def step_table(verdicts: pd.DataFrame, recipe: ByStepTableRecipe) -> pd.DataFram
             "temperature": temperature,
             **tally(group, recipe.confidence),
             "mean_tokens": group["tokens"].mean(),
+            "prompts": group["prompt_id"].nunique(),
+            "confidence": recipe.confidence,
+            "judge": group["judge"].iloc[0],
         }
         for (step, temperature), group in test.groupby([steps.rename("step"), "temperature"])
     ]
     return pd.DataFrame(rows)
 
 
-def by_step_figure(table: pd.DataFrame) -> Figure:
-    """Win rate against training steps, a line and a band per temperature."""
+def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequence[str]) -> Figure:
+    """Win rate against training steps, a line and a band per temperature.
+
+    Args:
+        table: see `step_table`.
+        summary: of the task's data, whose facts are written under the figure.
+        caveats: sentences that are written above it.
+    """
+    task, judge = str(table["task"].iloc[0]), str(table["judge"].iloc[0])
     with figure_style():
-        figure, axes = plt.subplots(figsize=(4.8, 3.6), layout="constrained")
+        figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
         axes.axhline(0.5, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
         for position, (temperature, rows) in enumerate(table.groupby("temperature")):
             style = position_style(position)
@@ -72,11 +90,17 @@ def by_step_figure(table: pd.DataFrame) -> Figure:
                 linewidth=1.5,
                 label=f"DPO, T = {temperature:g}",
             )
-        axes.set_title(task_name(str(table["task"].iloc[0])), loc="left", fontweight="bold")
+        kind = " (synthetic records)" if summary["synthetic"] else ""
+        axes.set_title(f"{task_name(task)}: DPO while it trains{kind}", loc="left", fontweight="bold")
         axes.set_xlabel("Training steps (0 is the reference policy)")
-        axes.set_ylabel("Win rate against the chosen response")
+        axes.set_ylabel(f"Win rate against {reference_name(task)}")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes.legend(loc="best")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        note = (
+            f"Judge: {judge}. {prompts_note(table['prompts'].tolist())} Bands: {table['confidence'].iloc[0]:.0%} intervals "
+            f"over prompts, of this one training. Dotted: as good as {reference_name(task)}."
+        )
+        annotate(figure, " ".join([note, *data_notes([{**summary, "task": task}], {task: judge})]), caveats)
         plt.close(figure)
     return figure
 
@@ -84,6 +108,8 @@ def by_step_figure(table: pd.DataFrame) -> Figure:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `win_rate_by_step`."""
     parser.add_argument("--verdicts", required=True, type=Path, help="verdicts on DPO's samples at each step")
+    parser.add_argument("--samples", required=True, type=Path, help="these samples")
+    parser.add_argument("--summary", required=True, type=Path, help="summary of the data, JSON")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--table", required=True, type=Path, help="CSV that is made")
     parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
@@ -92,8 +118,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the table and draws it."""
     table = step_table(read_verdicts(args.verdicts), from_json(ByStepTableRecipe, args.recipe))
+    samples = read_table(args.samples, "samples")
+    caveats = [*few_prompts(int(table["prompts"].min())), *equal_texts(samples[samples["split"] == "test"])]
+    for caveat in caveats:
+        logger.warning("warning: %s", caveat)
     write_csv(args.table, table)
-    figure = by_step_figure(table)
+    figure = by_step_figure(table, read_facts(args.summary), caveats)
     with figure_style():
         for path in args.out:
             save(figure, path)

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from prefopt.analysis.caveats import equal_texts, few_prompts, read_facts, written_by_a_program
 from prefopt.analysis.judge_statistics import length_controlled_rate
 from prefopt.analysis.statistics import (
     Interval,
@@ -22,9 +23,10 @@ from prefopt.analysis.statistics import (
     score_interval,
     simultaneous_half_widths,
 )
+from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts, select_temperatures
 from prefopt.errors import UserError
-from prefopt.files import atomic_path, sha256_of_file, write_text
+from prefopt.files import sha256_of_file, write_text
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table
 
@@ -45,10 +47,6 @@ OPPONENTS = ("sft", "preferred_ft", "dpo")  # of the paired comparisons
 
 _CHAT = ("template", "served_models", "cost_usd", "repeated")  # what is known of a chat judge
 
-_SYNTHETIC = (
-    "Synthetic: a program wrote the posts, the reference summaries and the preference labels, and no person was "
-    "asked; these win rates show that the methods work as they should, not what people prefer."
-)
 _SELECTION = (
     "Each method's temperature is the one with the highest win rate on the validation prompts (equal: the lower "
     "temperature); all figures of the table are on the test prompts."
@@ -66,7 +64,8 @@ _ORDER = (
 )
 _LENGTH = (
     "longer_win_rate and shorter_win_rate: among completions with more and with fewer tokens than the reference. "
-    "length_controlled_win_rate: at equal length, by a logistic regression on tanh of the standardised difference."
+    "length_controlled_win_rate: at equal length, by a logistic regression on tanh of the standardised difference with "
+    "Firth's penalty; empty where all completions are longer, or all are shorter, than the reference."
 )
 _KL = (
     "Nats per completion, EOS included: log-probability under the policy at the row's temperature less that under "
@@ -223,13 +222,6 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
     return comparisons
 
 
-def write_csv(path: str | Path, table: pd.DataFrame) -> None:
-    """Writes a table as CSV; text that a spreadsheet would run as a formula gets a leading apostrophe."""
-    safe = table.map(lambda cell: _neutral(cell) if isinstance(cell, str) else cell)
-    with atomic_path(path) as temporary:
-        safe.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `win_rates`."""
     parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a method")
@@ -248,22 +240,29 @@ def run(args: argparse.Namespace) -> None:
     sample_frames = [read_table(path, "samples") for path in args.samples]
     judge = _common_judge(args.verdicts, frames, recipe)
     _check_inputs(args.verdicts, frames, sample_frames)
-    summary = _read_summary(args.summary)
+    summary = read_facts(args.summary)
     verdicts = pd.concat(frames, ignore_index=True)
     samples = pd.concat(sample_frames, ignore_index=True)
 
     table = win_rate_table(verdicts, samples, recipe)
     comparisons = comparison_table(verdicts, table, recipe)
     judge |= _chat_figures(frames)
+    facts = _prompt_facts(verdicts)
+    warnings = [*few_prompts(facts["test_prompts"]), *equal_texts(samples[samples["split"] == "test"])]
+    data_warnings = list(summary.get("warnings", []))
+    for warning in (*warnings, *data_warnings):
+        logger.warning("warning: %s", warning)
     columns = {column: judge.get(column) for column in JUDGE_COLUMNS}
     manifest = {
         "task": recipe.task,
         "judge": judge["judge"],
         **{key: judge[key] for key in (*JUDGE_COLUMNS, "n_held_out", *_CHAT) if key in judge},
-        **_synthetic(summary),
+        **_synthetic(summary, recipe.task),
+        "warnings": warnings,
+        "data_warnings": data_warnings,
         "seed": recipe.seed,
         "judge_seeds": sorted({frame.attrs["manifest"]["recipe"]["seed"] for frame in frames}),
-        **_prompt_facts(verdicts),
+        **facts,
         "selection": {"rule": _SELECTION, "temperatures": select_temperatures(verdicts)},
         "win_rate": _WIN_RATE,
         "order": _ORDER,
@@ -417,18 +416,11 @@ def _prompt_facts(verdicts: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): run the stage `prepare` again.") from error
-    return summary
-
-
-def _synthetic(summary: dict[str, Any]) -> dict[str, Any]:
-    synthetic = bool(summary.get("synthetic", summary.get("notes", {}).get("synthetic", False)))
-    return {"synthetic": True, "note": _SYNTHETIC} if synthetic else {"synthetic": False}
-
-
-def _neutral(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+def _synthetic(summary: dict[str, Any], task: str) -> dict[str, Any]:
+    if not summary["synthetic"]:
+        return {"synthetic": False}
+    note = (
+        f"Synthetic: a program wrote the {written_by_a_program(task)}, and no person was asked; these win rates show "
+        "that the methods work as they should, not what people prefer."
+    )
+    return {"synthetic": True, "note": note}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.raw import Account, RawTables
-from prefopt.data.sources import Malformed, Records
-from prefopt.data.splits import content_hash, position
+from prefopt.data.raw import Account, Parser, RawTables, Unusable
+from prefopt.data.sources import Records, text_of
+from prefopt.data.splits import PostKeys, is_blank, position
 from prefopt.data.tldr import tldr_prompt
-from prefopt.errors import UserError
 
-logger = logging.getLogger(__name__)
-
+# What is read of each kind of file.
+FIELDS: dict[str, tuple[str, ...]] = {"articles": ("article", "highlights")}
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 _LONGEST_TITLE = 120  # characters
 _STATEMENT = "Real records, not synthetic; nothing is trained on them."
@@ -43,26 +40,13 @@ def raw_tables(records: Records, *, validation_share: float, max_malformed: int)
     Raises:
         UserError: more than `max_malformed` records are malformed; names the file and line of the last.
     """
-    account, malformed = Account(), 0
+    account = Account()
+    articles = list(Parser(max_malformed)(records, _article, account))
+    keys = PostKeys.of(article for article, _ in articles)
     rows: dict[str, dict[str, Any]] = {}
-    for where, row in records:
-        try:
-            if isinstance(row, Malformed):
-                raise row
-            article, highlights = _text(row, "article"), _text(row, "highlights")
-        except Malformed as problem:
-            malformed += 1
-            if malformed > max_malformed:
-                raise UserError(
-                    f"{where}: {problem}; correct the record, or raise data.max_malformed, now {max_malformed}."
-                ) from problem
-            logger.warning("%s: %s; the record is dropped", where, problem)
-            account.drop("malformed")
-            continue
-        key = content_hash(article)
-        if not article or not highlights:
-            account.drop("empty_text")
-        elif key in rows:
+    for article, highlights in articles:
+        key = keys.key(article)
+        if key in rows:
             account.drop("duplicate_article")
         else:
             account.keep()
@@ -73,8 +57,8 @@ def raw_tables(records: Records, *, validation_share: float, max_malformed: int)
     return RawTables(list(rows.values()), [], [], accounts, {"synthetic": False, "statement": _STATEMENT})
 
 
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise Malformed(f"{name!r} is {reprlib.repr(value)}, which is not text")
-    return value.strip()
+def _article(row: Mapping[str, Any]) -> tuple[str, str]:
+    article, highlights = (text_of(row, name).strip() for name in ("article", "highlights"))
+    if is_blank(article) or is_blank(highlights):
+        raise Unusable("empty_text")
+    return article, highlights

@@ -7,26 +7,20 @@ prompt is what both share up to the last turn of the assistant, and what each sa
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prefopt.data.raw import Account, RawTables
-from prefopt.data.sources import Malformed, Records
-from prefopt.data.splits import check_shares, content_hash, gold_split_of, split_of
-from prefopt.errors import UserError
+from prefopt.data.raw import Account, Parser, RawTables, Unusable
+from prefopt.data.sources import Malformed, Records, text_of
+from prefopt.data.splits import PostKeys, check_shares, content_hash, gold_split_of, identity, is_blank, split_of
 
-logger = logging.getLogger(__name__)
-
+# What is read of each kind of file.
+FIELDS: dict[str, tuple[str, ...]] = {"comparisons": ("chosen", "rejected")}
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _STATEMENT = "Real records, not synthetic; split by prompt."
-
-
-class Unusable(Exception):
-    """A well-formed record that cannot be used; the message is the reason under which it is counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +54,7 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
     if first[0] != second[0]:
         raise Unusable("differ_before_last_turn")
     completions = [text.strip() for text in (first[1], second[1])]
-    if not all(completions):
+    if any(map(is_blank, completions)):
         raise Unusable("empty_last_turn")
     if completions[0] == completions[1]:
         raise Unusable("equal")
@@ -68,15 +62,8 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
 
 
 def _transcript(row: Mapping[str, Any], name: str) -> str:
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise Malformed(f"{name!r} is {reprlib.repr(value)}, which is not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise Malformed(f"{name!r} holds half a character at position {error.start}") from error
     # The published transcripts begin with the empty line; some copies have lost it.
-    value = "\n\n" + value.strip("\n")
+    value = "\n\n" + text_of(row, name).strip("\n")
     if not value.startswith((HUMAN, ASSISTANT)):
         raise Malformed(f"{name!r} begins with {reprlib.repr(value.strip())}, not with a turn")
     return value
@@ -112,25 +99,11 @@ def raw_tables(records: Records, *, splits: Mapping[str, float], gold_fraction: 
     """
     check_shares(splits)
     accounts = {"raw_demonstrations": Account(), "raw_preferences": Account()}
-    pairs, malformed = [], 0
-    for where, row in records:
-        try:
-            if isinstance(row, Malformed):
-                raise row
-            pairs.append(parse_pair(row))
-        except Unusable as reason:
-            accounts["raw_preferences"].drop(str(reason))
-        except Malformed as problem:
-            malformed += 1
-            if malformed > max_malformed:
-                raise UserError(
-                    f"{where}: {problem}; correct the record, or raise data.max_malformed, now {max_malformed}."
-                ) from problem
-            logger.warning("%s: %s; the record is dropped", where, problem)
-            accounts["raw_preferences"].drop("malformed")
+    pairs = list(Parser(max_malformed)(records, parse_pair, accounts["raw_preferences"]))
+    keys = PostKeys.of(pair.prompt for pair in pairs)
 
     def place(pair: Pair) -> tuple[str, str]:
-        key = content_hash(pair.prompt)
+        key = keys.key(pair.prompt)
         return key, gold_split_of(key, gold_fraction) or split_of(key, splits)
 
     placed = [(pair, *place(pair)) for pair in pairs]
@@ -145,11 +118,14 @@ def tables_of_pairs(
     preferences: dict[str, dict[str, Any]] = {}
     demonstrations: dict[str, dict[str, Any]] = {}
     documents: dict[str, None] = {}
+    seen = set()
     for pair, key, split in placed:
         pair_id = f"{key}-{content_hash(pair.chosen + chr(0) + pair.rejected)}"
-        if pair_id in preferences:
+        content = (key, identity(pair.chosen), identity(pair.rejected))
+        if content in seen:
             accounts["raw_preferences"].drop("duplicate_pair")
         else:
+            seen.add(content)
             accounts["raw_preferences"].keep()
             texts = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
             preferences[pair_id] = {"pair_id": pair_id, "prompt_id": key, **texts, "split": split, "source": "hh"}

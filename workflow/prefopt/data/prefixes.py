@@ -7,18 +7,21 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.data.losses import loss_warnings
 from prefopt.data.prepare import encode_all
 from prefopt.data.reviews import UNLABELLED
+from prefopt.data.special_tokens import REASON, warn_of_template, with_special_tokens
 from prefopt.data.splits import position
 from prefopt.errors import UserError
 from prefopt.files import write_text
-from prefopt.lm.models import decode, load_tokenizer, max_positions, tokenizer_hash
+from prefopt.lm.continuations import decode_continuation
+from prefopt.lm.models import beginning, decode, load_tokenizer, max_positions, tokenizer_hash
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
 
@@ -40,37 +43,45 @@ def prefix_length(review_id: str, recipe: PrefixesRecipe) -> int:
 
 
 def split_reviews(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[Any, Any]], recipe: PrefixesRecipe
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[Any, Any]],
+    recipe: PrefixesRecipe,
+    special: Collection[str] = (),
 ) -> tuple[list[dict[str, Any]], Counter[str], int]:
     """Rows of the demonstrations table, each a labelled review.
 
     A long review is cut, and then has no EOS: its end is not where it was cut. The texts are the decoded tokens, so
-    that prompt and response together are the review.
+    that prompt and response together are the review. Where the tokenizer begins a text with BOS, the prompt begins with
+    it, beside its own tokens.
 
     Returns:
-        The rows; how many reviews were dropped, "unlabelled" (they are to pretrain on) or "too_short" (nothing is
-        left after the prefix); how many of the kept ones were cut.
+        The rows; how many reviews were dropped, "unlabelled" (they are to pretrain on), "too_short" (nothing is left
+        after the prefix) or "special_token_in_text" (those in `special`); how many of the kept ones were cut.
     """
     dropped: Counter[str] = Counter()
     labelled = [row for row in rows if row["label"] != UNLABELLED]
     dropped["unlabelled"] = len(rows) - len(labelled)
-    kept, cut = [], 0
+    kept, cut, start = [], 0, beginning(tokenizer)
     for row, ids in zip(labelled, encode_all(tokenizer, [row["text"] for row in labelled]), strict=True):
         length = prefix_length(row["review_id"], recipe)
+        if row["review_id"] in special:
+            dropped[REASON] += 1
+            continue
         if len(ids) <= length:
             dropped["too_short"] += 1
             continue
         whole = [*ids, tokenizer.eos_token_id]
-        cut += len(whole) > recipe.max_length
-        response = whole[length : recipe.max_length]
+        room = recipe.max_length - len(start)
+        cut += len(whole) > room
+        response = whole[length:room]
         kept.append(
             {
                 "prompt_id": row["review_id"],
                 "prompt": decode(tokenizer, ids[:length]),
-                "response": decode(tokenizer, response),
+                "response": decode_continuation(tokenizer, ids[:length], response),
                 "split": row["split"],
                 "facts": "",
-                "prompt_ids": ids[:length],
+                "prompt_ids": [*start, *ids[:length]],
                 "response_ids": response,
             }
         )
@@ -79,6 +90,7 @@ def split_reviews(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `prefixes`."""
+    parser.add_argument("--task", required=True, help="its name, for messages")
     parser.add_argument("--reviews", required=True, type=Path, help="raw_reviews table")
     parser.add_argument("--model", required=True, type=Path, help="base model, whose tokenizer is used")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
@@ -98,7 +110,10 @@ def run(args: argparse.Namespace) -> None:
         )
     tokenizer = load_tokenizer(args.model)
     reviews = read_table(args.reviews, "raw_reviews")
-    rows, dropped, cut = split_reviews(tokenizer, reviews.to_dict("records"), recipe)
+    warn_of_template(tokenizer, args.model)
+    labelled = reviews[reviews["label"] != UNLABELLED].to_dict("records")
+    special = with_special_tokens(tokenizer, labelled, "review_id", ("text",), args.reviews)
+    rows, dropped, cut = split_reviews(tokenizer, reviews.to_dict("records"), recipe, special)
     summary = {
         "read": len(reviews),
         "kept": len(rows),
@@ -118,6 +133,11 @@ def run(args: argparse.Namespace) -> None:
     }
     write_table(args.demonstrations, "demonstrations", rows, **provenance)
     write_table(args.prompts, "prompts", prompts, **provenance)
-    account = {"raw": reviews.attrs["manifest"]["account"], "reviews": summary}
-    write_text(args.summary, json.dumps(account, indent=2, sort_keys=True) + "\n")
+    raw = reviews.attrs["manifest"]
+    account = {"raw": raw["account"], "reviews": summary}
+    warnings = list(loss_warnings(args.task, account))
+    for warning in warnings:
+        logger.warning("warning: %s", warning)
+    facts = {"task": args.task, "synthetic": raw["recipe"]["source"] == "embedded", "warnings": warnings}
+    write_text(args.summary, json.dumps({**account, **facts}, indent=2, sort_keys=True) + "\n")
     logger.info("prefixes: %d reviews, %d kept, %d of them cut", len(reviews), len(rows), cut)

@@ -7,19 +7,24 @@ import dataclasses
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.data.losses import loss_warnings
+from prefopt.data.special_tokens import REASON, warn_of_template, with_special_tokens
 from prefopt.errors import UserError
-from prefopt.lm.models import encode, load_tokenizer, max_positions, tokenizer_hash
+from prefopt.lm.continuations import encode_continuations
+from prefopt.lm.models import beginning, encode, load_tokenizer, max_positions, tokenizer_hash
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
+
+Encode = Callable[[PreTrainedTokenizerBase, Sequence[str]], list[list[int]]]
 
 _TEXTS_AT_ONCE = 1024
 
@@ -69,8 +74,8 @@ class Prepared:
         }
 
 
-def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """`lm.models.encode` of many texts, with progress."""
+def encode_all(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encode: Encode = encode) -> list[list[int]]:
+    """Token ids of many texts, each the beginning of one or (`encode_continuations`) what follows, with progress."""
     ids: list[list[int]] = []
     with Progress("tokenize", len(texts), "texts") as progress:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -85,25 +90,27 @@ def encode_prompts(
 ) -> dict[str, Prompt]:
     """Each distinct prompt's ids: body and suffix, tokenized separately, the body cut to make both fit.
 
-    A prompt that does not end with the suffix is all body.
+    A prompt that does not end with the suffix is all body. Where the tokenizer begins a text with BOS, the prompt begins
+    with it, and it is never cut.
 
     Raises:
         UserError: the suffix alone is longer than `max_prompt_length`.
     """
     distinct = list(dict.fromkeys(prompts))
     bodies = [prompt.removesuffix(recipe.suffix) for prompt in distinct]
-    suffix_ids, *bodies_ids = encode_all(tokenizer, [recipe.suffix, *bodies])
-    if len(suffix_ids) >= recipe.max_prompt_length:
+    start = beginning(tokenizer)
+    (suffix_ids,) = encode_continuations(tokenizer, [recipe.suffix])
+    if len(start) + len(suffix_ids) >= recipe.max_prompt_length:
         raise UserError(
             f"max_prompt_length is {recipe.max_prompt_length}, but {recipe.suffix!r} at the end of each prompt takes "
-            f"{len(suffix_ids)} tokens: raise it."
+            f"{len(start) + len(suffix_ids)} tokens: raise it."
         )
     encoded = {}
-    for prompt, body in zip(distinct, bodies_ids, strict=True):
+    for prompt, body in zip(distinct, encode_all(tokenizer, bodies), strict=True):
         tail = suffix_ids if prompt.endswith(recipe.suffix) else []
-        room = recipe.max_prompt_length - len(tail)
+        room = recipe.max_prompt_length - len(start) - len(tail)
         kept = body[:room] if recipe.truncation == "keep_start" else body[max(len(body) - room, 0) :]
-        encoded[prompt] = Prompt([*kept, *tail], len(kept) < len(body))
+        encoded[prompt] = Prompt([*start, *kept, *tail], len(kept) < len(body))
     return encoded
 
 
@@ -112,24 +119,31 @@ def encode_completions(tokenizer: PreTrainedTokenizerBase, completions: Iterable
     distinct = list(dict.fromkeys(completions))
     return {
         text: [*ids, tokenizer.eos_token_id]
-        for text, ids in zip(distinct, encode_all(tokenizer, distinct), strict=True)
+        for text, ids in zip(distinct, encode_all(tokenizer, distinct, encode_continuations), strict=True)
     }
 
 
 def prepare_demonstrations(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[Any, Any]], recipe: PrepareRecipe
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[Any, Any]],
+    recipe: PrepareRecipe,
+    special: Collection[str] = (),
 ) -> dict[str, Prepared]:
     """The tables `demonstrations` and `prompts`.
 
     A response is never cut, so that its EOS stays: where one is trained on, a longer one is dropped from the demonstrations
     ("completion_too_long"), and no method is asked to write one either: outside the training split its prompt is dropped
-    ("reference_too_long").
+    ("reference_too_long"). Both drop the rows whose `prompt_id` is in `special` ("special_token_in_text").
     """
     prompts = encode_prompts(tokenizer, (row["prompt"] for row in rows), recipe)
     responses = encode_completions(tokenizer, (row["response"] for row in rows))
     tables = {"demonstrations": Prepared(), "prompts": Prepared()}
     for row in rows:
         prompt, response_ids = prompts[row["prompt"]], responses[row["response"]]
+        if row["prompt_id"] in special:
+            for table in tables.values():
+                table.dropped[REASON] += 1
+            continue
         if not recipe.evaluation_only and len(response_ids) > recipe.max_length - recipe.max_prompt_length:
             tables["demonstrations"].dropped["completion_too_long"] += 1
             if row["split"] != "train":
@@ -143,19 +157,25 @@ def prepare_demonstrations(
 
 
 def prepare_preferences(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[Any, Any]], recipe: PrepareRecipe
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[Any, Any]],
+    recipe: PrepareRecipe,
+    special: Collection[str] = (),
 ) -> Prepared:
     """The table `preferences`, of all pairs or of the gold judge's, whose splits become train and test.
 
-    Pairs with a completion that does not fit whole are dropped ("completion_too_long"), and those whose completions have
-    the same token ids ("equal_after_tokenization").
+    Pairs with a completion that does not fit whole are dropped ("completion_too_long"), those whose completions have
+    the same token ids ("equal_after_tokenization"), and those whose `pair_id` is in `special`
+    ("special_token_in_text").
     """
     prompts = encode_prompts(tokenizer, (row["prompt"] for row in rows), recipe)
     completions = encode_completions(tokenizer, (row[side] for row in rows for side in ("chosen", "rejected")))
     table = Prepared()
     for row in rows:
         chosen_ids, rejected_ids = completions[row["chosen"]], completions[row["rejected"]]
-        if max(len(chosen_ids), len(rejected_ids)) > recipe.max_length - recipe.max_prompt_length:
+        if row["pair_id"] in special:
+            table.dropped[REASON] += 1
+        elif max(len(chosen_ids), len(rejected_ids)) > recipe.max_length - recipe.max_prompt_length:
             table.dropped["completion_too_long"] += 1
         elif chosen_ids == rejected_ids:
             table.dropped["equal_after_tokenization"] += 1
@@ -201,16 +221,21 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(PrepareRecipe, args.recipe)
     check_lengths(recipe, args.model)
     tokenizer = load_tokenizer(args.model)
+    raw = read_table(args.raw, "raw_demonstrations" if len(args.out) == 2 else "raw_preferences")
+    rows = raw.to_dict("records")
+    warn_of_template(tokenizer, args.model)
     tables: dict[str, Prepared]
     if len(args.out) == 2:
-        raw = read_table(args.raw, "raw_demonstrations")
-        tables = prepare_demonstrations(tokenizer, raw.to_dict("records"), recipe)
+        special = with_special_tokens(tokenizer, rows, "prompt_id", ("prompt", "response"), args.raw)
+        tables = prepare_demonstrations(tokenizer, rows, recipe, special)
     else:
-        raw = read_table(args.raw, "raw_preferences")
-        tables = {"preferences": prepare_preferences(tokenizer, raw.to_dict("records"), recipe)}
+        special = with_special_tokens(tokenizer, rows, "pair_id", ("prompt", "chosen", "rejected"), args.raw)
+        tables = {"preferences": prepare_preferences(tokenizer, rows, recipe, special)}
     origin = raw.attrs["manifest"]
     for path, (name, table) in zip(args.out, tables.items(), strict=True):
         account = table.summary(origin["account"]["read"], origin["account"]["dropped"])
+        for warning in loss_warnings(origin["task"], {path.stem: account}):
+            logger.warning("warning: %s", warning)
         write_table(
             path,
             name,

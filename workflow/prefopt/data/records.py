@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefopt.data import cnn_dailymail, dialogues, embedded, hh, news, tldr
+from prefopt.data.limits import Limits
 from prefopt.data.raw import RawTables
 from prefopt.data.sources import Records, describe_files, hub_rows, read_rows
 from prefopt.errors import UserError
@@ -29,12 +30,8 @@ TABLES = {
 }
 # Fewer test prompts than this give win rates that say next to nothing.
 FEW_TEST_PROMPTS = 20
-# Kinds of records of each task, in files and on a hub, and its generator.
-_FILE_KINDS = {
-    "tldr": ("posts", "demonstrations", "comparisons", "preferences"),
-    "hh": ("comparisons",),
-    "cnndm": ("articles",),
-}
+# Kinds of records of each task with the fields that are read, those of them on a hub, and its generator.
+_FILE_KINDS = {"tldr": tldr.FIELDS, "hh": hh.FIELDS, "cnndm": cnn_dailymail.FIELDS}
 _HUB_KINDS = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",)}
 _GENERATORS = {"tldr": embedded.generate, "hh": dialogues.generate, "cnndm": news.generate}
 
@@ -53,6 +50,8 @@ class RecordsRecipe:
     splits: dict[str, float]  # share of the prompts: train, validation, test
     gold_fraction: float  # share of the pairs' posts that the gold judge is trained and measured on
     max_malformed: int  # malformed records that are dropped and counted before one stops the stage
+    max_record_mb: int  # MiB of a record, and of all records of one kind, that are read at most
+    max_total_mb: int
     embedded: dict[str, int]  # seed and sizes, see `prefopt.data.embedded.generate`
 
 
@@ -60,16 +59,17 @@ def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
     """The raw tables of the recipe's source, and what they were read from (for a manifest).
 
     Raises:
-        UserError: records are missing, unreachable, or malformed beyond `max_malformed`.
+        UserError: records are missing, unreachable, larger than the limits, or malformed beyond `max_malformed`.
     """
     if recipe.source == "embedded":
         return _GENERATORS[task](recipe.embedded), []
+    allowed = Limits(recipe.max_record_mb, recipe.max_total_mb)
     if recipe.source == "files":
         paths = {kind: getattr(recipe, kind) for kind in _FILE_KINDS[task]}
         inputs: list[dict[str, Any]] = [
             {"kind": kind, **entry} for kind in paths for entry in describe_files(paths[kind])
         ]
-        records = {kind: read_rows(paths[kind]) for kind in paths}
+        records = {kind: read_rows(paths[kind], fields, allowed) for kind, fields in _FILE_KINDS[task].items()}
     else:
         named = {kind: (_hub_name(recipe, kind), recipe.hub.get(f"{kind}_revision")) for kind in _HUB_KINDS[task]}
         inputs = [
@@ -77,7 +77,9 @@ def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
             for kind, (name, revision) in named.items()
         ]
         records = {
-            kind: hub_rows(name, recipe.hub.get(f"{kind}_configuration") or kind, revision)
+            kind: hub_rows(
+                name, recipe.hub.get(f"{kind}_configuration") or kind, revision, _FILE_KINDS[task][kind], allowed
+            )
             for kind, (name, revision) in named.items()
         }
     return _raw_tables(task, records, recipe), inputs

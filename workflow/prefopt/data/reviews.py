@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefopt.data import review_world
-from prefopt.data.raw import Account
-from prefopt.data.sources import Malformed, Records, describe_files, hub_rows, read_rows
-from prefopt.data.splits import check_shares, content_hash, split_of
+from prefopt.data.limits import Limits
+from prefopt.data.raw import Account, Parser, Unusable
+from prefopt.data.sources import Malformed, Records, describe_files, hub_rows, read_rows, text_of
+from prefopt.data.splits import PostKeys, check_shares, is_blank, split_of
 from prefopt.errors import UserError
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import write_table
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 TABLES = ("reviews", "training/reviews", "pretraining")
 UNLABELLED = -1
 _LABELS = {"pos": 1, "positive": 1, "1": 1, "neg": 0, "negative": 0, "0": 0, "": UNLABELLED, "-1": UNLABELLED}
-_LINE_BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
+_FIELDS = ("text", "label")
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class ReviewsRecipe:
     hub: dict[str, Any]  # name, revision
     splits: dict[str, float]  # share of the labelled reviews: train, validation, test
     max_malformed: int  # malformed records that are dropped and counted before one stops the stage
+    max_record_mb: int  # MiB of a record, and of all records of one kind, that are read at most
+    max_total_mb: int
     embedded: dict[str, int]  # seed, train, validation, test, unlabelled
 
 
@@ -72,14 +76,17 @@ def parse_review(row: Mapping[str, Any]) -> Review:
 
     Raises:
         Malformed: the text is no text, or the label is no label.
+        Unusable: "empty_text".
     """
-    text, given = row.get("text"), row.get("label")
-    if not isinstance(text, str):
-        raise Malformed(f"'text' is {reprlib.repr(text)}, which is not text")
+    text, given = text_of(row, "text"), row.get("label")
     label = UNLABELLED if given is None else _LABELS.get(str(given).strip().lower())
     if label is None:
         raise Malformed(f"'label' is {reprlib.repr(given)}, which is neither 1, 0, pos, neg nor -1")
-    return Review(_LINE_BREAK.sub("\n", text).strip(), label)
+    # Stripped part by part: a pattern with the white space before a break takes for ever on a text of blanks.
+    text = "\n".join(part.strip() for part in _LINE_BREAK.split(text)).strip()
+    if is_blank(text):
+        raise Unusable("empty_text")
+    return Review(text, label)
 
 
 def raw_reviews(
@@ -101,27 +108,14 @@ def raw_reviews(
         UserError: more than `max_malformed` records are malformed; names the file and line of the last.
     """
     check_shares(splits)
-    account, reviews, malformed = Account(), [], 0
-    for where, row in records:
-        try:
-            if isinstance(row, Malformed):
-                raise row
-            reviews.append(parse_review(row))
-        except Malformed as problem:
-            malformed += 1
-            if malformed > max_malformed:
-                raise UserError(
-                    f"{where}: {problem}; correct the record, or raise data.max_malformed, now {max_malformed}."
-                ) from problem
-            logger.warning("%s: %s; the record is dropped", where, problem)
-            account.drop("malformed")
+    account = Account()
+    reviews = list(Parser(max_malformed)(records, parse_review, account))
+    keys = PostKeys.of(review.text for review in reviews)
     rows: dict[str, dict[str, Any]] = {}
     # An unlabelled copy of a labelled review gives way to it.
     for review in sorted(reviews, key=lambda review: review.label == UNLABELLED):
-        name = content_hash(review.text)
-        if not review.text:
-            account.drop("empty_text")
-        elif name in rows:
+        name = keys.key(review.text)
+        if name in rows:
             account.drop("duplicate_text")
         else:
             account.keep()
@@ -134,20 +128,21 @@ def read_reviews(recipe: ReviewsRecipe) -> tuple[list[dict[str, Any]], Account, 
     """The rows of the recipe's source, their account, and what they were read from (for a manifest).
 
     Raises:
-        UserError: records are missing, unreachable, or malformed beyond `max_malformed`.
+        UserError: records are missing, unreachable, larger than the limits, or malformed beyond `max_malformed`.
     """
     if recipe.source == "embedded":
         rows = generate(recipe.embedded)
         return rows, Account(read=len(rows), kept=len(rows)), []
+    allowed = Limits(recipe.max_record_mb, recipe.max_total_mb)
     if recipe.source == "files":
         inputs: list[dict[str, Any]] = [{"kind": "reviews", **entry} for entry in describe_files(recipe.reviews)]
-        records = read_rows(recipe.reviews)
+        records = read_rows(recipe.reviews, _FIELDS, allowed)
     else:
         name, revision = recipe.hub["name"], recipe.hub["revision"]
         if name is None:
             raise UserError("hub.name is null: with the source 'hub' it must name a data set.")
         inputs = [{"kind": "reviews", "name": name, "revision": revision, "pinned": revision is not None}]
-        records = hub_rows(name, "reviews", revision)
+        records = hub_rows(name, "reviews", revision, _FIELDS, allowed)
     return *raw_reviews(records, recipe.splits, recipe.max_malformed), inputs
 
 

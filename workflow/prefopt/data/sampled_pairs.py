@@ -15,6 +15,7 @@ import pandas as pd
 
 from prefopt.errors import UserError
 from prefopt.files import write_text
+from prefopt.finite import require_finite
 from prefopt.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def preference_pairs(
     rewarded = samples.merge(scores, on=["prompt_id", "temperature", "sample_index"], validate="one_to_one")
     if len(rewarded) != len(samples):
         raise UserError(f"{len(samples) - len(rewarded)} samples have no reward: run the stage true_rewards again.")
+    require_finite(rewarded["reward"], rewarded["prompt_id"], "A sample's reward", "run the stage true_rewards again")
     rows, dropped, gaps = [], Counter[str](), []
     for prompt_id, group in rewarded.groupby("prompt_id", sort=False):
         prompt = by_id.loc[prompt_id]

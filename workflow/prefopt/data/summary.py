@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from prefopt.data.losses import loss_warnings
 from prefopt.files import write_text
 from prefopt.tables import read_manifest
 
@@ -20,11 +21,13 @@ def run(args: argparse.Namespace) -> None:
     """Writes the account of each table, as the stage `prepare` put it into the table, and all their warnings."""
     manifests = {path.stem: read_manifest(path) for path in args.tables}
     first = next(iter(manifests.values()))
+    accounts = {name: manifest["account"] for name, manifest in manifests.items()}
+    told = dict.fromkeys(text for each in manifests.values() for text in each["notes"]["warnings"])
     summary = {
         "task": first["task"],
         "source": first["source"],
         "synthetic": first["notes"]["synthetic"],
-        "tables": {name: manifest["account"] for name, manifest in manifests.items()},
-        "warnings": list(dict.fromkeys(text for each in manifests.values() for text in each["notes"]["warnings"])),
+        "tables": accounts,
+        "warnings": [*told, *loss_warnings(first["task"], accounts)],
     }
     write_text(args.out, json.dumps(summary, indent=1) + "\n")

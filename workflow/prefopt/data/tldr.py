@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from prefopt.data.raw import Account, RawTables
-from prefopt.data.sources import Malformed, Records
-from prefopt.data.splits import PostKeys, check_shares, content_hash, gold_split_of, split_of
-from prefopt.errors import UserError
+from prefopt.data.raw import Account, Parser, RawTables, Unusable
+from prefopt.data.sources import Malformed, Records, field_of, text_of
+from prefopt.data.splits import PostKeys, check_shares, content_hash, gold_split_of, identity, is_blank, split_of
 
 logger = logging.getLogger(__name__)
 
 SUFFIX = "\n\nTL;DR:"
-_PROMPT = re.compile(r"SUBREDDIT: r/.*?\n\nTITLE: (?P<title>.*?)\n\nPOST: (?P<post>.*)\n\nTL;DR:", re.DOTALL)
+_ABOUT = ("id", "subreddit", "title", "post", "article")
+# What is read of each kind of file.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "posts": (*_ABOUT, "summary"),
+    "demonstrations": ("prompt", "response"),
+    "comparisons": (*(f"info.{name}" for name in _ABOUT), "summaries.text", "choice"),
+    "preferences": ("prompt", "chosen", "rejected"),
+}
+_INVISIBLE_ENDS = " \t\n\v\f\xa0\u200b\u200c\u200d\u2060\ufeff"
 _STATEMENT = "Real records, not synthetic; split by post."
-
-
-class Unusable(Exception):
-    """A well-formed record that cannot be used; the message is the reason under which it is counted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,13 @@ class Post:
     post_id: str | None
     prompt: str
     document: str  # title and text without the task's format: identifies a post, and is text to pretrain on
+
+    @property
+    def known_by(self) -> str:
+        """The identity of title and text, whatever white space the task's format was written with."""
+        text = identity(self.prompt).removesuffix(identity(SUFFIX))
+        title, post = _title_and_post(text, "") or ("", text)
+        return title + post
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +65,6 @@ class Pair:
     chosen: str
     rejected: str
     source: str
-
-
-Parsed = TypeVar("Parsed", Demonstration, Pair)
 
 
 def raw_tables(
@@ -86,7 +92,7 @@ def raw_tables(
     """
     check_shares(splits)
     accounts = {"raw_demonstrations": Account(), "raw_preferences": Account()}
-    parse = _Parser(max_malformed)
+    parse = Parser(max_malformed)
     demonstrations = [
         *parse(records.get("posts", ()), parse_post, accounts["raw_demonstrations"]),
         *parse(records.get("demonstrations", ()), parse_demonstration, accounts["raw_demonstrations"]),
@@ -95,9 +101,15 @@ def raw_tables(
         *parse(records.get("comparisons", ()), parse_comparison, accounts["raw_preferences"]),
         *parse(records.get("preferences", ()), parse_preference, accounts["raw_preferences"]),
     ]
+    posts = [record.post for record in demonstrations] + [record.post for record in pairs]
+    if endless := sum(not post.prompt.endswith(SUFFIX) for post in posts):
+        logger.warning(
+            "warning: %d of %d prompts do not end with %r: one that is too long may lose its last line.",
+            *(endless, len(posts), SUFFIX.strip()),
+        )
     keys = PostKeys()
-    for post in [record.post for record in demonstrations] + [record.post for record in pairs]:
-        keys.add(post.post_id, post.document)
+    for post in posts:
+        keys.add(post.post_id, post.document, post.known_by)
     gold = {key: gold_split_of(key, gold_fraction) for key in (keys.key(pair.post.document) for pair in pairs)}
 
     def place(post: Post) -> tuple[str, str]:
@@ -131,7 +143,7 @@ def parse_post(row: Mapping[str, Any]) -> Demonstration:
         Malformed: a field is missing or of the wrong type.
         Unusable: "no_post" or "empty_text".
     """
-    summary = _text(row, "summary")
+    summary = text_of(row, "summary")
     return Demonstration(_post(row), _completion(summary))
 
 
@@ -142,54 +154,27 @@ def parse_comparison(row: Mapping[str, Any]) -> Pair:
         Malformed: a field is missing or of the wrong type, or `choice` is neither 0 nor 1.
         Unusable: "no_post" (also a comparison on a news article), "empty_text" or "equal_texts".
     """
-    info, summaries, choice = (_field(row, name) for name in ("info", "summaries", "choice"))
+    info, summaries, choice = (field_of(row, name) for name in ("info", "summaries", "choice"))
     if not isinstance(info, Mapping):
         raise Malformed(f"'info' is {reprlib.repr(info)}, which is not an object")
     if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, Mapping) for s in summaries):
         raise Malformed(f"'summaries' is {reprlib.repr(summaries)}, which is not a list of two objects")
     if isinstance(choice, bool) or not isinstance(choice, int) or choice not in (0, 1):
         raise Malformed(f"'choice' is {reprlib.repr(choice)}, which is neither 0 nor 1")
-    texts = [_text(summary, "text") for summary in summaries]
+    texts = [text_of(summary, "text") for summary in summaries]
     return _pair(_post(info), texts[choice], texts[1 - choice], "comparisons")
 
 
 def parse_demonstration(row: Mapping[str, Any]) -> Demonstration:
     """A row of the user's own: `prompt, response` (raises as `parse_post` does)."""
-    prompt, response = _text(row, "prompt"), _text(row, "response")
+    prompt, response = text_of(row, "prompt"), text_of(row, "response")
     return Demonstration(_own_post(prompt), _completion(response))
 
 
 def parse_preference(row: Mapping[str, Any]) -> Pair:
     """A row of the user's own: `prompt, chosen, rejected` (raises as `parse_comparison` does)."""
-    prompt, chosen, rejected = (_text(row, name) for name in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (text_of(row, name) for name in ("prompt", "chosen", "rejected"))
     return _pair(_own_post(prompt), chosen, rejected, "preferences")
-
-
-class _Parser:
-    """Parses records; counts the malformed ones of all files together."""
-
-    def __init__(self, max_malformed: int) -> None:
-        self._limit = max_malformed
-        self._count = 0
-
-    def __call__(
-        self, records: Records, parse: Callable[[Mapping[str, Any]], Parsed], account: Account
-    ) -> Iterator[Parsed]:
-        for where, row in records:
-            try:
-                if isinstance(row, Malformed):
-                    raise row
-                yield parse(row)
-            except Unusable as reason:
-                account.drop(str(reason))
-            except Malformed as problem:
-                self._count += 1
-                if self._count > self._limit:
-                    raise UserError(
-                        f"{where}: {problem}; correct the record, or raise data.max_malformed, now {self._limit}."
-                    ) from problem
-                logger.warning("%s: %s; the record is dropped", where, problem)
-                account.drop("malformed")
 
 
 Place = Callable[[Post], tuple[str, str]]  # a post's key and split
@@ -252,24 +237,38 @@ def _post(row: Mapping[str, Any]) -> Post:
         raise Malformed("the field 'post' is missing")
     if row.get("post") is None:  # a news article, or a post that was deleted
         raise Unusable("no_post")
-    post = _text(row, "post").strip()
-    if not post:
+    post = text_of(row, "post").strip()
+    if is_blank(post):
         raise Unusable("no_post")
-    title, subreddit = _text(row, "title").strip(), _text(row, "subreddit").strip().removeprefix("r/")
-    post_id = row.get("id") or None
-    if post_id is not None:
-        post_id = _text(row, "id")
-    return Post(post_id, tldr_prompt(subreddit, title, post), _document(title, post))
+    title, subreddit = text_of(row, "title").strip(), text_of(row, "subreddit").strip().removeprefix("r/")
+    post_id = text_of(row, "id").strip() if row.get("id") else ""
+    return Post(post_id or None, tldr_prompt(subreddit, title, post), _document(title, post))
 
 
 def _own_post(prompt: str) -> Post:
+    """A prompt of the user's own. Where it ends with TL;DR: after whatever white space, it ends with the `SUFFIX`, which
+    no cut removes."""
     prompt = prompt.strip()
-    if not prompt:
+    bare, last = prompt.rstrip(_INVISIBLE_ENDS), SUFFIX.strip()
+    body = bare.removesuffix(SUFFIX if bare.endswith(SUFFIX) else last)
+    if is_blank(body):
         raise Unusable("no_post")
-    match = _PROMPT.fullmatch(prompt)
-    # The same content as the published record of the post has, so that both fall into one split.
-    document = _document(match["title"], match["post"]) if match else prompt.removesuffix(SUFFIX)
-    return Post(None, prompt, document)
+    if not bare.endswith(last):
+        return Post(None, prompt, prompt)
+    if not bare.endswith(SUFFIX):
+        body = body.rstrip()
+    for gap in ("\n\n", "\n", " "):
+        if parts := _title_and_post(body, gap):
+            # The same content as the published record of the post has, so that both have one key.
+            return Post(None, body + SUFFIX, _document(*parts))
+    return Post(None, body + SUFFIX, body)
+
+
+def _title_and_post(text: str, gap: str) -> tuple[str, str] | None:
+    """Title and post of a prompt in the task's format, whose parts stand apart by `gap`; None if it is in none."""
+    head, title_mark, rest = text.partition(f"{gap}TITLE:")
+    title, post_mark, post = rest.partition(f"{gap}POST:")
+    return (title, post) if head.startswith("SUBREDDIT:") and title_mark and post_mark else None
 
 
 def _document(title: str, post: str) -> str:
@@ -284,23 +283,6 @@ def _pair(post: Post, chosen: str, rejected: str, source: str) -> Pair:
 
 
 def _completion(text: str) -> str:
-    if not text.strip():
+    if is_blank(text):
         raise Unusable("empty_text")
     return " " + text.strip()
-
-
-def _field(row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise Malformed(f"the field {name!r} is missing")
-    return row[name]
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    value = _field(row, name)
-    if not isinstance(value, str):
-        raise Malformed(f"{name!r} is {reprlib.repr(value)}, which is not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair; no table can hold it
-        raise Malformed(f"{name!r} holds half a character at position {error.start}") from error
-    return value

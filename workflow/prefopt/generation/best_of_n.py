@@ -14,8 +14,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from prefopt.errors import UserError
+from prefopt.finite import require_finite
 from prefopt.generation.sample import reference_logps
-from prefopt.lm.models import load_policy, weights_hash
+from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
 from prefopt.training.optimization import DTYPES
@@ -48,7 +49,7 @@ def best_of_n(
         Rows of the samples table with `sample_index` 0.
 
     Raises:
-        UserError: a prompt has fewer than n candidates, or a candidate has no score.
+        UserError: a prompt has fewer than n candidates, or a candidate has no score, or one that is not finite.
     """
     first = candidates[(candidates["sample_index"] < n) & (candidates["temperature"] > 0)]
     counts = first.groupby(["prompt_id", "temperature"], as_index=False).size()
@@ -61,6 +62,7 @@ def best_of_n(
     if scored["reward"].isna().any():
         prompt_id = scored.loc[scored["reward"].isna(), "prompt_id"].iloc[0]
         raise UserError(f"prompt {prompt_id!r} has a candidate without a score: run the stage `score` again.")
+    require_finite(scored["reward"], scored["prompt_id"], "best_of_n: a score", "run the stage `score` again")
     best = scored.loc[scored.groupby(["prompt_id", "temperature"], sort=False)["reward"].idxmax()]
     zero = greedy[greedy["temperature"] == 0]
     rows = pd.concat([zero, best[candidates.columns]], ignore_index=True)
@@ -86,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
     manifest = candidates.attrs["manifest"]
     scores = read_table(args.scores, "scores", samples=manifest["content_hash"])
     greedy = read_table(args.greedy, "samples", prompts=manifest["prompts"])
-    prompts = read_table(args.prompts, "prompts", content_hash=manifest["prompts"])
+    expected = {"content_hash": manifest["prompts"], "tokenizer_hash": tokenizer_hash(args.reference_model)}
+    prompts = read_table(args.prompts, "prompts", **expected)
     rows = best_of_n(candidates, scores, greedy, args.n, f"best_of_{args.n}")
     model, _ = load_policy(args.reference_model, device=default_device(), dtype=DTYPES[recipe.dtype])
     chosen: list[dict[Any, Any]] = rows.to_dict("records")

@@ -10,7 +10,8 @@ import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import UserError
-from prefopt.lm.models import decode, encode
+from prefopt.lm.continuations import encode_continuations
+from prefopt.lm.models import beginning, decode
 
 _SHOTS = re.compile(r"base_(\d+)shot")
 
@@ -42,20 +43,22 @@ def with_shots(
     """
     if shots == 0:
         return prompts, 0
+    start = beginning(tokenizer)  # which every prompt has, and a text but once
     training = table[table["split"] == "train"]
     if len(training) < shots:
         raise UserError(f"{shots} examples are to come before each prompt, but the training split has {len(training)}.")
     chosen = training.iloc[np.random.default_rng(seed).choice(len(training), size=shots, replace=False)]
-    references = encode(tokenizer, [f" {text}" for text in chosen["reference"]])
+    references = encode_continuations(tokenizer, [f" {text}" for text in chosen["reference"]])
     examples = [
         token
         for ids, reference in zip(chosen["prompt_ids"], references, strict=True)
-        for token in (*ids.tolist(), *reference)
+        for token in (*ids.tolist()[len(start) :], *reference)
     ]
-    whole = [[*examples, *ids.tolist()] for ids in prompts["prompt_ids"]]
-    cut = sum(len(ids) > room for ids in whole)
+    whole = [[*examples, *ids.tolist()[len(start) :]] for ids in prompts["prompt_ids"]]
+    cut = sum(len(start) + len(ids) > room for ids in whole)
+    kept = [np.array([*start, *ids[len(start) - room :]]) for ids in whole]
     result = prompts.copy()
-    result["prompt_ids"] = pd.Series([np.array(ids[-room:]) for ids in whole], index=prompts.index, dtype=object)
+    result["prompt_ids"] = pd.Series(kept, index=prompts.index, dtype=object)
     return result, cut
 
 

@@ -19,12 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
+from prefopt.finite import require_finite
 from prefopt.flops import sampling_flops
 from prefopt.gather import BY_TEMPERATURE, total_usage
 from prefopt.generation.prompting import cut_at_stop, shots_of, with_shots
 from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.continuations import decode_continuation
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.models import decode, load_policy, max_positions, tokenizer_hash, weights_hash
+from prefopt.lm.models import check_tokenizer, load_policy, max_positions, tokenizer_hash, weights_hash
 from prefopt.lm.sampling import sample
 from prefopt.lm.shape import shape_of
 from prefopt.progress import Progress
@@ -132,6 +134,11 @@ def sample_rows(
                 eos_id=tokenizer.eos_token_id,
                 seeds=[prompt_seed(recipe.seed, name, temperature) for name in part["prompt_id"]],
             )
+            require_finite(
+                [[sum(completion.logps) for completion in completions] for completions in sampled],
+                *(part["prompt_id"], f"sample {method}: a completion's log-probability"),
+                f"look at these prompts and at the weights of the policy; the temperature is {temperature:g}",
+            )
             for (_, prompt), completions in zip(part.iterrows(), sampled, strict=True):
                 for index, completion in enumerate(completions):
                     ids, stopped = cut_at_stop(tokenizer, completion.token_ids, recipe.stop)
@@ -142,7 +149,7 @@ def sample_rows(
                             "method": method,
                             "temperature": temperature,
                             "split": prompt["split"],
-                            "text": decode(tokenizer, ids),
+                            "text": decode_continuation(tokenizer, prompt["prompt_ids"], ids),
                             "tokens": len(ids),
                             "token_ids": ids,
                             "finish_reason": "stop" if stopped else completion.finish_reason,
@@ -178,6 +185,9 @@ def reference_logps(
         sizes: of blocks of samples that follow each other; only those of one block come into one micro-batch.
         token_budget: tokens per micro-batch.
         dtype: of the forward pass.
+
+    Raises:
+        UserError: one is not finite: names the prompts.
     """
     prompt_ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
     rows = [Row(tuple(prompt_ids[s["prompt_id"]].tolist()), (tuple(s["token_ids"]),)) for s in samples]
@@ -190,6 +200,10 @@ def reference_logps(
                 with autocast(dtype, device):
                     logps[batch] = completion_logprobs(model, [rows[i] for i in batch]).sums.float().cpu()
                 progress.update(len(batch))
+    require_finite(
+        *(logps, (s["prompt_id"] for s in samples), "reference of samples: a completion's log-probability"),
+        "look at these prompts and at the weights of the reference policy",
+    )
     result: list[float] = logps.tolist()
     return result
 
@@ -228,6 +242,7 @@ def run(args: argparse.Namespace) -> None:
     }
     reference = None
     if args.reference_model is not None:
+        check_tokenizer(args.reference_model, args.model)
         facts["reference_weights"] = weights_hash(args.reference_model)
         reference, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
     earlier = _earlier(args.earlier, args.method, to_dict(recipe), facts)

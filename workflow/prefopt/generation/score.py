@@ -10,8 +10,9 @@ from typing import Literal
 import pandas as pd
 import torch
 
+from prefopt.finite import require_finite
 from prefopt.lm.batching import Row
-from prefopt.lm.models import load_scorer, weights_hash
+from prefopt.lm.models import load_scorer, tokenizer_hash, weights_hash
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
@@ -37,6 +38,9 @@ def score_samples(
 
     Returns:
         Rows of the scores table, in the samples' order.
+
+    Raises:
+        UserError: a reward is not finite: names the prompts.
     """
     prompt_ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
     rewards = pd.Series(0.0, index=samples.index)
@@ -52,6 +56,9 @@ def score_samples(
                 rewards.loc[group.index[start:stop]] = scores.flatten().double().numpy()
                 usage.add(stop - start, row.tokens, flops=rows_flops(shape, [row]))
             progress.update(len(group))
+    require_finite(
+        rewards, samples["prompt_id"], "score: a sample's reward", "look at these prompts and at the reward model"
+    )
     return samples[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards)
 
 
@@ -68,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Scores every sample and writes the scores table, or a shard of it."""
     recipe, shard = from_json(ScoreRecipe, args.recipe), parse_shard(args.shard)
-    prompts = read_table(args.prompts, "prompts")
+    prompts = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
     usage = Usage("score", default_device(), DTYPES[recipe.dtype])
     model = load_scorer(args.model, device=default_device())

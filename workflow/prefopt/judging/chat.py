@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,16 +10,15 @@ from typing import Any, Literal
 
 from prefopt.errors import UserError
 from prefopt.files import stable_hash
+from prefopt.judging.budget import Budget, Price
 from prefopt.judging.endpoint import Endpoint
 from prefopt.judging.judge import Comparison, Verdict
 from prefopt.judging.replies import parse_reply, reply_schema
 from prefopt.judging.templates import Template, fill, question
-from prefopt.judging.verdict_store import Reply, VerdictStore
+from prefopt.judging.verdict_store import REFUSED, Reply, VerdictStore
+from prefopt.judging.watch import Watch
 from prefopt.progress import Progress
 
-logger = logging.getLogger(__name__)
-
-_CHARACTERS_PER_TOKEN = 4  # of English text, about
 _SPENT_EVERY = 25  # calls between two looks at what all jobs together have spent
 
 
@@ -46,18 +43,6 @@ class ChatRecipe:
     store: str
     budget_usd: float
     prices: dict[str, Any]  # model -> USD per million tokens: input, output
-
-
-@dataclasses.dataclass(frozen=True)
-class Price:
-    """USD per million tokens."""
-
-    input: float
-    output: float
-
-    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """USD for so many tokens."""
-        return (prompt_tokens * self.input + completion_tokens * self.output) / 1e6
 
 
 class ChatJudge:
@@ -86,6 +71,9 @@ class ChatJudge:
         self._recipe, self._template, self._suffix = recipe, template, suffix
         self._store, self._endpoint, self._repeat = store, endpoint, repeat
         self._price = Price(**recipe.prices[recipe.model])
+        self._budget = Budget(
+            *(self.name, recipe.base_url, recipe.model, recipe.max_tokens, recipe.budget_usd, self._price, store)
+        )
         self._report: dict[str, Any] = {}
         self._contents: dict[Comparison, str] = {}
 
@@ -99,11 +87,13 @@ class ChatJudge:
         wanted = [*((c, 0) for c in comparisons), *((c, 1) for c in again)]
         addresses = [stable_hash(self._request(*item, 0)) for item in wanted]
         # A pair that occurs twice is asked once.
-        open_ones = [item for item in dict(zip(addresses, wanted, strict=True)).values() if self._is_open(*item)]
+        items = dict(zip(addresses, wanted, strict=True))
+        stored = [(item, self._replies(*item)) for item in items.values()]
+        open_ones = [item for item, replies in stored if self._is_open(replies)]
         if open_ones and self._endpoint is None:
             raise UserError(_missing(self._recipe, [comparison for comparison, _ in open_ones]))
-        calls = self._ask_all(open_ones) if open_ones else 0
-        replies = {address: self._replies(*item) for address, item in zip(addresses, wanted, strict=True)}
+        calls = self._ask_all(open_ones, self._watch(stored)) if self._endpoint else 0
+        replies = {address: self._replies(*item) for address, item in items.items()}
         verdicts = [self._judged(replies[address]) for address in addresses]
         # ... and paid once, too.
         seen: set[str] = set()
@@ -121,7 +111,7 @@ class ChatJudge:
             "cost_usd": sum(verdict.cost_usd for verdict in verdicts),
             "repeated": len(pairs),
             "repeated_agree": sum(a == b for a, b in pairs),
-            "served_models": sorted({reply.served_model for found in replies.values() for reply in found}),
+            "served_models": sorted({r.served_model for found in replies.values() for r in found if r.says_something}),
         }
         return verdicts[: len(comparisons)]
 
@@ -173,100 +163,89 @@ class ChatJudge:
     def _winner(self, reply: Reply) -> Any:
         return parse_reply(self._template, reply.text, reply.finish_reason, self._recipe.structured_output)
 
-    def _is_open(self, comparison: Comparison, repeat: int) -> bool:
+    def _is_open(self, replies: Sequence[Reply]) -> bool:
         """Whether there is still something to ask; a replay has done with what replies there are."""
-        replies = self._replies(comparison, repeat)
         if not replies:
             return True
-        asked_out = self._endpoint is None or len(replies) > self._recipe.parse_retries
-        return not asked_out and self._winner(replies[-1]) == "invalid"
+        asked_out = len(replies) > self._recipe.parse_retries or replies[-1].finish_reason == REFUSED
+        return self._endpoint is not None and not asked_out and self._winner(replies[-1]) == "invalid"
 
     def _judged(self, replies: Sequence[Reply]) -> Verdict:
-        """The verdict of a comparison's replies; empty ones, which are not stored, leave it invalid."""
-        if not replies:
-            return Verdict("invalid", "")
+        """The verdict of a comparison's replies, of which there is one at least."""
         cost = sum(self._price.of(reply.prompt_tokens, reply.completion_tokens) for reply in replies)
         return Verdict(self._winner(replies[-1]), replies[-1].text, cost)
 
-    def _ask_all(self, items: Sequence[tuple[Comparison, int]]) -> int:
-        """Asks for every item, the first alone: it shows whether key, model and parameters are right.
+    def _watch(self, stored: Sequence[tuple[tuple[Comparison, int], Sequence[Reply]]]) -> Watch:
+        """A watch that knows what came of the pairs that were asked out before."""
+        watch = Watch(self.name, self._store, any(r.says_something for _, replies in stored for r in replies))
+        for (comparison, repeat), replies in stored:
+            if replies and not watch.answered and not self._is_open(replies) and replies[-1].finish_reason != REFUSED:
+                watch.note(comparison.prompt_id, self._request(comparison, repeat, 0), replies, named=False)
+        return watch
+
+    def _ask_all(self, items: Sequence[tuple[Comparison, int]], watch: Watch) -> int:
+        """Asks for every item; the first alone until a reply holds text, which shows that key, model and values are right.
+
+        Args:
+            items: comparisons and which repeat of them.
+            watch: what it knows of the others.
 
         Returns:
             How many calls were answered.
         """
         assert self._endpoint is not None
-        self._announce(items)
+        if not items:
+            watch.end()
+            return 0
+        self._budget.announce([len(self._request(*item, 0)["messages"][0]["content"]) for item in items])
         self._endpoint.check()
         with Progress("judge", len(items), "verdicts") as progress:
-            calls = self._ask(*items[0])
-            spent = self._check_spent()
-            progress.update(1, usd=spent)
+            calls = 0
+            rest = list(items)
+            while rest and not (watch.answered and len(rest) < len(items)):
+                calls += self._ask(*rest.pop(0), watch)
+                spent = self._budget.check()
+                progress.update(1, usd=spent)
             with ThreadPoolExecutor(self._recipe.concurrency) as pool:
                 try:
-                    asked = as_completed([pool.submit(self._ask, *item) for item in items[1:]])
+                    asked = as_completed([pool.submit(self._ask, *item, watch) for item in rest])
                     for done, future in enumerate(asked, start=1):
                         calls += future.result()
                         if done % _SPENT_EVERY == 0:
-                            spent = self._check_spent()
+                            spent = self._budget.check()
                         progress.update(1, usd=spent)
                 finally:
                     # Calls in flight are waited for, and kept; none is begun.
                     pool.shutdown(cancel_futures=True)
-        read, written = self._store.tokens(self._recipe.base_url, self._recipe.model)
-        logger.info("the store now holds %d tokens read, %d written, %.4f USD", read, written, self._spent())
+        watch.end()
+        self._budget.report()
         return calls
 
-    def _ask(self, comparison: Comparison, repeat: int) -> int:
-        """Asks, and asks again where the reply names no winner; keeps every reply that is not empty."""
+    def _ask(self, comparison: Comparison, repeat: int, watch: Watch) -> int:
+        """Asks, and asks again where the reply names no winner; keeps every reply.
+
+        A refusal is not asked for again. The watch keeps it as soon as other pairs are known to be answered.
+        """
         assert self._endpoint is not None
-        calls = attempt = 0
-        for _ in range(self._recipe.parse_retries + 1):
+        calls = 0
+        replies: list[Reply] = []
+        named = False
+        for attempt in range(self._recipe.parse_retries + 1):
             request = self._request(comparison, repeat, attempt)
             with self._store.alone(request):
                 reply = self._store.get(request)
                 if reply is None:
-                    reply = self._endpoint.ask(request["messages"], request["parameters"])
+                    about = f"prompt {comparison.prompt_id!r}"
+                    reply = self._endpoint.ask(request["messages"], request["parameters"], about)
                     calls += 1
-                    if not reply.text.strip():
-                        continue
-                    self._store.put(request, reply)
-            if self._winner(reply) != "invalid":
+                    if reply.finish_reason != REFUSED:
+                        self._store.put(request, reply)
+            replies.append(reply)
+            named = self._winner(reply) != "invalid"
+            if named or reply.finish_reason == REFUSED:
                 break
-            attempt += 1
+        watch.note(comparison.prompt_id, request, replies, named)
         return calls
-
-    def _announce(self, items: Sequence[tuple[Comparison, int]]) -> None:
-        """Says what the calls will cost before the first is made.
-
-        Raises:
-            UserError: with what was spent before, it is more than the budget.
-        """
-        lengths = [len(self._request(*item, 0)["messages"][0]["content"]) for item in items]
-        read = math.ceil(sum(lengths) / _CHARACTERS_PER_TOKEN)
-        written = len(items) * self._recipe.max_tokens
-        estimate, spent = self._price.of(read, written), self._spent()
-        logger.info(
-            "%s: %d calls, about %d tokens to read and at most %d to write, about %.4f USD; %.4f USD spent before, "
-            "budget %.4f USD",
-            *(self.name, len(items), read, written, estimate, spent, self._recipe.budget_usd),
-        )
-        if spent + estimate > self._recipe.budget_usd:
-            raise UserError(
-                f"{self.name}: {len(items)} calls would cost about {estimate:.4f} USD on top of {spent:.4f} USD spent "
-                f"before, which is over judge.chat.budget_usd, {self._recipe.budget_usd:g}: raise it or judge less."
-            )
-
-    def _spent(self) -> float:
-        """USD for all replies of this model in the store, whichever job asked."""
-        return self._price.of(*self._store.tokens(self._recipe.base_url, self._recipe.model))
-
-    def _check_spent(self) -> float:
-        if (spent := self._spent()) > self._recipe.budget_usd:
-            raise UserError(
-                f"{self.name}: {spent:.4f} USD are spent, which is over judge.chat.budget_usd, "
-                f"{self._recipe.budget_usd:g}; verdicts so far are kept, raise it to go on."
-            )
-        return spent
 
 
 def _drawn(comparison: Comparison, share: float) -> bool:

@@ -76,6 +76,7 @@ def _chat_judge(recipe: JudgeRecipe, template: Path) -> Judge:
         endpoint = Endpoint(
             *(chat.base_url, chat.model, chat.api_key_env),
             *(chat.timeout, chat.max_retries, chat.requests_per_minute),
+            max_tokens=chat.max_tokens,
         )
     store = VerdictStore(chat.store, create=recipe.kind == "chat")
     return ChatJudge(chat, read_template(template), recipe.suffix, store, endpoint, recipe.repeat)

@@ -10,6 +10,11 @@ from prefopt.judging.judge import Winner
 from prefopt.judging.templates import Template, verdict_of_line
 
 _WINNERS: dict[str, Winner] = {"A": "first", "B": "second", "tie": "tie"}
+# How servers say that a reply has come to its end: OpenAI, TGI, Anthropic, Gemini, Cohere, AI21 ...; "" says nothing.
+_COMPLETE = {
+    *("", "stop", "eos", "eostoken", "endturn", "endofturn", "endoftext", "stopsequence", "stopstring"),
+    *("complete", "completed", "finished", "done", "finishreasonstop"),
+}
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 
 
@@ -26,12 +31,17 @@ def parse_reply(template: Template, reply: str, finish_reason: str, structured: 
     Returns:
         `invalid` where no winner is named; nothing is guessed.
     """
-    if finish_reason not in ("stop", ""):
+    if not is_complete(finish_reason):
         return "invalid"
     if structured:
         return _WINNERS.get(_chosen(reply), "invalid")
     choices = [choice for line in reply.splitlines() if (choice := verdict_of_line(template, line))]
     return _WINNERS[choices[-1]] if choices else "invalid"
+
+
+def is_complete(finish_reason: str) -> bool:
+    """Whether a reply came to its own end; of a reason that is not known it cannot be said."""
+    return re.sub(r"[^a-z]", "", finish_reason.casefold()) in _COMPLETE
 
 
 def reply_schema(template: Template) -> dict[str, Any]:
@@ -58,7 +68,7 @@ def _chosen(reply: str) -> str:
     fenced = _FENCE.fullmatch(reply.strip())
     try:
         value = json.loads(fenced[1] if fenced else reply)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return ""
     chosen = value.get("preferred") if isinstance(value, dict) else None
     return chosen if isinstance(chosen, str) else ""

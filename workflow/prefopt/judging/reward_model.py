@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from prefopt.analysis.statistics import score_interval
 from prefopt.errors import UserError
+from prefopt.finite import require_finite
 from prefopt.judging.judge import PROMPTS_AT_ONCE, Comparison, Verdict, Winner
 from prefopt.lm.batching import Row
-from prefopt.lm.models import encode, load_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.continuations import encode_continuations
+from prefopt.lm.models import load_scorer, load_tokenizer, tokenizer_hash, weights_hash
 from prefopt.progress import Progress
 from prefopt.tables import read_table
 from prefopt.training.reward import score_rows
@@ -106,7 +108,7 @@ class RewardModelJudge:
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a completion as in training: one leading space, the text, EOS."""
     text = text.strip()
-    ids = encode(tokenizer, [" " + text] if text else [])
+    ids = encode_continuations(tokenizer, [" " + text] if text else [])
     return [*(ids[0] if ids else []), tokenizer.eos_token_id]
 
 
@@ -128,6 +130,7 @@ def held_out_accuracy(
     columns = [pairs[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
     rows = [Row(tuple(p), (tuple(c), tuple(r))) for p, c, r in zip(*columns, strict=True)]
     rewards = score_rows(model, rows, token_budget).double().numpy()
+    require_finite(rewards, pairs["prompt_id"], "The judge's score of a held-out comparison", "look at its gold model")
     lengths = np.array([[len(c) for c in row.completions] for row in rows])
     agrees, longer = _agreement(rewards), _agreement(lengths)
     interval = score_interval(agrees.tolist(), pairs["prompt_id"].tolist(), confidence)
@@ -169,7 +172,7 @@ def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_b
     model = load_scorer(gold_model, device=default_device())
     return RewardModelJudge(
         model,
-        AutoTokenizer.from_pretrained(str(gold_model), trust_remote_code=False),
+        load_tokenizer(gold_model),
         weights_hash(gold_model),
         dict(zip(prompts["prompt_id"], (ids.tolist() for ids in prompts["prompt_ids"]), strict=True)),
         token_budget,

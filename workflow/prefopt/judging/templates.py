@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import re
 import unicodedata
 from pathlib import Path
 
 from prefopt.errors import UserError
+from prefopt.judging.disguise import letters, undisguised
 
 _PLACES = ("prompt", "first", "second")
 # The last line of a template: `Preferred: <"A" or "B">`, or `Preferred: <"A", "B" or "tie">`.
@@ -16,6 +18,12 @@ _FORMAT_LINE = re.compile(r"(?P<label>[^:\n]+): <(?P<choices>[^>]+)>")
 _CHOICES = (["A", "B"], ["A", "B", "tie"])
 _WRAPPING = " \t\"'`*_<>[](){}.\\“”‘’«»"
 _HUMAN = "\n\nHuman:"
+# Before a heading: marks of titles, lists and quotations, and numbers or letters of a list.
+_MARKS = r"[\W_]*+(?:(?:\d{1,4}|[a-z]|[ivx]{2,5})[.):\]][\W_]*+)*"
+# Between a heading and what it announces: a colon or what stands for one.
+_ANNOUNCES = r"[^\w]*?(?:[:=|>\u2236\ua789\u02d0\u05c3\u0589]|\s[-\u2012-\u2015]|[\u2012-\u2015]\s)"
+# What begins a mark of a chat template, which a local server may take for one.
+_CHAT_MARKS = re.compile(r"<(?=[|\uff5c])|[|\uff5c](?=>)|<(?=/?s>|(?:start|end)_of_turn>|</?SYS>>)|\[(?=/?INST\])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,16 +87,21 @@ def fill(template: Template, prompt: str, first: str, second: str) -> str:
 
 
 def neutral(template: Template, text: str) -> str:
-    """A text whose lines can be taken neither for a part of the template nor for a verdict."""
-    headings = _headings(template)
+    """A text whose lines can be taken neither for a part of the template nor for a verdict.
+
+    A heading or a verdict is found behind marks of lists and titles ("# ", "1. ", "- "), in other spacing, emphasis or
+    letters that look the same, with whatever stands between it and what it announces.
+    """
+    forged = _forged(template)
 
     def line(line: str) -> str:
-        plain = plain_line(line).casefold()
-        heading = any(plain == name or plain.startswith(f"{name}:") for name in headings)
+        plain = undisguised(line)
+        matches = [found for form in forged if (found := form.match(plain))]
+        # A word without a Latin letter is one of another language, and no disguise.
+        heading = any(re.search("[a-z]", found["heading"]) for found in matches)
         return f"| {line}" if heading or verdict_of_line(template, line) else line
 
-    # Marks of chat templates are split, since a local server may read them as such.
-    return "".join(map(line, text.splitlines(keepends=True))).replace("<|", "< |").replace("|>", "| >")
+    return _CHAT_MARKS.sub(r"\g<0> ", "".join(map(line, text.splitlines(keepends=True))))
 
 
 def verdict_of_line(template: Template, line: str) -> str | None:
@@ -123,7 +136,11 @@ def question(prompt: str, suffix: str) -> str:
     return text.strip()
 
 
-def _headings(template: Template) -> list[str]:
-    """What stands before a colon at the start of the template's lines, "Summary A" for instance."""
+@functools.cache
+def _forged(template: Template) -> list[re.Pattern[str]]:
+    """What an undisguised line looks like that a reader may take for the template's heading or for a verdict."""
     starts = (re.match(r"([^:{}\n]{1,40}):", line) for line in template.text.splitlines())
-    return sorted({plain_line(match[1]).casefold() for match in starts if match})
+    headings = {match[1] for match in starts if match} | {template.label}
+    forms = [rf"{_MARKS}(?P<heading>{letters(heading)})(?:{_ANNOUNCES}|[\W_]*$)" for heading in sorted(headings)]
+    forms += [rf"{_MARKS}(?P<heading>{letters(choice)})[\W_]*$" for choice in template.choices]
+    return [re.compile(form) for form in forms]

@@ -1,9 +1,9 @@
 """Attention that reads a shared prompt once: for packed rows (training) and for sampling.
 
 It is registered with transformers under the name `prefopt` and is told what to do by a layout that travels through
-the model's keyword arguments. Architectures that route attention through transformers' registry take it (GPT-2, GPT-J,
-GPT-NeoX, Llama and most newer ones); some old ones do not (GPT-Neo, Bloom), and the callers fall back to padded batches
-there.
+the model's keyword arguments. Which rows lie where is the layout's; what a layer may see of a row (all that came
+before, a window of it, its own chunk) is the model's, and transformers hands it over as a function of two positions.
+Whether a model's architecture is computed rightly so is found on loading (`prefopt.lm.verify`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from prefopt.lm.batching import Row
 
@@ -28,6 +29,70 @@ NAME = "prefopt"
 
 # Completions of one row that attend together. They share a block mask, whose masked part is wasted work.
 _GROUP_TOKENS = 192
+
+# Arguments of transformers' attention interface that change nothing here: what they say is in the mask and the layout,
+# or they speak of outputs. A window comes as the mask's function too.
+_HARMLESS = {
+    "cache",
+    "cache_position",
+    "is_causal",
+    "position_embeddings",
+    "position_ids",
+    "sliding_window",
+    "use_cache",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mask:
+    """What the layers of one kind may see, as transformers describes it; made once for each forward pass."""
+
+    options: dict[str, Any]  # those of `transformers.masking_utils.sdpa_mask`
+
+    @functools.cached_property
+    def dense(self) -> Tensor | None:
+        """bool [batch, 1, queries, keys] of a plain forward pass; None where all that came before is seen."""
+        mask: Tensor | None = sdpa_mask(**self.options)
+        return mask
+
+    def is_causal(self, length: int) -> bool:
+        """Whether positions up to `length` see all that came before; transformers' own condition to make no mask."""
+        size = self.options.get("local_size")
+        return bool(self.options["allow_is_causal_skip"]) and (size is None or length <= size)
+
+    def sees(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """bool, in the shape that positions of queries and of keys broadcast to: whether they are seen."""
+        seen: Tensor = self.options["mask_function"](0, 0, queries, keys)
+        return seen.expand(torch.broadcast_shapes(queries.shape, keys.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How scores become weights: scaled, then soft-capped, then normalised beside a sink."""
+
+    scaling: float | None  # 1/sqrt(D) where None
+    softcap: float | None = None  # c of c tanh(scores / c)
+    sinks: Tensor | None = None  # [H], a further score of each head that takes weight and gives nothing
+
+    @property
+    def plain(self) -> bool:
+        """Whether torch's own attention computes them."""
+        return self.softcap is None and self.sinks is None
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Soft-capped scores."""
+        return scores if self.softcap is None else torch.tanh(scores / self.softcap) * self.softcap
+
+    def weights(self, scores: Tensor, sinks: Tensor | None) -> Tensor:
+        """Softmax over keys in float32; `sinks` [..., 1] broadcasts to the scores' other dimensions."""
+        if sinks is None:
+            return scores.float().softmax(dim=-1).to(scores.dtype)
+        beside = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], dim=-1)
+        return beside.float().softmax(dim=-1)[..., :-1].to(scores.dtype)
+
+
+# A row's prompt with its mask, None where it is causal, and length and mask of each group of its completions.
+RowPieces = tuple[int, Tensor | None, list[tuple[int, Tensor]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,26 +104,45 @@ class PackedLayout:
 
     rows: list[tuple[int, list[int]]]  # of each row, tokens of its prompt and of each completion
     device: torch.device
+    _made: dict[Mask | None, list[RowPieces]] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @functools.cached_property
     def pieces(self) -> list[int]:
         """Lengths of consecutive pieces of the sequence: a prompt, then groups of its completions."""
-        return [length for prompt, groups in self.groups for length in (prompt, *(length for length, _ in groups))]
+        return [length for prompt, _, groups in self.groups(None) for length in (prompt, *(own for own, _ in groups))]
 
     @functools.cached_property
-    def groups(self) -> list[tuple[int, list[tuple[int, Tensor]]]]:
-        """Of each row the prompt's length, and length and mask of each group of completions."""
+    def longest(self) -> int:
+        """Tokens of the longest prompt with one of its completions."""
+        return max(prompt + max(completions, default=0) for prompt, completions in self.rows)
+
+    def restricting(self, mask: Mask | None) -> Mask | None:
+        """The mask, or None where no row is long enough for it to hide anything."""
+        return None if mask is None or mask.is_causal(self.longest) else mask
+
+    def groups(self, mask: Mask | None) -> list[RowPieces]:
+        """The pieces of each row under a mask; None is causal."""
+        if mask not in self._made:
+            self._made[mask] = self._groups(mask)
+        return self._made[mask]
+
+    def _groups(self, mask: Mask | None) -> list[RowPieces]:
         masks: dict[tuple[int, ...], Tensor] = {}
-        found = []
-        for prompt, completions in self.rows:
-            of_row: list[tuple[int, Tensor]] = []
-            for group in _completion_groups(completions):
-                key = (prompt, *group)
-                if key not in masks:
-                    masks[key] = _group_mask(prompt, group, self.device)
-                of_row.append((sum(group), masks[key]))
-            found.append((prompt, of_row))
-        return found
+
+        def of(prompt: int, group: Sequence[int]) -> Tensor:
+            key = (prompt, *group)
+            if key not in masks:
+                masks[key] = _group_mask(prompt, group, self.device, mask)
+            return masks[key]
+
+        return [
+            (
+                prompt,
+                None if mask is None else of(0, [prompt]),
+                [(sum(group), of(prompt, group)) for group in _completion_groups(completions)],
+            )
+            for prompt, completions in self.rows
+        ]
 
     @functools.cached_property
     def sequences(self) -> Sequences:
@@ -98,27 +182,37 @@ class Sequences:
     longest_key: int
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class DecodeLayout:
     """G prompts with n samples each, one new token a sample."""
 
-    prefix_mask: Tensor  # bool [G, 1, 1, P], true on real prompt tokens
-    groups: int  # G
+    lengths: Tensor  # int64 [G], tokens of each prompt
+    prefix: int  # P, those of the longest
+    step: int  # t, new tokens of each sample, the present one included
+    _made: dict[Mask | None, tuple[Tensor, Tensor | None]] = dataclasses.field(default_factory=dict, repr=False)
+
+    def visible(self, mask: Mask | None) -> tuple[Tensor, Tensor | None]:
+        """bool [G, 1, 1, P], what a prompt's samples see of it, and [G, t] of themselves; None: all."""
+        if mask is not None and mask.is_causal(self.prefix + self.step):
+            mask = None
+        if mask not in self._made:
+            self._made[mask] = self._visible(mask)
+        return self._made[mask]
+
+    def _visible(self, mask: Mask | None) -> tuple[Tensor, Tensor | None]:
+        lengths = self.lengths.unsqueeze(1)
+        places = torch.arange(max(self.prefix, self.step), device=lengths.device)
+        prefix, own = places[: self.prefix], lengths + places[: self.step]
+        real = prefix < lengths
+        if mask is None:
+            return real[:, None, None, :], None
+        query = own[:, -1:]
+        return (real & mask.sees(query, prefix))[:, None, None, :], mask.sees(query, own)
 
 
 def uses_registry(model: nn.Module) -> bool:
     """Whether the model's attention comes from transformers' registry and can be ours."""
     return bool(getattr(model, "_supports_attention_backend", False))
-
-
-def use_engine_attention(model: PreTrainedModel) -> PreTrainedModel:
-    """Switches a model to this module's attention, where its architecture allows it.
-
-    Outside the engine's own calls such a model attends causally and must be given unpadded input.
-    """
-    if uses_registry(model):
-        model.set_attn_implementation(NAME)
-    return model
 
 
 def packed_layout(rows: Sequence[Row], device: torch.device) -> PackedLayout:
@@ -137,14 +231,15 @@ def _completion_groups(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
-def _group_mask(prompt: int, completions: Sequence[int], device: torch.device) -> Tensor:
-    """bool [C, prompt + C]: each completion sees the whole prompt and, causally, itself."""
-    total = sum(completions)
-    member = torch.repeat_interleave(
-        torch.arange(len(completions), device=device), torch.tensor(completions, device=device)
-    )
-    own = (member[:, None] == member[None, :]).tril()
-    return torch.cat([own.new_ones(total, prompt), own], dim=1)
+def _group_mask(prompt: int, completions: Sequence[int], device: torch.device, mask: Mask | None) -> Tensor:
+    """bool [C, prompt + C]: each completion sees the prompt and itself, causally or as far as `mask` allows."""
+    lengths = torch.tensor(completions, device=device)
+    member = torch.repeat_interleave(torch.arange(len(completions), device=device), lengths)
+    own = torch.arange(len(member), device=device) - (lengths.cumsum(0) - lengths)[member] + prompt
+    places = torch.cat([torch.arange(prompt, device=device), own])
+    seen = places <= own[:, None] if mask is None else mask.sees(own[:, None], places).clone()
+    seen[:, prompt:] &= member[:, None] == member
+    return seen
 
 
 def prefopt_attention(
@@ -152,12 +247,14 @@ def prefopt_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Mask | Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     packed: PackedLayout | None = None,
     decode: DecodeLayout | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every layer.
 
@@ -165,51 +262,85 @@ def prefopt_attention(
         module: the attention module.
         query: [1, H, T, D] packed, or [G * n, H, 1, D] when sampling.
         key: [1, K, T, D] packed, with K key-value heads; when sampling a pair of prefix and suffix (see `_decode`).
-        value: as `key`.
-        attention_mask: not used; the layouts say what is visible.
+        value: as `key`, of a width E of its own.
+        attention_mask: what the layer may see of a row.
         scaling: of the scores.
         dropout: must be 0.
+        softcap: see `Scores`.
+        s_aux: sinks, see `Scores`.
         packed: layout of a packed sequence.
         decode: layout of a sampling step.
+        others: what does not change the result, or is None.
 
     Returns:
-        [batch, T, H, D] and no weights.
+        [batch, T, H, E] and no weights.
+
+    Raises:
+        NotImplementedError: the model asks for something that is not computed here.
     """
     if dropout:
         raise ValueError("the engine's attention has no dropout: load models with prefopt.lm.models")
+    unknown = [name for name, value in others.items() if value is not None and name not in _HARMLESS]
+    if unknown or others.get("is_causal") is False:
+        raise NotImplementedError(f"the engine's attention takes no {', '.join(unknown) or 'is_causal=False'}")
+    scores = Scores(scaling, softcap, s_aux)
     if decode is not None:
-        return _decode(query, key, value, scaling, decode), None
+        return _decode(query, key, value, _of_a_row(attention_mask), scores, decode), None
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    if packed is not None:
-        in_sequences = query.is_cuda and flash_can(query.device, query.dtype, query.shape[-1])
-        output = (_in_sequences if in_sequences else _packed)(query, key, value, scaling, packed)
+    if packed is None:
+        dense = attention_mask.dense if isinstance(attention_mask, Mask) else attention_mask
+        return _attend(query, key, value, dense, scores).transpose(1, 2), None
+    mask = packed.restricting(_of_a_row(attention_mask))
+    if query.is_cuda and mask is None and scores.plain and key.shape[-1] == value.shape[-1]:
+        in_sequences = flash_can(query.device, query.dtype, query.shape[-1])
     else:
-        output = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, scale=scaling)
+        in_sequences = False
+    if in_sequences:
+        output = _in_sequences(query, key, value, scaling, packed)
+    else:
+        output = _packed(query, key, value, mask, scores, packed)
     return output.transpose(1, 2), None
 
 
-def _packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, layout: PackedLayout) -> Tensor:
+def _of_a_row(mask: Mask | Tensor | None) -> Mask | None:
+    if isinstance(mask, Tensor):
+        raise NotImplementedError("the engine's attention takes no mask of the model's own making")
+    return mask
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scores: Scores) -> Tensor:
+    """Attention under a mask (bool, or floats that are added); None is causal, of one query: to all keys."""
+    causal = mask is None and query.shape[2] > 1
+    if scores.plain:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scores.scaling)
+    scaling = query.shape[-1] ** -0.5 if scores.scaling is None else scores.scaling
+    products = scores.capped(query @ key.transpose(2, 3) * scaling)
+    if causal:
+        mask = torch.ones(products.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        # A finite number, since a row of padding may see nothing.
+        products = products.masked_fill(~mask, torch.finfo(products.dtype).min)
+    elif mask is not None:
+        products = products + mask
+    sinks = None if scores.sinks is None else scores.sinks.view(1, -1, 1, 1)
+    return scores.weights(products, sinks) @ value
+
+
+def _packed(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, scores: Scores, layout: PackedLayout
+) -> Tensor:
     # `split` rather than slices: its backward is one concatenation, a slice's is a zero tensor of the whole length.
     pieces = zip(*(tensor.split(layout.pieces, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = []
-    for _, groups in layout.groups:
+    for _, prompt_mask, groups in layout.groups(mask):
         prompt_query, prompt_key, prompt_value = next(pieces)
-        outputs.append(
-            F.scaled_dot_product_attention(prompt_query, prompt_key, prompt_value, is_causal=True, scale=scaling)
-        )
-        for _, mask in groups:
+        outputs.append(_attend(prompt_query, prompt_key, prompt_value, prompt_mask, scores))
+        for _, group_mask in groups:
             own_query, own_key, own_value = next(pieces)
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    own_query,
-                    torch.cat([prompt_key, own_key], dim=2),
-                    torch.cat([prompt_value, own_value], dim=2),
-                    attn_mask=mask,
-                    scale=scaling,
-                )
-            )
+            keys, values = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
+            outputs.append(_attend(own_query, keys, values, group_mask, scores))
     return torch.cat(outputs, dim=2)
 
 
@@ -243,7 +374,7 @@ def flash_can(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     layout = PackedLayout([(5, [3, 4]), (2, [6])], device)
     generator = torch.Generator(device).manual_seed(0)
     results = []
-    for attend in (_packed, _in_sequences):
+    for in_sequences in (False, True):
         generator.manual_seed(0)
         try:
             with torch.inference_mode(False), torch.enable_grad():
@@ -251,7 +382,11 @@ def flash_can(device: torch.device, dtype: torch.dtype, width: int) -> bool:
                     torch.randn(1, 2, 20, width, generator=generator, device=device, dtype=dtype, requires_grad=True)
                     for _ in range(3)
                 )
-                output = attend(query, key, value, None, layout)
+                output = (
+                    _in_sequences(query, key, value, None, layout)
+                    if in_sequences
+                    else _packed(query, key, value, None, Scores(None), layout)
+                )
                 output.float().square().sum().backward()
         except (RuntimeError, TypeError) as error:
             logger.warning("flash attention is not used (%s)", str(error).splitlines()[0])
@@ -264,40 +399,52 @@ def flash_can(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     return same
 
 
-def _decode(query: Tensor, keys: Any, values: Any, scaling: float | None, layout: DecodeLayout) -> Tensor:
+def _decode(query: Tensor, keys: Any, values: Any, mask: Mask | None, scores: Scores, layout: DecodeLayout) -> Tensor:
     """One token of each of G * n samples against its prompt, kept once per prompt, and its own few tokens.
 
     Args:
         query: [G * n, H, 1, D].
         keys: the prefix [G, K, P, D] and the suffix [G * n, K, t, D].
-        values: as keys.
-        scaling: of the scores; 1/sqrt(D) where None.
-        layout: G, and which prefix positions are real.
+        values: as keys, of width E.
+        mask: what the layer may see of a row.
+        scores: how scores become weights.
+        layout: G, and how long prompts and samples are.
 
     Returns:
-        [G * n, 1, H, D].
+        [G * n, 1, H, E].
     """
     (prefix_key, suffix_key), (prefix_value, suffix_value) = keys, values
     rows, heads, _, width = query.shape
     groups, kv_heads, prefix, _ = prefix_key.shape
     samples, repeats = rows // groups, heads // kv_heads
-    query = query * (width**-0.5 if scaling is None else scaling)
+    prefix_mask, suffix_mask = layout.visible(mask)
+    query = query * (width**-0.5 if scores.scaling is None else scores.scaling)
     # Heads that share a key-value head are further queries of it.
     by_row = query.view(rows, kv_heads, repeats, width)
     by_group = by_row.view(groups, samples, kv_heads, repeats, width).transpose(1, 2)
     by_group = by_group.reshape(groups, kv_heads, samples * repeats, width)
-    prefix_scores = by_group @ prefix_key.transpose(2, 3)
-    prefix_scores = prefix_scores.masked_fill_(~layout.prefix_mask, float("-inf"))
+    prefix_scores = scores.capped(by_group @ prefix_key.transpose(2, 3))
+    prefix_scores = prefix_scores.masked_fill_(~prefix_mask, float("-inf"))
     prefix_scores = prefix_scores.view(groups, kv_heads, samples, repeats, prefix).transpose(1, 2)
-    suffix_scores = by_row @ suffix_key.transpose(2, 3)
-    scores = torch.cat([prefix_scores.reshape(rows, kv_heads, repeats, prefix), suffix_scores], dim=-1)
-    weights = scores.float().softmax(dim=-1).to(query.dtype)
+    suffix_scores = scores.capped(by_row @ suffix_key.transpose(2, 3))
+    if suffix_mask is not None:
+        hidden = ~suffix_mask.repeat_interleave(samples, dim=0)[:, None, None, :]
+        suffix_scores = suffix_scores.masked_fill_(hidden, float("-inf"))
+    products = torch.cat([prefix_scores.reshape(rows, kv_heads, repeats, prefix), suffix_scores], dim=-1)
+    sinks = None if scores.sinks is None else scores.sinks.view(1, kv_heads, repeats, 1)
+    weights = scores.weights(products, sinks)
     prefix_weights, suffix_weights = weights.split([prefix, suffix_scores.shape[-1]], dim=-1)
     from_prefix = prefix_weights.reshape(groups, samples, kv_heads, repeats, prefix).transpose(1, 2)
     from_prefix = from_prefix.reshape(groups, kv_heads, samples * repeats, prefix) @ prefix_value
-    from_prefix = from_prefix.view(groups, kv_heads, samples, repeats, width).transpose(1, 2)
-    output = from_prefix.reshape(rows, kv_heads, repeats, width) + suffix_weights @ suffix_value
-    return output.reshape(rows, 1, heads, width)
+    from_prefix = from_prefix.view(groups, kv_heads, samples, repeats, -1).transpose(1, 2)
+    output = from_prefix.reshape(rows, kv_heads, repeats, -1) + suffix_weights @ suffix_value
+    return output.reshape(rows, 1, heads, -1)
+
+
+def _mask(**options: Any) -> Mask:
+    """What transformers calls to make a mask: it is made when it is known for which layout."""
+    return Mask(options)
 
 
 AttentionInterface.register(NAME, prefopt_attention)
+AttentionMaskInterface.register(NAME, _mask)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prefopt.errors import UserError
-from prefopt.lm.models import save_model
+from prefopt.lm.loading import LOADING, check_config, check_weights, reason_of, silent
+from prefopt.lm.models import check_vocabulary, save_model
 from prefopt.tables import package_versions
 
 _KINDS = {"causal_lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
@@ -31,19 +32,26 @@ def run(args: argparse.Namespace) -> None:
     """Loads a model without running any code of its repository, and writes it as a model folder.
 
     Raises:
-        UserError: the model cannot be reached, or it has no weights of the kind asked for.
+        UserError: the model cannot be reached, it has no weights of the kind asked for, or weights that are not those
+            of its config.
     """
+    options = {**LOADING, "use_safetensors": not args.convert_bin, "revision": args.revision, "dtype": "float32"}
     common = {"revision": args.revision, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(args.name, **common)
-        model = _KINDS[args.kind].from_pretrained(
-            args.name, use_safetensors=not args.convert_bin, weights_only=True, dtype="float32", **common
-        )
-    except (OSError, ValueError) as error:
+        with silent():
+            config = AutoConfig.from_pretrained(args.name, **common)
+            check_config(config, args.name)
+            tokenizer = AutoTokenizer.from_pretrained(args.name, **common)
+            model, info = _KINDS[args.kind].from_pretrained(args.name, config=config, **options)
+    except UserError:
+        raise
+    except Exception as error:  # of the network, transformers or the architecture's own code
         raise UserError(
-            f"{args.name} could not be loaded ({str(error).splitlines()[0]}): check the name and the network; if it "
+            f"{args.name} could not be loaded ({reason_of(error)}): check the name and the network; if it "
             f"has no safetensors weights, run `python -m prefopt fetch --convert-bin` once (docs/hub.md)."
         ) from error
+    check_weights(info, args.name)
+    check_vocabulary(tokenizer, model.config, args.name)
     manifest = {
         "fetched": args.name,
         "revision": args.revision or "not pinned",

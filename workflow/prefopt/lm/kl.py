@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prefopt.lm.batching import Row
+from prefopt.lm.engine import head_logits, output_head
 from prefopt.lm.logprobs import completion_hidden_states
-from prefopt.lm.models import output_head
 
 # Log-probabilities of at most this many bytes are held at once for each of the two policies.
 _CHUNK_BYTES = 32 * 2**20
@@ -31,17 +31,17 @@ def completion_kls(policy: nn.Module, reference: nn.Module, rows: Sequence[Row])
     Returns:
         float32 [number of completions], in nats, on the CPU; rows in order, completions in order.
     """
-    hidden = [completion_hidden_states(model, rows)[0] for model in (policy, reference)]
-    heads = [output_head(model) for model in (policy, reference)]
+    models = (policy, reference)
+    hidden = [completion_hidden_states(model, rows)[0] for model in models]
     steps = len(hidden[0])
-    chunk = max(1, _CHUNK_BYTES // (4 * heads[0].weight.shape[0]))
+    chunk = max(1, _CHUNK_BYTES // (4 * output_head(policy).weight.shape[0]))
     kls = torch.empty(steps, device=hidden[0].device)
     with torch.autocast(hidden[0].device.type, enabled=False):
         for start in range(0, steps, chunk):
             part = slice(start, start + chunk)
             logps, reference_logps = (
-                F.log_softmax(head(h[part].to(head.weight.dtype)).float(), dim=-1)
-                for head, h in zip(heads, hidden, strict=True)
+                F.log_softmax(head_logits(model, h[part].to(output_head(model).weight.dtype)), dim=-1)
+                for model, h in zip(models, hidden, strict=True)
             )
             kls[part] = (logps.exp() * (logps - reference_logps)).sum(dim=-1)
     lengths = torch.tensor([len(completion) for row in rows for completion in row.completions])

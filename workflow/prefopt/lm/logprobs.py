@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.errors import UserError
-from prefopt.lm.attention import packed_layout, uses_registry
+from prefopt.lm.attention import packed_layout
 from prefopt.lm.batching import Row
-from prefopt.lm.models import backbone, output_head
+from prefopt.lm.engine import Engine, backbone, engine_of, output_head, position_limit
 from prefopt.lm.sharding import within
 
 # Logits of at most this many bytes are kept for the backward pass; more are computed again there, chunk by chunk.
@@ -56,8 +56,10 @@ def completion_logprobs(model: nn.Module, rows: Sequence[Row], *, temperature: f
         targets = torch.tensor(
             [token for row in rows for completion in row.completions for token in completion], device=predicting.device
         )
-        head = output_head(model)
-        logps: Tensor = _TokenLogprobs.apply(predicting, head.weight, getattr(head, "bias", None), targets, temperature)
+        head, engine = output_head(model), engine_of(model)
+        logps: Tensor = _TokenLogprobs.apply(
+            predicting, head.weight, getattr(head, "bias", None), targets, temperature, engine
+        )
         return logps
 
     lengths = torch.tensor([len(completion) for row in rows for completion in row.completions])
@@ -77,7 +79,7 @@ def completion_hidden_states(model: nn.Module, rows: Sequence[Row]) -> tuple[Ten
         UserError: a prompt with a completion is longer than the model's positions.
     """
     _check_positions(model, rows)
-    forward = _packed_forward if uses_registry(model) else _padded_forward
+    forward = _packed_forward if engine_of(model).rows == "packed" else _padded_forward
     return forward(model, rows)
 
 
@@ -108,6 +110,8 @@ def _packed_forward(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tens
     device = next(model.parameters()).device
     hidden = backbone(model)(
         input_ids=torch.tensor([ids], device=device),
+        # Without a mask transformers would take the places where positions restart for the starts of rows.
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=device),
         position_ids=torch.tensor([positions], device=device),
         use_cache=False,
         packed=packed_layout(rows, device),
@@ -116,7 +120,7 @@ def _packed_forward(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tens
 
 
 def _padded_forward(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-    """A right-padded batch row for each prompt with one completion, for architectures with attention of their own."""
+    """A right-padded batch row for each prompt with one completion, under the model's own attention."""
     sequences = [(len(row.prompt), [*row.prompt, *completion]) for row in rows for completion in row.completions]
     longest = max(len(ids) for _, ids in sequences)
     padded = torch.tensor([ids + [0] * (longest - len(ids)) for _, ids in sequences])
@@ -140,30 +144,39 @@ def _take(hidden: Tensor, indices: list[int]) -> Tensor:
 
 
 def _check_positions(model: nn.Module, rows: Sequence[Row]) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = position_limit(model.config)
     longest = max(len(row.prompt) + max(map(len, row.completions)) for row in rows)
     if limit is not None and longest > limit:
         raise UserError(f"a prompt with its completion has {longest} tokens, the model has {limit} positions: cut it.")
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log softmax(h W^T + b)[target] for each position, without ever holding several copies of the logits."""
+    """log softmax(f(h W^T + b) / temperature)[target] for each position, f being what the model does after its head.
+
+    It never holds several copies of the logits.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        engine: Engine,
     ) -> Tensor:
-        ctx.temperature = temperature
+        ctx.temperature, ctx.engine = temperature, engine
         ctx.chunk = max(1, (_GPU_CHUNK_BYTES if hidden.is_cuda else _CHUNK_BYTES) // (4 * weight.shape[0]))
         needs_gradient = any(ctx.needs_input_grad[:3])
-        keep = needs_gradient and 4 * len(hidden) * weight.shape[0] <= _KEEP_BYTES
+        keep = needs_gradient and 4 * len(hidden) * weight.shape[0] <= _KEEP_BYTES and engine.softcap is None
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         log_normalisers = torch.empty_like(logps)
         totals = torch.ones_like(logps)  # of what is kept, by which the softmax is still to be divided
         kept: list[Tensor] = []
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(hidden), ctx.chunk):
-                logits = _logits(hidden[part], weight, bias, temperature)
+                logits = _logits(hidden[part], weight, bias, temperature, engine)
                 of_targets = logits.gather(1, targets[part, None]).squeeze(1)
                 # In place, since copies of the logits cost more than the arithmetic.
                 largest = logits.amax(dim=1, keepdim=True)
@@ -184,7 +197,8 @@ class _TokenLogprobs(torch.autograd.Function):
         (gradient,) = gradients
         hidden, weight, bias, targets, log_normalisers, totals = ctx.saved_tensors
         kept, ctx.kept = ctx.kept, None
-        gradient = gradient / ctx.temperature
+        engine: Engine = ctx.engine
+        gradient = gradient * (engine.scale / ctx.temperature)
         hidden_gradient = torch.empty_like(hidden)
         # A head beside an adapter does not learn.
         weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
@@ -192,14 +206,19 @@ class _TokenLogprobs(torch.autograd.Function):
         compute_weight = weight.to(hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for i, part in enumerate(_chunks(len(hidden), ctx.chunk)):
+                slope = None
                 if kept:
                     exponentials, kept[i] = kept[i], None
                 else:
-                    logits = _logits(hidden[part], weight, bias, ctx.temperature)
+                    logits = _logits(hidden[part], weight, bias, ctx.temperature, engine)
+                    if engine.softcap is not None:
+                        slope = 1 - (logits * (ctx.temperature / engine.softcap)).square_()  # of the tanh
                     exponentials = logits.sub_(log_normalisers[part, None]).exp_()
                 # In place: the exponentials become the gradient, gradient * (onehot - softmax).
                 of_logits = exponentials.mul_((-gradient[part] / totals[part])[:, None])
                 of_logits.scatter_add_(1, targets[part, None], gradient[part, None])
+                if slope is not None:
+                    of_logits.mul_(slope)
                 of_logits = of_logits.to(hidden.dtype)
                 torch.mm(of_logits, compute_weight, out=hidden_gradient[part])
                 if weight_gradient is not None and weight.dtype == hidden.dtype:
@@ -210,13 +229,14 @@ class _TokenLogprobs(torch.autograd.Function):
                     weight_gradient = weight_gradient.add_(product) if i else weight_gradient.copy_(product)
                 if bias_gradient is not None:
                     bias_gradient += of_logits.sum(dim=0)
-        return hidden_gradient, weight_gradient, bias_gradient, None, None
+        return hidden_gradient, weight_gradient, bias_gradient, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, engine: Engine) -> Tensor:
     logits = (hidden @ weight.to(hidden.dtype).t()).float()
     if bias is not None:
         logits += bias
+    logits = engine.finish_(logits)
     return logits.div_(temperature) if temperature != 1 else logits
 
 

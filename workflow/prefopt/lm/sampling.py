@@ -9,6 +9,7 @@ between two.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,9 +19,10 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from prefopt.errors import UserError
-from prefopt.lm.attention import DecodeLayout, packed_layout, uses_registry
+from prefopt.lm.attention import DecodeLayout, packed_layout
 from prefopt.lm.batching import Row, prompts_at_once
-from prefopt.lm.models import backbone, output_head
+from prefopt.lm.engine import backbone, engine_of, head_logits, position_limit
+from prefopt.lm.logprobs import completion_hidden_states
 
 # The batch is made smaller once this share of its rows has finished.
 _COMPACT_BELOW = 0.75
@@ -31,7 +33,9 @@ class Completion:
     """One sampled completion."""
 
     token_ids: list[int]  # EOS included where it was reached
-    logps: list[float]  # natural-log probability of each token at the sampling temperature; 0 at temperature 0
+    logps: list[
+        float
+    ]  # natural-log probability of each token at the sampling temperature (0 at temperature 0); NaN: no number
     finish_reason: Literal["eos", "length"]
 
 
@@ -69,7 +73,7 @@ def sample(
     if temperature == 0 and n != 1:
         raise ValueError("greedy completions are all equal: sample one (n=1) at temperature 0")
     longest = max(map(len, prompts), default=0)
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = position_limit(model.config)
     if limit is not None and longest + max_new_tokens > limit:
         raise UserError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit the model's {limit} positions: "
@@ -77,7 +81,7 @@ def sample(
         )
     # Prompts of similar length together, so that little of the prefix is padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    shared = uses_registry(model)
+    shared = engine_of(model).sampling == "shared"
     at_once = prompts_at_once(n, longest, max_new_tokens, _token_bytes(model), row_budget, shared_prefix=shared)
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), at_once):
@@ -90,12 +94,13 @@ def sample(
     return results
 
 
+@torch.inference_mode()
 def _token_bytes(model: PreTrainedModel) -> int:
-    """Bytes of one token's keys and values in all layers."""
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * width * next(model.parameters()).element_size())
+    """Bytes of one token's keys and values in all layers, at least 1."""
+    one = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    cache = getattr(backbone(model)(input_ids=one, use_cache=True), "cache", None)
+    states = [getattr(layer, name, None) for layer in getattr(cache, "layers", ()) for name in ("keys", "values")]
+    return max(1, sum(tensor.nbytes for tensor in states if tensor is not None))
 
 
 def _sample_batch(
@@ -115,13 +120,14 @@ def _sample_batch(
     ended = torch.zeros(groups * n, dtype=torch.bool, device=device)
     draws = _draws(seeds, n, max_new_tokens).to(device) if temperature > 0 else None
 
-    decoder = (_SharedPrefix if uses_registry(model) else _Expanded)(model, prompts, n, max_new_tokens)
+    decoder = DECODERS[engine_of(model).sampling](model, prompts, n, max_new_tokens)
     prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device).repeat_interleave(n)
     rows = torch.arange(groups * n, device=device)  # which completion each row of the batch is
     logits = decoder.prompt_logits().repeat_interleave(n, dim=0)
     for step in range(max_new_tokens):
         if draws is None:
-            token = logits.argmax(dim=-1)
+            largest, token = logits.max(dim=-1)
+            logps[rows, step] = largest - largest  # 0, or NaN where the logits are not finite
         else:
             token, logp = _draw(logits, temperature, draws[rows, step])
             logps[rows, step] = logp.masked_fill(ended[rows], 0.0)
@@ -163,21 +169,17 @@ def _draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, 
     return token, logp
 
 
-def _head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    logits: Tensor = output_head(model)(hidden)
-    return logits.float()
-
-
 class _SharedPrefix:
     """Decoding with every prompt's keys and values kept once for its n samples (see `attention._decode`)."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, steps: int) -> None:
         self._model = model
-        self._groups, self._samples = len(prompts), n
+        self._samples = n
         device = next(model.parameters()).device
         rows = [Row(prompt, ()) for prompt in prompts]
         lengths = [len(prompt) for prompt in prompts]
-        layers = [_PrefixLayer(lengths, n, steps) for _ in range(model.config.num_hidden_layers)]
+        count = model.config.get_text_config(decoder=True).num_hidden_layers
+        layers = [_PrefixLayer(lengths, n, steps) for _ in range(count)]
         self._cache = Cache(layers=layers)
         hidden = backbone(model)(
             input_ids=torch.tensor([[token for prompt in prompts for token in prompt]], device=device),
@@ -186,28 +188,30 @@ class _SharedPrefix:
             use_cache=True,
             packed=packed_layout(rows, device),
         ).last_hidden_state[0]
-        self._last = hidden[torch.tensor(lengths, device=device).cumsum(0) - 1]
-        real = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device).unsqueeze(1)
-        self._mask = real[:, None, None, :]
+        self._lengths = torch.tensor(lengths, device=device)
+        self._longest = max(lengths)
+        self._steps = 0
+        self._last = hidden[self._lengths.cumsum(0) - 1]
 
     def prompt_logits(self) -> Tensor:
         """float32 [G, V]: of each prompt's first new token."""
-        return _head_logits(self._model, self._last)
+        return head_logits(self._model, self._last)
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """float32 [rows, V]: logits after one more token a row."""
+        self._steps += 1
         hidden = backbone(self._model)(
             input_ids=tokens.unsqueeze(1),
             position_ids=positions.unsqueeze(1),
             cache=self._cache,
             use_cache=True,
-            decode=DecodeLayout(self._mask, self._groups),
+            decode=DecodeLayout(self._lengths, self._longest, self._steps),
         ).last_hidden_state[:, 0]
-        return _head_logits(self._model, hidden)
+        return head_logits(self._model, hidden)
 
     def compact(self, alive: Tensor) -> Tensor:
         """Drops finished prompts, and samples down to the most that any prompt still has; returns the rows kept."""
-        alive = alive.view(self._groups, self._samples)
+        alive = alive.view(len(self._lengths), self._samples)
         counts = alive.sum(dim=1)
         groups = counts.nonzero().squeeze(1)
         samples = int(counts.max())
@@ -216,7 +220,7 @@ class _SharedPrefix:
         rows = (groups.unsqueeze(1) * self._samples + order).flatten()
         for layer in self._cache.layers:
             layer.select(groups, rows)
-        self._groups, self._samples, self._mask = len(groups), samples, self._mask[groups]
+        self._samples, self._lengths = samples, self._lengths[groups]
         return rows
 
 
@@ -259,7 +263,7 @@ class _PrefixLayer(CacheLayerMixin):
         return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The engine's attention takes no mask."""
+        """The engine's attention takes a mask as a function of positions, not as a table of this size."""
         return query_length, 0
 
     def get_max_length(self) -> int:
@@ -277,7 +281,7 @@ def _unpack(states: Tensor, lengths: list[int]) -> Tensor:
 
 
 class _Expanded:
-    """Decoding for architectures with attention of their own: the prompt's cache is repeated for each sample."""
+    """Decoding with transformers' cache of left-padded prompts, repeated for each sample."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, steps: int) -> None:
         self._model = model
@@ -300,7 +304,7 @@ class _Expanded:
 
     def prompt_logits(self) -> Tensor:
         """float32 [G, V]: of each prompt's first new token."""
-        return _head_logits(self._model, self._last)
+        return head_logits(self._model, self._last)
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """float32 [rows, V]: logits after one more token a row."""
@@ -312,7 +316,7 @@ class _Expanded:
             cache=self._cache,
             use_cache=True,
         ).last_hidden_state[:, 0]
-        return _head_logits(self._model, hidden)
+        return head_logits(self._model, hidden)
 
     def compact(self, alive: Tensor) -> Tensor:
         """Drops finished rows; returns the rows kept."""
@@ -320,3 +324,36 @@ class _Expanded:
         self._cache.batch_select_indices(rows)
         self._mask = self._mask[rows]
         return rows
+
+
+class _Whole:
+    """Decoding without a cache: the rows are read anew at every step, as `completion_hidden_states` reads them."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, steps: int) -> None:
+        self._model = model
+        self._prompts = prompts
+        self._samples = [(group, list[int]()) for group in range(len(prompts)) for _ in range(n)]
+
+    def prompt_logits(self) -> Tensor:
+        """float32 [G, V]: of each prompt's first new token."""
+        # A token, whichever, stands for the first one, which is predicted before it.
+        hidden, _ = completion_hidden_states(self._model, [Row(prompt, ([0],)) for prompt in self._prompts])
+        return head_logits(self._model, hidden)
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """float32 [rows, V]: logits after one more token a row."""
+        for (_, own), token in zip(self._samples, tokens.tolist(), strict=True):
+            own.append(token)
+        by_group = itertools.groupby(self._samples, key=lambda sample: sample[0])
+        rows = [Row(self._prompts[group], tuple(own for _, own in samples)) for group, samples in by_group]
+        _, last = completion_hidden_states(self._model, rows)
+        return head_logits(self._model, last)
+
+    def compact(self, alive: Tensor) -> Tensor:
+        """Drops finished rows; returns the rows kept."""
+        rows = alive.nonzero().squeeze(1)
+        self._samples = [self._samples[i] for i in rows.tolist()]
+        return rows
+
+
+DECODERS: dict[str | None, Any] = {"shared": _SharedPrefix, "cached": _Expanded, "whole": _Whole}

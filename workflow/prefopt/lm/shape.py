@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from prefopt.flops import Shape, reading_flops
 from prefopt.lm.batching import Row
-from prefopt.lm.models import backbone
+from prefopt.lm.engine import backbone
 
 
 def shape_of(model: PreTrainedModel) -> Shape:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from prefopt import processes
 from prefopt.lm.batching import Row, micro_batches
-from prefopt.lm.models import backbone
+from prefopt.lm.engine import backbone
 from prefopt.usage import default_device
 
 Result = TypeVar("Result")

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: the config is not right, or the size of a model is not known.
     """
-    config = resolve(merged([DEFAULT, *args.configfile]))
+    config = resolve(merged([DEFAULT, *args.configfile]), args.configfile)
     made = {task: estimates(config, task) for task in config["tasks"]}
     print(report(config, made))
     if args.json is not None:
@@ -57,7 +57,7 @@ def merged(files: Sequence[Path]) -> Config:
     for path in files:
         try:
             update_config(config, load_configfile(path))
-        except (WorkflowError, OSError) as error:
+        except (WorkflowError, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): name another file.") from error
     return config
 

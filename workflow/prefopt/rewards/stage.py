@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from prefopt.finite import require_finite
 from prefopt.lm.models import weights_hash
 from prefopt.progress import Progress
 from prefopt.recipes import from_json, to_dict
@@ -57,7 +58,9 @@ def run(args: argparse.Namespace) -> None:
     with Progress("true_rewards", len(texts), "texts") as progress:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             part = texts[start : start + _TEXTS_AT_ONCE]
-            rewards.extend(reward(part).tolist())
+            values, names = reward(part), own["prompt_id"].iloc[start : start + len(part)]
+            require_finite(values, names, "true_rewards: a sample's reward", "look at these prompts and the classifier")
+            rewards.extend(values.tolist())
             progress.update(len(part))
     usage.add(len(texts), 0)
     write_table(

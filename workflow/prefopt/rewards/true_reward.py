@@ -8,16 +8,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.data import review_world
 from prefopt.errors import UserError
-from prefopt.lm.models import load_tokenizer
+from prefopt.lm import models
 
 # Texts, each a prompt with its completion -> float32 [n] in [0, 1].
 TrueReward = Callable[[Sequence[str]], Tensor]
 
-_POSITIVE = ("positive", "pos", "label_1")
+_POSITIVE = ("positive", "pos")
 
 
 def load_true_reward(
@@ -45,31 +45,40 @@ def load_true_reward(
 
 
 def load_classifier(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A sequence classifier of two labels in evaluation mode, and its tokenizer."""
+    """A sequence classifier in evaluation mode of whose labels one is known to be positive, and its tokenizer.
+
+    Raises:
+        UserError: the folder holds none.
+    """
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no classifier ({str(error).splitlines()[0]}): name another folder.") from error
-    tokenizer = load_tokenizer(folder)
-    positive_index(model)
-    return model.eval(), tokenizer
+        model, tokenizer = models.load_classifier(folder)
+        positive_index(model)
+    except UserError as error:
+        raise UserError(f"{folder} holds no classifier that can be the true reward: {error}") from error
+    return model, tokenizer
 
 
 def positive_index(model: PreTrainedModel) -> int:
     """Which output of a classifier means positive, by the names in its config.
 
+    Of two labels without names the second does, as is the custom; of three it might be neutral.
+
     Raises:
-        UserError: none is named so.
+        UserError: none is known to, or the outputs are not the logits of classes of which one holds.
     """
-    for index, name in model.config.id2label.items():
-        if name.lower() in _POSITIVE:
-            return int(index)
-    raise UserError(
-        f"The classifier's labels are {', '.join(model.config.id2label.values())}; one must be POSITIVE or LABEL_1: "
-        f"set id2label in its config.json."
-    )
+    names = {int(index): str(name).lower() for index, name in model.config.id2label.items()}
+    kind = getattr(model.config, "problem_type", None)
+    positive = [index for index, name in names.items() if name in _POSITIVE]
+    if not positive and sorted(names.values()) == ["label_0", "label_1"]:
+        positive = [index for index, name in names.items() if name == "label_1"]
+    if len(positive) != 1 or len(names) < 2:
+        raise UserError(
+            f"The classifier's labels are {', '.join(map(str, model.config.id2label.values()))}; one must be POSITIVE or "
+            f"LABEL_1 of two labels: set id2label in its config.json."
+        )
+    if kind in ("regression", "multi_label_classification"):
+        raise UserError(f"The classifier's problem_type is {kind}, whose outputs are no probabilities of one label.")
+    return positive[0]
 
 
 @torch.no_grad()

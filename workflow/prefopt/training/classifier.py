@@ -13,14 +13,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt import processes
 from prefopt.analysis.statistics import score_interval
 from prefopt.data.reviews import UNLABELLED
 from prefopt.files import write_text
+from prefopt.finite import require_finite
 from prefopt.lm.batching import Row
-from prefopt.lm.models import load_tokenizer
+from prefopt.lm.models import new_classifier
 from prefopt.recipes import from_json
 from prefopt.rewards.true_reward import positive_probabilities
 from prefopt.tables import read_table
@@ -40,23 +41,6 @@ class ClassifierRecipe(TrainingRecipe):
     """`max_length`: tokens that the classifier reads at most."""
 
     max_length: int
-
-
-def new_classifier(path: Path, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A classifier of two labels on a causal language model's backbone; it reads the last token's state."""
-    tokenizer = load_tokenizer(path)
-    torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        num_labels=2,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"},
-        label2id={"NEGATIVE": 0, "POSITIVE": 1},
-        pad_token_id=tokenizer.eos_token_id,
-        use_safetensors=True,
-        trust_remote_code=False,
-        dtype=torch.float32,
-    )
-    return model.eval(), tokenizer
 
 
 def excerpt_lengths(lengths: Sequence[int], seed: int) -> list[int]:
@@ -140,6 +124,8 @@ def report(
     rows = []
     for name, texts in (("reviews", reviews["text"].tolist()), ("excerpts", excerpts)):
         probabilities = positive_probabilities(model, tokenizer, texts, recipe.max_length, recipe.batch_size)
+        what = f"classifier: P(positive) of {name}"
+        require_finite(probabilities, reviews["review_id"], what, "look at these reviews and at the metrics")
         rows += calibration(probabilities.double().numpy(), labels, name)
     return pd.DataFrame(rows)
 
@@ -157,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(ClassifierRecipe, args.recipe)
     table = read_table(args.reviews, "raw_reviews")
     reviews = table[table["label"] != UNLABELLED]
-    classifier, tokenizer = new_classifier(args.model, recipe.seed)
+    classifier, tokenizer = new_classifier(args.model, recipe.seed, ("NEGATIVE", "POSITIVE"))
     model = stage.prepared(classifier, recipe)
     training, validation = (
         review_examples(split_of(reviews, split, args.reviews), tokenizer, recipe) for split in ("train", "validation")

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt.finite import require_finite
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.kl import completion_kls
-from prefopt.lm.sampling import sample
+from prefopt.lm.sampling import Completion, sample
 from prefopt.rewards.true_reward import TrueReward
 from prefopt.training.optimization import autocast
 
@@ -52,6 +53,9 @@ def evaluate_policy(
 
     Returns:
         A mapping a sample: prompt_id, sample_index, reward, kl (nats per completion) and tokens.
+
+    Raises:
+        UserError: one of these is not finite: names the prompts.
     """
     prompt_ids = [tuple(ids.tolist()) for ids in prompts["prompt_ids"]]
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -75,6 +79,11 @@ def evaluate_policy(
         with autocast(recipe.dtype, device):
             kls[batch] = completion_kls(policy, reference, [rows[i] for i in batch]).view(len(batch), -1)
     rewards = true_reward(completed_texts(tokenizer, rows)).view(len(rows), -1)
+    for what, values in (("log-probability", _logps(sampled)), ("KL", kls), ("true reward", rewards)):
+        require_finite(
+            *(values, prompts["prompt_id"], f"evaluation: a sample's {what}"),
+            "the policy has come apart, so lower the learning rate, or look at these prompts",
+        )
     return [
         {
             "prompt_id": prompt_id,
@@ -86,6 +95,11 @@ def evaluate_policy(
         for i, (prompt_id, row) in enumerate(zip(prompts["prompt_id"], rows, strict=True))
         for k, completion in enumerate(row.completions)
     ]
+
+
+def _logps(sampled: Sequence[Sequence[Completion]]) -> Tensor:
+    """Log-probability of each prompt's completions as they were sampled, [prompts, n]."""
+    return torch.tensor([[sum(completion.logps) for completion in group] for group in sampled])
 
 
 def completed_texts(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> list[str]:

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from prefopt.errors import UserError
-from prefopt.lm.models import load_policy, load_scorer, new_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, new_scorer, tokenizer_hash, weights_hash
 from prefopt.lm.sharding import recompute_activations
 from prefopt.recipes import from_dict, from_json, to_dict
 from prefopt.rewards.true_reward import TrueReward, load_true_reward
@@ -186,6 +186,8 @@ def _ppo_models(
     if recipe.method == "ppo" and args.reward_model is None:
         raise UserError(f"{recipe.run}: the method ppo learns from a reward model; give --reward-model.")
     start = load_scorer(args.reward_model) if recipe.method == "ppo" else new_scorer(args.model, seed=trainer.seed)[0]
+    if recipe.method == "ppo":
+        check_tokenizer(args.reward_model, args.model)
     value = start.to(device)
     if trainer.activation_checkpointing:
         recompute_activations(value)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from prefopt import collectives, processes
-from prefopt.errors import UserError
 from prefopt.files import write_text
+from prefopt.finite import require_finite
 from prefopt.lm.batching import Row
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.lm.sharding import dealt_micro_batches
@@ -39,6 +39,8 @@ from prefopt.training.recipe import TrainingRecipe
 from prefopt.usage import Usage
 
 logger = logging.getLogger(__name__)
+
+_ADVICE = "lower the learning rate or look at these rows"
 
 Metrics = dict[str, float]
 # model, indices of examples -> weighted losses [n] and named figures [n], one of each an example
@@ -103,7 +105,7 @@ def train(
         Metrics, a mapping per training step and evaluation, ready for a JSON-lines file.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: a loss, another figure of an example or the gradient is not finite: names the examples.
         Interrupted: the process was asked to stop, and has saved a checkpoint.
     """
     # Adam's second moment over some twenty steps, as is usual for language models.
@@ -116,7 +118,7 @@ def train(
     passes = 3 if recipe.adapter is None else 2
 
     def evaluate_and_keep() -> None:
-        figures = evaluate(model, validation, recipe)
+        figures = evaluate(model, validation, recipe, name, f" in the validation at step {state.step}")
         state.record("validation", figures)
         logger.info("%s: step %d, validation %s", name, state.step, _short(figures))
         figure, sign = better
@@ -132,14 +134,14 @@ def train(
             factor = learning_rate_factor(state.step, total_steps, recipe.warmup_steps, recipe.schedule)
             learning_rate = recipe.learning_rate * factor
             set_learning_rate(optimizer, learning_rate)
-            figures = accumulate_gradients(model, training, indices, recipe)
-            if not math.isfinite(figures["loss"]):
-                raise UserError(
-                    f"{name}: the loss is {figures['loss']} at step {state.step} (learning rate {learning_rate:g}; "
-                    f"examples {', '.join(training.ids[i] for i in indices)}): lower the learning rate or look at "
-                    f"these rows."
-                )
+            when = f" at step {state.step} (learning rate {learning_rate:g})"
+            figures = accumulate_gradients(model, training, indices, recipe, name, when)
             figures["grad_norm"] = clip_gradients(model.parameters(), recipe.max_grad_norm)
+            require_finite(
+                [figures["grad_norm"]] * len(indices),
+                [training.ids[i] for i in indices],
+                *(f"{name}: the gradient's norm", _ADVICE, when),
+            )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
@@ -158,20 +160,30 @@ def train(
 
 
 def accumulate_gradients(
-    model: nn.Module, examples: Examples, indices: Sequence[int], recipe: TrainingRecipe
+    model: nn.Module,
+    examples: Examples,
+    indices: Sequence[int],
+    recipe: TrainingRecipe,
+    name: str = "training",
+    when: str = "",
 ) -> Metrics:
     """Adds the gradient of a batch's loss to the parameters' `.grad`, micro-batch by micro-batch.
 
     Returns:
         The batch's loss and the examples' mean figures.
+
+    Raises:
+        UserError: the loss or a figure of an example is not finite; it says `name` and `when`.
     """
-    return _mean_figures(model, examples, indices, recipe)
+    return _mean_figures(model, examples, indices, recipe, name, when)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, examples: Examples, recipe: TrainingRecipe) -> Metrics:
-    """The weighted mean loss and the mean figures over all examples."""
-    return _mean_figures(model, examples, range(len(examples.ids)), recipe)
+def evaluate(
+    model: nn.Module, examples: Examples, recipe: TrainingRecipe, name: str = "evaluation", when: str = ""
+) -> Metrics:
+    """The weighted mean loss and the mean figures over all examples, which must be finite for each of them."""
+    return _mean_figures(model, examples, range(len(examples.ids)), recipe, name, when)
 
 
 def write_metrics(path: str | Path, metrics: Sequence[dict[str, Any]]) -> None:
@@ -179,12 +191,15 @@ def write_metrics(path: str | Path, metrics: Sequence[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in metrics))
 
 
-def _mean_figures(model: nn.Module, examples: Examples, indices: Sequence[int], recipe: TrainingRecipe) -> Metrics:
+def _mean_figures(
+    model: nn.Module, examples: Examples, indices: Sequence[int], recipe: TrainingRecipe, name: str, when: str
+) -> Metrics:
     """The weighted mean loss and the mean figures over these examples; with gradients, where those are enabled."""
     total_weight = sum(examples.weights[i] for i in indices)
     sums: defaultdict[str, float] = defaultdict(float)
     device = next(model.parameters()).device
     rows = [examples.rows[i] for i in indices]
+    of_examples: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(len(indices)))
     for batch, counts in dealt_micro_batches(rows, recipe.token_budget):
         with autocast(recipe.dtype, device):
             losses, figures = examples.losses(model, [indices[i] for i in batch])
@@ -195,6 +210,14 @@ def _mean_figures(model: nn.Module, examples: Examples, indices: Sequence[int], 
         sums["loss"] += loss.item()
         for figure, values in figures.items():
             sums[figure] += counts * values.sum().item() / len(indices)
+        for figure, values in {"loss": losses, **figures}.items():
+            known = of_examples[figure]
+            if counts:
+                known[batch] = values.detach().float().cpu()
+    # Every process learns of every example, so that all stop with the same words.
+    every = collectives.summed_tensor(torch.stack([*of_examples.values()]))
+    for figure, of_figure in zip(of_examples, every, strict=True):
+        require_finite(of_figure, (examples.ids[i] for i in indices), f"{name}: the {figure}", _ADVICE, when)
     return collectives.summed(sums)
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from prefopt.files import write_text
+from prefopt.files import read_json, write_text
 from prefopt.lm.models import tokenizer_hash, weights_hash
 
 _CARD = """\
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the card."""
-    manifest = json.loads((args.model / "manifest.json").read_text())
+    manifest = read_json(args.model / "manifest.json")
     card = _CARD.format(
         parameters=manifest["parameters"],
         weights=weights_hash(args.model),

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import functools
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from prefopt import collectives, objectives, processes
-from prefopt.errors import UserError
+from prefopt.finite import require_finite
 from prefopt.flops import reading_flops, sampling_flops
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.models import load_policy, load_scorer, tokenizer_hash
+from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, tokenizer_hash
 from prefopt.lm.shape import shape_of
 from prefopt.lm.sharding import dealt_micro_batches, place, recompute_activations
 from prefopt.progress import Progress
@@ -42,6 +41,7 @@ from prefopt.training.optimization import (
     set_learning_rate,
 )
 from prefopt.training.rollouts import (
+    ADVICE,
     Models,
     PPORecipe,
     Rollouts,
@@ -49,6 +49,7 @@ from prefopt.training.rollouts import (
     flat_values,
     learned_reward,
     normalized,
+    require_finite_rollouts,
     roll_out,
 )
 from prefopt.training.sft import split_of
@@ -130,7 +131,7 @@ def train(
         Metrics, a mapping per update and evaluation.
 
     Raises:
-        UserError: the loss is not finite.
+        UserError: a number of a completion, or a figure of an update, is not finite: names the prompts.
         Interrupted: the process was asked to stop, and has saved a checkpoint.
     """
     both = nn.ModuleList([models.policy, models.value])
@@ -149,7 +150,9 @@ def train(
         # The same seeds at every evaluation: common random numbers make the checkpoints comparable.
         once = dataclasses.replace(recipe, samples_per_prompt=1)
         held_out = [ids.tolist() for ids in validation["prompt_ids"]]
-        figures = describe(roll_out(models, held_out, once, eos_id, range(len(held_out))))
+        rollouts = roll_out(models, held_out, once, eos_id, range(len(held_out)))
+        require_finite_rollouts(rollouts, validation["prompt_id"], f" in the validation at update {state.step}")
+        figures = describe(rollouts)
         state.record("validation", figures)
         logger.info("ppo: update %d, validation reward %.3f, KL %.2f", state.step, figures["reward"], figures["kl"])
         state.keep_if_best(figures["reward"] - recipe.kl_coef * figures["kl"])
@@ -167,6 +170,9 @@ def train(
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.step)
             seeds = torch.randint(2**62, (len(chosen),), generator=generator).tolist()
             rollouts = roll_out(models, [prompts[i] for i in chosen], recipe, eos_id, seeds)
+            names = training["prompt_id"].iloc[chosen]
+            when = f" at update {state.step} (learning rate {learning_rate:g})"
+            require_finite_rollouts(rollouts, names, when)
             figures = describe(rollouts)
             moments.append((figures["reward"], figures["reward_variance"]))
             if recipe.normalize_rewards:
@@ -179,12 +185,8 @@ def train(
                     kl_coef, figures["kl"], recipe.kl_target, completions, recipe.kl_horizon
                 )
             figures["next_kl_coef"] = kl_coef
-            if not math.isfinite(figures["loss"]):
-                names = ", ".join(training["prompt_id"].iloc[i] for i in chosen)
-                raise UserError(
-                    f"ppo: the loss is {figures['loss']} at update {state.step} (learning rate {learning_rate:g}; "
-                    f"prompts {names}): lower the learning rate or look at these prompts."
-                )
+            for figure, value in figures.items():
+                require_finite([value] * len(names), names, f"ppo: the {figure}", ADVICE, when)
             state.step += 1
             usage.add(
                 *(rollouts.mask.shape[0], sum(row.tokens for row in rollouts.rows)),
@@ -256,6 +258,7 @@ def run(args: argparse.Namespace) -> None:
     training = split_of(table, "train", args.prompts)
     validation = split_of(table, "validation", args.prompts).head(recipe.validation_prompts)
     device = default_device()
+    check_tokenizer(args.reward_model, args.model)
     policy, tokenizer = load_policy(args.model)
     value = load_scorer(args.reward_model)
     if recipe.activation_checkpointing:

@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.errors import UserError
 from prefopt.files import stable_hash
-from prefopt.lm.attention import use_engine_attention
 from prefopt.lm.models import encode
+from prefopt.lm.verify import use_engine
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table
 from prefopt.training import stage
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     if len(texts) < 2:
         raise UserError(f"{args.text} has {len(texts)} documents: pretraining needs at least two.")
     tokenizer = train_tokenizer(texts, recipe.vocab_size)
-    model = stage.prepared(use_engine_attention(new_model(recipe, tokenizer)), recipe)
+    model = stage.prepared(use_engine(new_model(recipe, tokenizer)), recipe)
 
     def examples(part: Sequence[str]) -> Examples:
         pieces = list(documents_to_ids(part, tokenizer, recipe.max_positions))

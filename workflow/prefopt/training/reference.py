@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prefopt import collectives, processes
 from prefopt.errors import UserError
+from prefopt.finite import require_finite
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
@@ -77,7 +78,7 @@ def read_reference(path: str | Path, model: str | Path, pairs: pd.DataFrame) -> 
 
     Raises:
         UserError: the table was made from other weights, another tokenizer, other lengths or other rows, or a
-            pair is not in it exactly once.
+            pair is not in it exactly once, or has a log-probability that is not finite.
     """
     table = read_table(
         path,
@@ -92,6 +93,10 @@ def read_reference(path: str | Path, model: str | Path, pairs: pd.DataFrame) -> 
         raise UserError(f"{path} lacks the pair {missing[0]!r}: run the stage `reference` again.")
     if len(by_pair) != len(pairs):
         raise UserError(f"{path} has {len(by_pair)} pairs, the preferences have {len(pairs)}: run it again.")
+    require_finite(
+        *(by_pair[["chosen_logp", "rejected_logp"]], by_pair.index, f"{path}: a log-probability"),
+        "look at these pairs, and run the stage `reference` again",
+    )
     return by_pair.loc[pairs["pair_id"]].reset_index()
 
 
@@ -112,6 +117,10 @@ def run(args: argparse.Namespace) -> None:
     usage = Usage("reference", default_device(), DTYPES[recipe.dtype])
     rows = preference_rows(pairs)
     logps = pair_logprobs(model, rows, recipe.token_budget, usage, recipe.dtype).numpy()
+    require_finite(
+        *(logps, pairs["pair_id"], "reference: a completion's log-probability"),
+        f"look at these pairs of {args.data}, and at the weights of {args.model}",
+    )
     table = pd.DataFrame(
         {
             "pair_id": pairs["pair_id"],

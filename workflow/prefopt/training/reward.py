@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from prefopt import collectives
+from prefopt.finite import require_finite
 from prefopt.lm.batching import Row
+from prefopt.lm.engine import score_head
 from prefopt.lm.logprobs import completion_hidden_states
-from prefopt.lm.models import new_scorer, score_head, tokenizer_hash
+from prefopt.lm.models import new_scorer, tokenizer_hash
 from prefopt.lm.sharding import dealt_micro_batches, within
 from prefopt.objectives import bradley_terry_loss
 from prefopt.recipes import from_json
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
         stage.publish(
             *(args, model, tokenizer, identity, metrics, usage, folder),
             held_out_split=held_out,
-            held_out=evaluate(model, validation, recipe),
+            held_out=evaluate(model, validation, recipe, "reward", f" in the split {held_out!r}"),
             held_out_pairs=len(validation.ids),
             reward_offset=model.config.reward_offset,
         )
@@ -126,4 +128,6 @@ def run(args: argparse.Namespace) -> None:
 def _mean_reference_score(model: nn.Module, references: pd.DataFrame, recipe: TrainingRecipe) -> Tensor:
     columns = (references["prompt_ids"], references["response_ids"])
     rows = [Row(tuple(p.tolist()), (tuple(r.tolist()),)) for p, r in zip(*columns, strict=True)]
-    return score_rows(model, rows, recipe.token_budget, recipe.dtype).mean()
+    scores = score_rows(model, rows, recipe.token_budget, recipe.dtype)
+    require_finite(scores, references["prompt_id"], "reward: the reference completion's score", "look at these rows")
+    return scores.mean()

@@ -6,20 +6,23 @@ Each prompt is sampled several times, and the engine reads it once for all its c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prefopt import collectives, objectives
+from prefopt.finite import require_finite
 from prefopt.lm.batching import Row
+from prefopt.lm.engine import score_head
 from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs, pad_flat
-from prefopt.lm.models import score_head
 from prefopt.lm.sampling import Completion, sample
 from prefopt.lm.sharding import dealt_micro_batches, gathered, within
 from prefopt.training.optimization import autocast
 from prefopt.training.reward import score_rows
+
+ADVICE = "lower the learning rate or look at these prompts"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,25 @@ def _sampled(
             seeds=[seeds[i] for i in own],
         )
     return collectives.collected(completions, len(prompts))
+
+
+def require_finite_rollouts(rollouts: Rollouts, names: Iterable[str], when: str) -> None:
+    """Raises UserError where a log-probability, a value or a reward is not finite: names the prompts.
+
+    Args:
+        rollouts: see `roll_out`.
+        names: prompt_id of each row.
+        when: for the message (see `require_finite`).
+    """
+    numbers = {
+        "log-probability": rollouts.logps,
+        "log-probability under the reference policy": rollouts.reference_logps,
+        "value": rollouts.values,
+        "reward": rollouts.scores,
+    }
+    ids = list(names)
+    for what, values in numbers.items():
+        require_finite(values.view(len(ids), -1), ids, f"ppo: a completion's {what}", ADVICE, when)
 
 
 def describe(rollouts: Rollouts) -> dict[str, float]:

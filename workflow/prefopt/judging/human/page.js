@@ -34,10 +34,11 @@
   function checked(list) {
     const seen = new Set();
     return (Array.isArray(list) ? list : []).filter((vote) => {
-      const good = vote && known.has(vote.id) && !seen.has(vote.id) && vote.vote in words && vote.seconds >= 0;
+      const good = vote && known.has(vote.id) && !seen.has(vote.id) && typeof vote.vote === "string"
+        && Object.hasOwn(words, vote.vote) && Number.isFinite(vote.seconds) && vote.seconds >= 0;
       if (good) seen.add(vote.id);
       return good;
-    }).map((vote) => ({ id: vote.id, vote: vote.vote, seconds: Number(vote.seconds) }));
+    }).map((vote) => ({ id: vote.id, vote: vote.vote, seconds: vote.seconds }));
   }
 
   function next() {
@@ -45,9 +46,14 @@
     return data.items.find((item) => !answered.has(item.id)) || null;
   }
 
-  // Control characters and direction overrides would change how a text is shown; they are shown themselves.
+  // What has no shape of its own (control characters, direction marks, zero widths, tags) would change how a text is
+  // shown, or mark it unseen; it is shown itself. Within an emoji such characters are part of the picture.
+  const picture = /\p{Extended_Pictographic}[\ufe0e\ufe0f\p{Emoji_Modifier}]?(\u200d\p{Extended_Pictographic}[\ufe0e\ufe0f\p{Emoji_Modifier}]?)*/u;
+  const unseen = /(?![\n\t])[\p{Cc}\p{Cf}\p{Cs}\p{Default_Ignorable_Code_Point}]/u;
+  const either = new RegExp(`${picture.source}|${unseen.source}`, "gu");
+
   function plain(text) {
-    return text.replace(/\r\n?/g, "\n").replace(/[\u0000-\u0008\u000b-\u001f\u007f\u202a-\u202e\u2066-\u2069]/g, "\ufffd");
+    return text.replace(/\r\n?/g, "\n").replace(either, (found) => (picture.test(found) ? found : "\ufffd"));
   }
 
   function page(name) {

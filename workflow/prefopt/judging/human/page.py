@@ -16,8 +16,9 @@ def rater_page(data: dict[str, Any]) -> str:
     """The page.
 
     Args:
-        data: schema, study, rater, task, title, question, shown (what a prompt is, in words), prompt_heading, and
-            items with id, prompt, left and right. It is written into the page as JSON, with `<`, `>` and `&` as
+        data: schema, study, rater, task, title, question, shown (what a prompt is, in words), prompt_heading,
+            simulated (whether a program votes, so that nobody's answers count), and items with id, prompt, left and
+            right. It is written into the page as JSON, with `<`, `>` and `&` as
             escapes, so that no text of it can end the element that it lies in.
     """
     environment = jinja2.Environment(

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from prefopt.files import atomic_directory, stable_hash
+from prefopt.judging.human.study import read_key
 from prefopt.judging.oracle import quality_score
 from prefopt.recipes import from_json
 from prefopt.tables import read_table
@@ -111,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes a file a rater."""
     recipe = from_json(SimulatedRecipe, args.recipe)
-    key = json.loads(args.key.read_text(encoding="utf-8"))
+    key = read_key(args.key)
     items = read_table(args.items, "study_items", study=key["study"])
     with atomic_directory(args.out) as folder:
         for rater, export in simulate(key, items, recipe).items():

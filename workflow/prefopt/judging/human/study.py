@@ -1,13 +1,21 @@
-"""The stage `human_study`: blind pairwise comparisons for people, a page a rater, and the key that stays here."""
+"""The stage `human_study`: blind pairwise comparisons for people, a page a rater, and the key that stays here.
+
+Whatever a page shows beyond the texts themselves (ids, sides, order, repeats, checks, who compares what) is drawn from a
+secret, because the config and this code are public. The secret is made once and kept outside results/: pages that are
+made again are the same pages, and votes that were given on them still count.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import hmac
 import json
 import logging
 import math
 import random
+import re
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +24,7 @@ from typing import Any
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.files import atomic_directory, stable_hash, write_text
+from prefopt.files import atomic_directory, atomic_path, canonical_json, stable_hash
 from prefopt.judging.human.page import rater_page
 from prefopt.judging.templates import question
 from prefopt.plan import REFERENCE
@@ -73,7 +81,8 @@ class StudyRecipe:
     judgments_per_rater: int
     swapped_repeats: int  # per rater: an earlier comparison once more, sides exchanged
     attention_checks: int  # per rater: the reference against the reference of another prompt
-    seed: int
+    seed: int  # of the items alone, but where raters are simulated
+    simulated: bool  # nobody sees the pages, so that they are drawn from the seed and every run has the same
 
 
 def study_items(
@@ -124,7 +133,9 @@ def study_items(
     return pd.DataFrame(rows), equal
 
 
-def assign(items: pd.DataFrame, prompts: pd.DataFrame, recipe: StudyRecipe) -> dict[str, list[dict[str, Any]]]:
+def assign(
+    items: pd.DataFrame, prompts: pd.DataFrame, recipe: StudyRecipe, secret: str
+) -> dict[str, list[dict[str, Any]]]:
     """What each rater is shown, in order.
 
     Every item goes to as many different raters as it wants, those with the fewest so far; sides are balanced for
@@ -133,7 +144,8 @@ def assign(items: pd.DataFrame, prompts: pd.DataFrame, recipe: StudyRecipe) -> d
     Args:
         items: rows of a `study_items` table.
         prompts: the prompts table, whose references are the checks.
-        recipe: numbers and seed.
+        recipe: numbers.
+        secret: all that is drawn is drawn from it; equal secrets and items give equal pages.
 
     Returns:
         By rater: dicts with id (says nothing), item_id ("" for a check), kind (item, repeat or check), prompt,
@@ -141,7 +153,10 @@ def assign(items: pd.DataFrame, prompts: pd.DataFrame, recipe: StudyRecipe) -> d
     """
     total = int(items["raters"].sum())
     raters = [f"r{i + 1:02d}" for i in range(max(math.ceil(total / recipe.judgments_per_rater), items["raters"].max()))]
-    rng = random.Random(stable_hash([recipe.seed, "assignment"]))
+    # Other items or another question are another study, whose pages say nothing of this one's.
+    asked = [recipe.question, recipe.judgments_per_rater, recipe.swapped_repeats, recipe.attention_checks]
+    secret = keyed_hash(secret, [items["item_id"].tolist(), asked])
+    rng = random.Random(keyed_hash(secret, "assignment"))
     given: dict[str, list[dict[str, Any]]] = {rater: [] for rater in raters}
     load: Counter[tuple[str, str]] = Counter()
     rows: list[dict[str, Any]] = [{str(name): row[name] for name in row} for row in items.to_dict("records")]
@@ -154,20 +169,18 @@ def assign(items: pd.DataFrame, prompts: pd.DataFrame, recipe: StudyRecipe) -> d
             load[rater, row["matchup"]] += 1
     test = prompts[prompts["split"] == "test"]
     references = list(zip(test["prompt"], test["reference"], strict=True))
-    return {
-        rater: _sequence(rater, rows, references, random.Random(stable_hash([recipe.seed, rater])), recipe)
-        for rater, rows in given.items()
-    }
+    return {rater: _sequence(rater, rows, references, secret, recipe) for rater, rows in given.items()}
 
 
 def _sequence(
     rater: str,
     rows: Sequence[dict[str, Any]],
     references: Sequence[tuple[str, str]],
-    rng: random.Random,
+    secret: str,
     recipe: StudyRecipe,
 ) -> list[dict[str, Any]]:
     """One rater's comparisons, with sides, repeats and checks."""
+    rng = random.Random(keyed_hash(secret, rater))
     shown: list[dict[str, Any]] = []
     for matchup in sorted({row["matchup"] for row in rows}):
         of_matchup = [row for row in rows if row["matchup"] == matchup]
@@ -184,7 +197,7 @@ def _sequence(
         shown.insert(rng.randint(3 * len(shown) // 4, len(shown)), {**repeat, **exchanged, "kind": "repeat"})
     for check in checks:
         shown.insert(rng.randint(1, len(shown)), check)
-    return [{"id": stable_hash([recipe.seed, rater, i])[:16], **row} for i, row in enumerate(shown)]
+    return [{"id": keyed_hash(secret, [rater, i])[:16], **row} for i, row in enumerate(shown)]
 
 
 def _shown(row: dict[str, Any], swapped: bool, kind: str) -> dict[str, Any]:
@@ -203,9 +216,56 @@ def _check(references: Sequence[tuple[str, str]], rng: random.Random) -> dict[st
     return _shown({"item_id": "", "prompt": prompt, "first": right, "second": wrong}, swapped, "check")
 
 
-def study_hash(assignment: dict[str, list[dict[str, Any]]]) -> str:
-    """Names what the raters were shown; votes on anything else are refused."""
-    return stable_hash(assignment)
+def study_hash(assignment: dict[str, list[dict[str, Any]]], secret: str) -> str:
+    """Names what the raters were shown; votes on anything else are refused.
+
+    It stands on every page. Without the secret sides and kinds could be tried until the hash fits.
+    """
+    return keyed_hash(secret, assignment)
+
+
+def keyed_hash(secret: str, value: Any) -> str:
+    """HMAC-SHA-256 (hex) of a JSON value's canonical form: nobody without the secret can compute or check it."""
+    return hmac.digest(secret.encode(), canonical_json(value).encode(), "sha256").hex()
+
+
+def read_secret(path: Path) -> str:
+    """The secret of a study, 64 hex digits; where the file is missing it is made, for its owner alone.
+
+    Raises:
+        UserError: the file holds something else, or cannot be read or made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write_private(path, secrets.token_hex(32) + "\n")
+            logger.info("%s: a new secret, from which the pages are drawn; keep it until all votes are counted", path)
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the secret of the study cannot be kept there ({error}): make it readable.") from error
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise UserError(
+            f"{path} holds no secret of a study, which is 64 hex digits: bring the file back, or delete it, which makes "
+            f"other pages, on which votes already given do not count."
+        )
+    return text
+
+
+def read_key(path: Path) -> dict[str, Any]:
+    """What `human_study` wrote as the key.
+
+    Raises:
+        UserError: it is missing, or no whole key.
+    """
+    try:
+        key = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read as a study's key ({error}): run the stage `human_study` again."
+        ) from error
+    if not isinstance(key, dict) or not {"schema", "study", "task", "raters"} <= key.keys():
+        raise UserError(f"{path} is no study's key: run the stage `human_study` again.")
+    return key
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,6 +276,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pages", required=True, type=Path, help="folder of the raters' pages that is made")
     parser.add_argument("--items", required=True, type=Path, help="study_items table that is made")
     parser.add_argument("--key", required=True, type=Path, help="JSON key that is made; raters must not see it")
+    parser.add_argument(
+        "--secret", type=Path, help="file of the study's secret, made where it is missing (default: beside the key)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -224,8 +287,12 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_table(args.prompts, "prompts")
     tables = [read_table(path, "samples", prompts=prompts.attrs["manifest"]["content_hash"]) for path in args.samples]
     items, equal = study_items(pd.concat(tables, ignore_index=True), prompts, recipe)
-    assignment = assign(items, prompts, recipe)
-    study = study_hash(assignment)
+    if recipe.simulated:
+        secret = stable_hash(["simulated", recipe.seed])
+    else:
+        secret = read_secret(args.secret or args.key.with_suffix(".secret"))
+    assignment = assign(items, prompts, recipe, secret)
+    study = study_hash(assignment, secret)
     hidden = ("item_id", "kind", "swapped")  # from the raters
     key = {
         "schema": SCHEMA,
@@ -244,11 +311,20 @@ def run(args: argparse.Namespace) -> None:
             data = {
                 **{"schema": SCHEMA, "study": study, "rater": rater, "task": recipe.task, "title": recipe.title},
                 **{"question": recipe.question, "shown": recipe.shown, "prompt_heading": recipe.prompt_heading},
+                "simulated": recipe.simulated,
                 "items": shown,
             }
             (folder / f"{rater}.html").write_text(rater_page(data), encoding="utf-8")
     write_table(args.items, "study_items", items, study=study, equal_share=equal, recipe=to_dict(recipe))
-    write_text(args.key, json.dumps(key, indent=1) + "\n")
+    _write_private(args.key, json.dumps(key, indent=1) + "\n")
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Writes a text that its owner alone may read."""
+    with atomic_path(path) as temporary:
+        temporary.touch(mode=0o600)
+        temporary.chmod(0o600)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _matchups(recipe: StudyRecipe) -> Iterable[Matchup]:

@@ -7,20 +7,23 @@ import dataclasses
 import json
 import logging
 import math
+import reprlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from prefopt.analysis.win_rates import write_csv
+from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
+from prefopt.judging.human.study import read_key
 from prefopt.recipes import from_json, to_dict
 from prefopt.tables import read_table, write_table
 
 _VOTES = ("left", "right", "tie", "skip")
 _LONGEST = 24 * 3600.0  # seconds for one answer; more was a forgotten page
+_LARGEST = 10**7  # bytes of an exported file, which holds no texts
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,16 @@ class VotesRecipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class Answers:
+    """What one rater answered, as it was given, and what could not be read."""
+
+    rater: str
+    answers: dict[str, dict[str, Any]]  # by the comparison's id, in the order in which they were given
+    drops: Counter[str]
+    name: str  # of the file, for messages
+
+
+@dataclasses.dataclass(frozen=True)
 class Checked:
     """One rater's votes after the checks: those that count, and why others do not."""
 
@@ -44,34 +57,30 @@ class Checked:
     figures: dict[str, Any]
 
 
-def check_export(export: Any, key: Mapping[str, Any], recipe: VotesRecipe, name: str) -> Checked:
-    """Checks one exported file against the key.
+def read_answers(export: Any, key: Mapping[str, Any], name: str) -> Answers:
+    """The answers of one exported file.
 
     Args:
         export: the file's JSON value.
         key: what `human_study` wrote.
-        recipe: which votes count.
         name: the file's, for messages.
-
-    Returns:
-        The votes on items with their order and place, drops by reason, and figures of the rater.
 
     Raises:
         UserError: the file is no export of this study, of a rater whom nobody assigned anything, or holds two
             different answers to one comparison: none of it can be trusted.
     """
     if not isinstance(export, dict) or not isinstance(export.get("votes"), list):
-        raise UserError(f"{name}: this is no file that a rater's page exported.")
+        raise UserError(f"{name}: this is no file that a rater's page exported; move the file away.")
     for field in ("schema", "study"):
         if export.get(field) != key[field]:
             raise UserError(
-                f"{name}: its {field} is {export.get(field)!r}, that of the study here is {key[field]!r}: the rater "
-                f"saw other texts, so that these votes cannot be counted; move the file away."
+                f"{name}: its {field} is {reprlib.repr(export.get(field))}, that of the study here is {key[field]!r}: the "
+                f"rater saw other texts, so that these votes cannot be counted; move the file away."
             )
     rater = export.get("rater")
     if not isinstance(rater, str) or rater not in key["raters"]:
-        raise UserError(f"{name}: the rater {rater!r} is not one of this study's; move the file away.")
-    assigned = {row["id"]: row for row in key["raters"][rater]}
+        raise UserError(f"{name}: the rater {reprlib.repr(rater)} is not one of this study's; move the file away.")
+    assigned = {row["id"] for row in key["raters"][rater]}
     answers: dict[str, dict[str, Any]] = {}
     drops: Counter[str] = Counter()
     for vote in export["votes"]:
@@ -89,10 +98,41 @@ def check_export(export: Any, key: Mapping[str, Any], recipe: VotesRecipe, name:
             drops["duplicate"] += 1
             continue
         answers[vote["id"]] = vote
-    return _count(rater, answers, assigned, drops, recipe)
+    return Answers(rater, answers, drops, name)
 
 
-def _problem(vote: Any, assigned: Mapping[str, Any]) -> str:
+def merge(files: Sequence[Answers]) -> list[Answers]:
+    """One entry a rater: the answers of all files of one rater together, before any is left out.
+
+    Whatever the files do not agree on is refused, be it a check or an answer that would not count: otherwise a rater
+    who failed the checks could send a second file with better ones. Of two times for one answer the shorter counts.
+
+    Raises:
+        UserError: two files of one rater answer one comparison differently.
+    """
+    by_rater: dict[str, Answers] = {}
+    for one in files:
+        other = by_rater.get(one.rater)
+        if other is None:
+            by_rater[one.rater] = one
+            continue
+        # An earlier export is the beginning of a later one.
+        longer, shorter = (one, other) if len(one.answers) > len(other.answers) else (other, one)
+        both = dict(longer.answers)
+        for vote_id, vote in shorter.answers.items():
+            found = both.setdefault(vote_id, vote)
+            if found["vote"] != vote["vote"]:
+                raise UserError(
+                    f"{other.name} and {one.name}: two files of rater {one.rater!r} answer the comparison {vote_id!r} "
+                    f"differently: keep the one that counts and move the other away."
+                )
+            if vote["seconds"] < found["seconds"]:
+                both[vote_id] = vote
+        by_rater[one.rater] = Answers(one.rater, both, longer.drops | shorter.drops, longer.name)
+    return list(by_rater.values())
+
+
+def _problem(vote: Any, assigned: Collection[str]) -> str:
     """Why a vote cannot be read; "" where it can."""
     if not isinstance(vote, dict) or not {"id", "vote", "seconds"} <= vote.keys():
         return "malformed"
@@ -101,27 +141,33 @@ def _problem(vote: Any, assigned: Mapping[str, Any]) -> str:
     if vote["vote"] not in _VOTES:
         return "unknown vote"
     seconds = vote["seconds"]
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds):
+    # A whole number may be too large for a float, and is compared as it is.
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds != seconds:
         return "malformed"
     return "impossible time" if not 0 <= seconds <= _LONGEST else ""
 
 
-def _count(
-    rater: str,
-    answers: Mapping[str, dict[str, Any]],
-    assigned: Mapping[str, dict[str, Any]],
-    drops: Counter[str],
-    recipe: VotesRecipe,
-) -> Checked:
-    """Separates items from repeats and checks, and drops what does not count."""
+def count(given: Answers, key: Mapping[str, Any], recipe: VotesRecipe) -> Checked:
+    """Separates items from repeats and checks, and drops what does not count.
+
+    Args:
+        given: all that a rater answered.
+        key: what `human_study` wrote.
+        recipe: which votes count. A check that was not answered is failed.
+
+    Returns:
+        The votes on items with their order and place, drops by reason, and figures of the rater.
+    """
+    rater, answers, drops = given.rater, given.answers, Counter(given.drops)
+    assigned = {row["id"]: row for row in key["raters"][rater]}
     votes: list[dict[str, Any]] = []
     repeats: dict[str, str] = {}
-    failed = checks = 0
+    checks = [row["id"] for row in assigned.values() if row["kind"] == "check"]
+    failed = sum(check not in answers for check in checks)
     for place, (vote_id, vote) in enumerate(answers.items()):
         row = assigned[vote_id]
         outcome = _outcome(vote["vote"], row["swapped"])
         if row["kind"] == "check":
-            checks += 1
             failed += outcome != "win"
         elif vote["vote"] == "skip":
             drops["skipped"] += row["kind"] == "item"
@@ -145,7 +191,7 @@ def _count(
         "rater": rater,
         "assigned": len(assigned),
         "answered": len(answers),
-        "checks": checks,
+        "checks": len(checks),
         "checks_failed": failed,
         "repeats": len(both),
         "repeats_agree": sum(a == b for a, b in both),
@@ -184,9 +230,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Checks all exports and writes the votes that count, and what became of every rater's."""
     recipe = from_json(VotesRecipe, args.recipe)
-    key = json.loads(args.key.read_text(encoding="utf-8"))
+    key = read_key(args.key)
     items = read_table(args.items, "study_items", study=key["study"])
-    checked = merge([check_export(_read(path), key, recipe, str(path)) for path in _files(args.exports)])
+    checked = [count(given, key, recipe) for given in merge(_read_all(_files(args.exports), key))]
     rows = [vote for one in checked for vote in one.votes]
     columns = ["item_id", "matchup", "prompt_id", "prompt", "first", "second"]
     empty = pd.DataFrame(columns=["rater", "item_id", "outcome", "place", "order", "seconds"])
@@ -209,38 +255,38 @@ def run(args: argparse.Namespace) -> None:
     write_csv(args.raters, pd.DataFrame(table).assign(simulated=recipe.simulated))
 
 
-def merge(checked: Sequence[Checked]) -> list[Checked]:
-    """One entry a rater.
-
-    Raises:
-        UserError: two files of one rater answer one comparison differently.
-    """
-    by_rater: dict[str, Checked] = {}
-    for one in checked:
-        other = by_rater.get(one.rater)
-        if other is None:
-            by_rater[one.rater] = one
-            continue
-        own = {vote["item_id"]: vote["outcome"] for vote in other.votes}
-        for vote in one.votes:
-            if own.get(vote["item_id"], vote["outcome"]) != vote["outcome"]:
-                raise UserError(
-                    f"Two files of rater {one.rater!r} answer the comparison {vote['item_id']!r} differently: keep "
-                    f"the one that counts and move the other away."
-                )
-        # An earlier export is part of a later one.
-        fuller = max(one, other, key=lambda checked: checked.figures["answered"])
-        by_rater[one.rater] = fuller
-    return list(by_rater.values())
-
-
 def _files(paths: Sequence[Path]) -> list[Path]:
     """The files, and those of folders."""
     return [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
 
 
+def _read_all(paths: Sequence[Path], key: Mapping[str, Any]) -> list[Answers]:
+    """The answers of every file.
+
+    Raises:
+        UserError: names every file that cannot be counted, not the first alone.
+    """
+    found, faults = [], []
+    for path in paths:
+        try:
+            found.append(read_answers(_read(path), key, _shown(path)))
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
+    return found
+
+
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: this is no JSON file ({error}); ask the rater to export again.") from error
+        if path.stat().st_size > _LARGEST:
+            raise UserError(f"{_shown(path)}: no page exports more than {_LARGEST / 1e6:.0f} MB; move the file away.")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    # Also too deep, or a number of too many digits.
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{_shown(path)}: this is no JSON file ({error}); ask the rater to export again.") from error
+
+
+def _shown(path: Path) -> str:
+    """A file's name as a terminal may show it."""
+    return str(path) if str(path).isprintable() else repr(str(path))

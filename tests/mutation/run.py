@@ -1,0 +1,165 @@
+"""Changes the meaning of a module in one place at a time and counts the changes that its tests notice.
+
+    python tests/mutation/run.py objectives lm.kl --tests tests/unit/test_objectives.py tests/unit/lm
+    python tests/mutation/run.py training.dpo --sample 60
+
+mutmut makes the changes. Those of what code only says (log lines, texts of errors) are left out, and those listed in
+`equivalent.yaml`, which change nothing that can be observed. `--sample` tries that many of each module, drawn at random.
+The copy of package and tests in which all this happens is left in `--lab`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY / "workflow"))
+
+from prefopt.fingerprint import _dump, _Unspoken  # noqa: E402
+
+# mutmut's exit codes: 1 and 3 a test failed, 0 none did, 33 none runs the function, 36 and signals a test hung.
+NAMES = {0: "survived", 33: "no test", 5: "no test", None: "not tried"}
+CONFIG = """
+[tool.mutmut]
+source_paths = ["prefopt"]
+only_mutate = {modules}
+also_copy = ["workflow/", "config/", "profiles/", "Snakefile", "README.md", "docs/"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-q", "-x"]
+pytest_add_cli_args_test_selection = {tests}
+timeout_constant = 20.0
+debug = true
+"""
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="+", help="below prefopt, e.g. objectives, lm.kl")
+    parser.add_argument("--tests", nargs="+", help="default: the tests that mirror the modules")
+    parser.add_argument("--sample", type=int, help="changes of each module that are tried (default: all)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lab", type=Path, default=Path("/tmp/prefopt-mutants"))
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    tests = args.tests or [path for module in args.modules for path in mirrored(module)]
+    build(args.lab, args.modules, tests)
+    mutmut(args.lab, ["no.such.change"], 1)  # makes the changes and finds out which test runs which function
+    chosen = [name for module in args.modules for name in drawn(args.lab, module, args.sample, args.seed)]
+    mutmut(args.lab, chosen, args.processes)
+    report(args.lab, args.modules, chosen)
+
+
+def mirrored(module: str) -> list[str]:
+    """The test of a module, else those of its folder."""
+    folder, _, name = module.replace(".", "/").rpartition("/")
+    own = Path("tests/unit", folder, f"test_{name}.py")
+    return [str(own)] if (REPOSITORY / own).exists() else [str(own.parent)]
+
+
+def build(lab: Path, modules: list[str], tests: list[str]) -> None:
+    """Lays out a copy of the project with the package at its top, where mutmut looks for it."""
+    shutil.rmtree(lab, ignore_errors=True)
+    for name in ("workflow", "config", "profiles", "tests", "docs"):
+        shutil.copytree(REPOSITORY / name, lab / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    (lab / "workflow" / "prefopt").rename(lab / "prefopt")
+    for name in ("Snakefile", "README.md"):
+        shutil.copy2(REPOSITORY / name, lab / name)
+    files = [f"prefopt/{module.replace('.', '/')}.py" for module in modules]
+    settings = CONFIG.format(modules=json.dumps(files), tests=json.dumps(tests))
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    (lab / "pyproject.toml").write_text(text + settings, encoding="utf-8")
+
+
+def mutmut(lab: Path, names: list[str], processes: int) -> None:
+    """Runs mutmut for some changes; what it prints goes to a file."""
+    environment = {**os.environ, "PYTHONPATH": str(lab / "mutants"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes), *names]
+    with (lab / "mutmut.log").open("a", encoding="utf-8") as log:
+        subprocess.run(command, cwd=lab, env=environment, stdout=log, stderr=log, check=False)
+
+
+def drawn(lab: Path, module: str, count: int | None, seed: int) -> list[str]:
+    """Names of a module's changes that compute something else, all or so many of them."""
+    mutated = ast.parse(mutant_file(lab, module).read_text(encoding="utf-8"))
+    codes = {}
+    for node in ast.walk(mutated):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and "__mutmut_" in node.name:
+            name, node.name = node.name, ""
+            codes[name] = _dump(_Unspoken().visit(node))
+    computing = [
+        key for key in results(lab, module) if codes[function(key)] != codes[f"{function(key).rpartition('_')[0]}_orig"]
+    ]
+    if count is None or count >= len(computing):
+        return computing
+    return random.Random(f"{seed} {module}").sample(computing, count)
+
+
+def report(lab: Path, modules: list[str], chosen: list[str]) -> None:
+    """Prints what survived, and a line for each module and all of them."""
+    equivalent = yaml.safe_load((Path(__file__).parent / "equivalent.yaml").read_text(encoding="utf-8")) or []
+    total: Counter[str] = Counter()
+    lines = []
+    for module in modules:
+        counts: Counter[str] = Counter()
+        for key, code in results(lab, module).items():
+            if key not in chosen:
+                continue
+            outcome = NAMES.get(code, "noticed")
+            if outcome != "noticed":
+                change = difference(lab, module, key)
+                if any(known["module"] == module and known["change"].strip() == change for known in equivalent):
+                    outcome = "equivalent"
+                else:
+                    print(f"{outcome}: {key}\n{change}\n")
+            counts[outcome] += 1
+        lines.append(score(module, counts))
+        total += counts
+    print("\n".join([*lines, score("all", total)]))
+
+
+def score(name: str, counts: Counter[str]) -> str:
+    """A line of counts; the score is the share of noticed changes among those that are not equivalent."""
+    tried = sum(counts.values()) - counts["equivalent"]
+    share = f"{100 * counts['noticed'] / tried:.1f}%" if tried else "-"
+    return f"{name}: {share} of {tried} noticed; " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+
+
+def results(lab: Path, module: str) -> dict[str, int | None]:
+    """mutmut's exit code for each change of a module."""
+    found: dict[str, int | None] = json.loads(Path(f"{mutant_file(lab, module)}.meta").read_text())["exit_code_by_key"]
+    return found
+
+
+def mutant_file(lab: Path, module: str) -> Path:
+    """Where mutmut keeps all changes of a module."""
+    return lab / "mutants" / "prefopt" / f"{module.replace('.', '/')}.py"
+
+
+def function(key: str) -> str:
+    """The function that holds a change."""
+    return key.rpartition(".")[2]
+
+
+def difference(lab: Path, module: str, key: str) -> str:
+    """A change as its lines, `- before` and `+ after`."""
+    environment = {**os.environ, "PYTHONPATH": str(lab / "mutants")}
+    command = [sys.executable, "-m", "mutmut", "show", key]
+    shown = subprocess.run(command, cwd=lab, env=environment, capture_output=True, text=True, check=False).stdout
+    changed = [line for line in shown.splitlines() if re.match(r"[-+](?![-+]{2})", line)]
+    return "\n".join(re.sub(r"^([-+])\s*", r"\1 ", line) for line in changed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""How a model is computed with, decided once on loading (`prefopt.lm.verify`), and the parts of it that are used."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """What the engine does with a model."""
+
+    # How rows are read: packed into one sequence under the engine's attention, or in padded batches under the model's.
+    rows: Literal["packed", "padded"]
+    # How samples are drawn: each prompt's keys and values kept once for all its samples, transformers' cache repeated
+    # for each of them, or without a cache, every step reading all rows from their start.
+    # None of a scorer.
+    sampling: Literal["shared", "cached", "whole"] | None
+    # What the model does with its head's product z: it makes of it softcap * tanh(scale * z / softcap).
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def finish_(self, products: Tensor) -> Tensor:
+        """Logits from the head's products, float32, in place."""
+        if self.scale != 1:
+            products.mul_(self.scale)
+        return products if self.softcap is None else products.div_(self.softcap).tanh_().mul_(self.softcap)
+
+
+def engine_of(model: nn.Module) -> Engine:
+    """What was decided for a model when it was loaded."""
+    engine: Engine | None = getattr(model, "engine", None)
+    if engine is None:
+        raise ValueError("a model that was not loaded by prefopt.lm.models: see prefopt.lm.verify")
+    return engine
+
+
+def backbone(model: PreTrainedModel) -> nn.Module:
+    """The transformer without its head; its output has `last_hidden_state`."""
+    return model.base_model
+
+
+def output_head(model: PreTrainedModel) -> nn.Linear:
+    """The vocabulary head, which may share its weight with the embedding."""
+    head: nn.Linear = model.get_output_embeddings()
+    return head
+
+
+def score_head(model: PreTrainedModel) -> nn.Linear:
+    """A scorer's head, from hidden state to one score."""
+    head: nn.Linear = model.score
+    return head
+
+
+def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits float32 [..., V] of last hidden states, not differentiable."""
+    with torch.no_grad():
+        return engine_of(model).finish_(output_head(model)(hidden).float())
+
+
+def position_limit(config: Any) -> int | None:
+    """The longest row that a model takes, or None where its config sets no limit.
+
+    Beyond its original positions a `longrope` model turns all of a row by other angles, its first tokens too, so that
+    their probabilities would depend on how long the row becomes: the limit is there.
+    """
+    text = config.get_text_config(decoder=True)
+    limits = [getattr(text, "max_position_embeddings", None)]
+    rope = getattr(text, "rope_parameters", None) or {}
+    for part in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if part.get("rope_type") == "longrope":
+            limits.append(part.get("original_max_position_embeddings"))
+    return min((limit for limit in limits if limit is not None and limit > 0), default=None)
