@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from prefopt.data import embedded, lexicon
+from prefopt.data import dialogues, embedded, lexicon, news, reviews
 from prefopt.data.raw import RawTables
 
 COUNTS = {
@@ -107,3 +107,23 @@ def test_the_notes_say_that_it_is_synthetic_and_how_noisy_the_labels_are(tables:
     assert tables.notes["synthetic"] is True
     assert tables.notes["statement"].startswith("Synthetic: ")
     assert 0.5 < tables.notes["annotator_agreement"] <= 1.0
+
+
+# SHA-256 of the rows at 6dbf02e: whoever has results of the default has made them from these. Change them knowingly.
+GOLDEN = {
+    "tldr": "8d7c84949402e5d330bad6ad8d952146f537b8138fee5cf5e8820debdc336950",
+    "hh": "a6154a110ce547205367fe50880fde5bf665021f99a96c30af35eb49ed5ec5db",
+    "cnndm": "5bf63de9d7fc2019a728813a323fd841b989599492882a9e26aab7a1a74f2dc0",
+    "imdb": "55d52ac73368bc490ac08d529f14c6c1c86b264424595d9f254d758a5e90073b",
+}
+
+
+@pytest.mark.parametrize("task", GOLDEN)
+def test_the_rows_are_those_that_they_were(task: str) -> None:
+    values = {**VALUES, "train": 9, "validation": 4, "test": 5, "unlabelled": 6}
+    if task == "imdb":
+        rows: object = reviews.generate(values)
+    else:
+        tables = {"tldr": embedded, "hh": dialogues, "cnndm": news}[task].generate(values)
+        rows = [tables.demonstrations, tables.preferences, tables.pretraining]
+    assert hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest() == GOLDEN[task]
