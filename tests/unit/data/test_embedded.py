@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from prefopt.data import embedded, lexicon
+from prefopt.data import dialogues, embedded, lexicon, news, reviews
 from prefopt.data.raw import RawTables
 
 COUNTS = {
@@ -107,3 +107,25 @@ def test_the_notes_say_that_it_is_synthetic_and_how_noisy_the_labels_are(tables:
     assert tables.notes["synthetic"] is True
     assert tables.notes["statement"].startswith("Synthetic: ")
     assert 0.5 < tables.notes["annotator_agreement"] <= 1.0
+
+
+# SHA-256 of the rows, and of how far annotators agree with quality, at 6dbf02e. Whoever has results of the default has
+# made them from these: change them knowingly.
+GOLDEN = {
+    "tldr": "db648a1e7f0a0644c6743575aaa0db558fcbc76e3f36beecad14d108f65a659f",
+    "hh": "0bb1d13adaaec02d21fdcf3e9882039ddef1720c68fa73e39881293d05d96d34",
+    "cnndm": "c94530ceccfce519db39c85cb08fb0c8181d3cc886f19eb9bf8dd78fac4032f2",
+    "imdb": "55d52ac73368bc490ac08d529f14c6c1c86b264424595d9f254d758a5e90073b",
+}
+
+
+@pytest.mark.parametrize("task", GOLDEN)
+def test_the_rows_are_those_that_they_were(task: str) -> None:
+    values = {**VALUES, "train": 9, "validation": 4, "test": 5, "unlabelled": 6}
+    if task == "imdb":
+        rows: object = reviews.generate(values)
+    else:
+        tables = {"tldr": embedded, "hh": dialogues, "cnndm": news}[task].generate(values)
+        agreement = tables.notes.get("annotator_agreement")
+        rows = [tables.demonstrations, tables.preferences, tables.pretraining, agreement]
+    assert hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest() == GOLDEN[task]

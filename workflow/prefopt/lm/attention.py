@@ -31,7 +31,7 @@ NAME = "prefopt"
 _GROUP_TOKENS = 192
 
 # Arguments of transformers' attention interface that change nothing here: what they say is in the mask and the layout,
-# or they speak of outputs. A window comes as the mask's function too.
+# or they are of other functions. A window comes as the mask's function too.
 _HARMLESS = {
     "cache",
     "cache_position",
@@ -280,9 +280,11 @@ def prefopt_attention(
     """
     if dropout:
         raise ValueError("the engine's attention has no dropout: load models with prefopt.lm.models")
-    unknown = [name for name, value in others.items() if value is not None and name not in _HARMLESS]
-    if unknown or others.get("is_causal") is False:
-        raise NotImplementedError(f"the engine's attention takes no {', '.join(unknown) or 'is_causal=False'}")
+    if others.get("is_causal") is False:
+        raise NotImplementedError("the engine's attention is causal")
+    for name, given in others.items():
+        if given is not None and given is not False and name not in _HARMLESS:
+            raise NotImplementedError(f"the engine's attention takes no {name}")
     scores = Scores(scaling, softcap, s_aux)
     if decode is not None:
         return _decode(query, key, value, _of_a_row(attention_mask), scores, decode), None
@@ -291,7 +293,7 @@ def prefopt_attention(
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if packed is None:
         dense = attention_mask.dense if isinstance(attention_mask, Mask) else attention_mask
-        return _attend(query, key, value, dense, scores).transpose(1, 2), None
+        return _attend(query, key, value, dense, scores).transpose(1, 2).contiguous(), None
     mask = packed.restricting(_of_a_row(attention_mask))
     if query.is_cuda and mask is None and scores.plain and key.shape[-1] == value.shape[-1]:
         in_sequences = flash_can(query.device, query.dtype, query.shape[-1])
@@ -301,7 +303,7 @@ def prefopt_attention(
         output = _in_sequences(query, key, value, scaling, packed)
     else:
         output = _packed(query, key, value, mask, scores, packed)
-    return output.transpose(1, 2), None
+    return output.transpose(1, 2).contiguous(), None
 
 
 def _of_a_row(mask: Mask | Tensor | None) -> Mask | None:
@@ -404,7 +406,7 @@ def _decode(query: Tensor, keys: Any, values: Any, mask: Mask | None, scores: Sc
 
     Args:
         query: [G * n, H, 1, D].
-        keys: the prefix [G, K, P, D] and the suffix [G * n, K, t, D].
+        keys: the prefix [G, K, P, D] and the suffix [G * n, K, t, D]; or both as one row (see `one_row`).
         values: as keys, of width E.
         mask: what the layer may see of a row.
         scores: how scores become weights.
@@ -413,6 +415,8 @@ def _decode(query: Tensor, keys: Any, values: Any, mask: Mask | None, scores: Sc
     Returns:
         [G * n, 1, H, E].
     """
+    if isinstance(keys, Tensor):
+        keys, values = (_two_parts(states, len(query), layout) for states in (keys, values))
     (prefix_key, suffix_key), (prefix_value, suffix_value) = keys, values
     rows, heads, _, width = query.shape
     groups, kv_heads, prefix, _ = prefix_key.shape
@@ -439,6 +443,17 @@ def _decode(query: Tensor, keys: Any, values: Any, mask: Mask | None, scores: Sc
     from_prefix = from_prefix.view(groups, kv_heads, samples, repeats, -1).transpose(1, 2)
     output = from_prefix.reshape(rows, kv_heads, repeats, -1) + suffix_weights @ suffix_value
     return output.reshape(rows, 1, heads, -1)
+
+
+def one_row(prefix: Tensor, suffix: Tensor) -> Tensor:
+    """[1, K, G * P + G * n * t, D] of a prefix and a suffix, for models that go on computing with cached states."""
+    return torch.cat([part.transpose(0, 1).flatten(1, 2) for part in (prefix, suffix)], dim=1).unsqueeze(0)
+
+
+def _two_parts(states: Tensor, rows: int, layout: DecodeLayout) -> tuple[Tensor, Tensor]:
+    groups = len(layout.lengths)
+    prefix, suffix = states[0].split([groups * layout.prefix, rows * layout.step], dim=1)
+    return prefix.unflatten(1, (groups, -1)).transpose(0, 1), suffix.unflatten(1, (rows, -1)).transpose(0, 1)
 
 
 def _mask(**options: Any) -> Mask:

@@ -16,10 +16,10 @@ class Engine:
 
     # How rows are read: packed into one sequence under the engine's attention, or in padded batches under the model's.
     rows: Literal["packed", "padded"]
-    # How samples are drawn: each prompt's keys and values kept once for all its samples, transformers' cache repeated
-    # for each of them, or without a cache, every step reading all rows from their start.
-    # None of a scorer.
-    sampling: Literal["shared", "cached", "whole"] | None
+    # How samples are drawn: each prompt's keys and values kept once for all its samples (for some models handed over as
+    # one row), transformers' cache repeated for each sample, or without a cache, all rows read anew at every step. A
+    # scorer draws none.
+    sampling: Literal["shared", "one_row", "cached", "whole"] | None
     # What the model does with its head's product z: it makes of it softcap * tanh(scale * z / softcap).
     scale: float = 1.0
     softcap: float | None = None
@@ -41,7 +41,9 @@ def engine_of(model: nn.Module) -> Engine:
 
 def backbone(model: PreTrainedModel) -> nn.Module:
     """The transformer without its head; its output has `last_hidden_state`."""
-    return model.base_model
+    body: nn.Module = model.base_model
+    # Llama 4's prefix names a part that its language model alone does not have.
+    return getattr(model, "model", body) if body is model else body
 
 
 def output_head(model: PreTrainedModel) -> nn.Linear:

@@ -9,6 +9,7 @@ between two.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from prefopt.errors import UserError
-from prefopt.lm.attention import DecodeLayout, packed_layout
+from prefopt.lm.attention import DecodeLayout, one_row, packed_layout
 from prefopt.lm.batching import Row, prompts_at_once
 from prefopt.lm.engine import backbone, engine_of, head_logits, position_limit
 from prefopt.lm.logprobs import completion_hidden_states
@@ -81,7 +82,7 @@ def sample(
         )
     # Prompts of similar length together, so that little of the prefix is padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    shared = engine_of(model).sampling == "shared"
+    shared = engine_of(model).sampling in ("shared", "one_row")
     at_once = prompts_at_once(n, longest, max_new_tokens, _token_bytes(model), row_budget, shared_prefix=shared)
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), at_once):
@@ -172,14 +173,16 @@ def _draw(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, 
 class _SharedPrefix:
     """Decoding with every prompt's keys and values kept once for its n samples (see `attention._decode`)."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, steps: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], n: int, steps: int, as_one_row: bool = False
+    ) -> None:
         self._model = model
         self._samples = n
         device = next(model.parameters()).device
         rows = [Row(prompt, ()) for prompt in prompts]
         lengths = [len(prompt) for prompt in prompts]
         count = model.config.get_text_config(decoder=True).num_hidden_layers
-        layers = [_PrefixLayer(lengths, n, steps) for _ in range(count)]
+        layers = [_PrefixLayer(lengths, n, steps, as_one_row) for _ in range(count)]
         self._cache = Cache(layers=layers)
         hidden = backbone(model)(
             input_ids=torch.tensor([[token for prompt in prompts for token in prompt]], device=device),
@@ -225,20 +228,26 @@ class _SharedPrefix:
 
 
 class _PrefixLayer(CacheLayerMixin):
-    """One layer's keys and values: the prompts' [G, K, P, D], and the samples' own [G * n, K, steps, D]."""
+    """One layer's keys and values: the prompts' [G, K, P, D], and the samples' own [G * n, K, steps, D].
+
+    A model that computes on with what it has cached, as DeepSeek's does with compressed keys, gets both as one row.
+    """
 
     is_sliding = False
 
-    def __init__(self, lengths: list[int], samples: int, steps: int) -> None:
+    def __init__(self, lengths: list[int], samples: int, steps: int, as_one_row: bool) -> None:
         super().__init__()
+        self._as_one_row = as_one_row
         self._lengths, self._samples, self._steps = lengths, samples, steps
         self._filled = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self._prefix = tuple(_unpack(states, self._lengths) for states in (key_states, value_states))
-        _, heads, _, width = key_states.shape
-        shape = (len(self._lengths) * self._samples, heads, self._steps, width)
-        self._suffix = tuple(states.new_empty(shape) for states in (key_states, value_states))
+        rows = len(self._lengths) * self._samples
+        self._suffix = tuple(
+            states.new_empty(rows, states.shape[1], self._steps, states.shape[3])
+            for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
@@ -248,13 +257,14 @@ class _PrefixLayer(CacheLayerMixin):
         for kept, states in zip(self._suffix, (key_states, value_states), strict=True):
             kept[:, :, self._filled] = states[:, :, 0]
         self._filled += 1
-        keys, values = (
-            (prefix, suffix[:, :, : self._filled]) for prefix, suffix in zip(self._prefix, self._suffix, strict=True)
-        )
-        return keys, values
+        parts = zip(self._prefix, self._suffix, strict=True)
+        keys, values = ((prefix, suffix[:, :, : self._filled]) for prefix, suffix in parts)
+        return (one_row(*keys), one_row(*values)) if self._as_one_row else (keys, values)
 
     def select(self, groups: Tensor, rows: Tensor) -> None:
-        """Keeps these prompts and these samples."""
+        """Keeps these prompts and these samples; a layer that shares another's states has none."""
+        if not self.is_initialized:
+            return
         self._prefix = tuple(states[groups] for states in self._prefix)
         self._suffix = tuple(states[rows] for states in self._suffix)
 
@@ -356,4 +366,9 @@ class _Whole:
         return rows
 
 
-DECODERS: dict[str | None, Any] = {"shared": _SharedPrefix, "cached": _Expanded, "whole": _Whole}
+DECODERS: dict[str | None, Any] = {
+    "shared": _SharedPrefix,
+    "one_row": functools.partial(_SharedPrefix, as_one_row=True),
+    "cached": _Expanded,
+    "whole": _Whole,
+}

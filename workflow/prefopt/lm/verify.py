@@ -24,7 +24,7 @@ from prefopt.lm.batching import Row
 from prefopt.lm.engine import Engine, backbone, head_logits, output_head, position_limit, score_head
 from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs
 from prefopt.lm.sampling import DECODERS
-from prefopt.lm.small import KINK, longest_kink, small_copy
+from prefopt.lm.small import KINK, longest_kink, small_copies
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ TOLERANCE = 1e-3
 _ROWS = {"packed": "packed rows", "padded": "padded batches"}
 _SAMPLING = {
     "shared": "one cache of each prompt for all its samples",
+    "one_row": "one cache of each prompt for all its samples, as one row",
     "cached": "a cache of its own for each sample",
     "whole": "samples drawn without a cache",
     None: "scores only",
@@ -88,17 +89,12 @@ def use_engine(model: PreTrainedModel, name: str | Path | None = None) -> PreTra
 def try_engine(model: PreTrainedModel) -> Trial:
     """Compares every way of the engine with the model's own forward pass, on a small copy."""
     try:
-        copied = small_copy(model)
-        own_attention = copied.config._attn_implementation
-        if own_attention == NAME:
-            own_attention = copied.get_correct_attn_implementation(None)
-            copied.set_attn_implementation(own_attention)
-        rows = _random_rows(copied)
-        expected = _own_outputs(copied, rows)
+        copied, rows, expected = _copy_with_outputs(model)
         scorer = output_head(copied) is None
         scale, softcap = (1.0, None) if scorer else _after_head(copied)
     except Exception as error:  # whatever an architecture does that is no causal language model's
         return Trial(None, float("inf"), (f"its own forward pass: {_reason(error)}",))
+    own_attention = copied.config._attn_implementation
     failures: list[str] = []
 
     def first(options: Sequence[str], describe: dict[Any, str], error_of: Callable[[str], float]) -> tuple[Any, float]:
@@ -125,10 +121,34 @@ def try_engine(model: PreTrainedModel) -> Trial:
     if of_rows is None or scorer:
         engine = None if of_rows is None else Engine(of_rows, None, scale, softcap)
         return Trial(engine, off, tuple(failures))
-    ways = ["shared", "cached", "whole"] if of_rows == "packed" else ["cached", "whole"]
+    ways = ["shared", "one_row", "cached", "whole"] if of_rows == "packed" else ["cached", "whole"]
     sampling, off_sampling = first(ways, _SAMPLING, sampling_error)
     engine = None if sampling is None else Engine(of_rows, sampling, scale, softcap)
     return Trial(engine, max(off, off_sampling), tuple(failures))
+
+
+def _copy_with_outputs(model: PreTrainedModel) -> tuple[PreTrainedModel, list[Row], list[Tensor]]:
+    """The smallest copy that runs, under transformers' own attention, with random rows and its outputs of them."""
+    failures: list[Exception] = []
+    for make in small_copies(model):
+        try:
+            # No random number of the caller's is drawn.
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                torch.manual_seed(0)
+                copied = make()
+            if copied.config._attn_implementation == NAME:
+                copied.set_attn_implementation(copied.get_correct_attn_implementation(None))
+            rows = _random_rows(copied)
+            return copied, rows, _own_outputs(copied, rows)
+        except _NotCausalError:
+            raise
+        except Exception as error:
+            failures.append(error)
+    raise failures[0]
+
+
+class _NotCausalError(ValueError):
+    """What is said of a token depends on later ones."""
 
 
 def _random_rows(model: PreTrainedModel) -> list[Row]:
@@ -151,7 +171,7 @@ def _random_rows(model: PreTrainedModel) -> list[Row]:
 def _usable_tokens(model: PreTrainedModel) -> list[int]:
     """Tokens that are no special ones, where there are any."""
     tokens = range(min(model.config.get_text_config(decoder=True).vocab_size, 1000))
-    special = {value for key, value in model.config.to_dict().items() if key.endswith("token_id")}
+    special = [value for key, value in model.config.to_dict().items() if key.endswith("token_id")]
     return [token for token in tokens if token not in special] or list(tokens)
 
 
@@ -159,7 +179,7 @@ def _own_outputs(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
     """Of each prompt with one completion, alone: logits [tokens, V], or a scorer's score [1].
 
     Raises:
-        ValueError: what comes later changes what is said of earlier tokens.
+        _NotCausalError: what comes later changes what is said of earlier tokens.
     """
     outputs = []
     for row in rows:
@@ -170,31 +190,43 @@ def _own_outputs(model: PreTrainedModel, rows: Sequence[Row]) -> list[Tensor]:
                 half = model(input_ids=ids[:, : len(row.prompt)], use_cache=False).logits
                 later = _difference(half[0], logits[0, : len(row.prompt)])
                 if not later <= TOLERANCE:
-                    raise ValueError(f"later tokens change the probabilities of earlier ones by {later:.3g} nats")
+                    raise _NotCausalError(f"later tokens change the probabilities of earlier ones by {later:.3g} nats")
             outputs.append(logits[0])
     return outputs
 
 
 def _after_head(model: PreTrainedModel) -> tuple[float, float | None]:
-    """Scale and soft cap by which a model makes logits of its head's products.
+    """Scale and soft cap by which a model makes logits of the products of its head and its last hidden states.
 
     Raises:
         ValueError: it does something else.
     """
-    vocabulary = output_head(model).weight.shape[0]
+    head = output_head(model)
+    vocabulary = head.weight.shape[0]
     products = torch.linspace(-50, 50, 2 * vocabulary).view(1, 2, vocabulary)
     products[0, 0, 0], products[0, 0, 1] = 1e-2, 1e6
-    handle = output_head(model).register_forward_hook(lambda *_: products.clone())
+    ids = torch.tensor([_usable_tokens(model)[-1:] * 2])
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    states: list[Tensor] = []
+    handles = [
+        head.register_forward_pre_hook(lambda _, given: states.append(given[0])),
+        head.register_forward_hook(lambda *_: products.clone()),
+    ]
     try:
-        logits = model(input_ids=torch.tensor([_usable_tokens(model)[-1:] * 2]), use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False).logits
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     scale, largest = logits[0, 0, 0].item() / 1e-2, logits[0, 0, 1].item()
     softcap = None if largest >= scale * 1e6 * 0.99 else largest
     found = Engine("padded", None, scale, softcap).finish_(products.clone())
     if logits.shape != products.shape or not torch.allclose(logits, found, rtol=1e-5, atol=1e-5):
         raise ValueError("it does more with the products of its head than to scale and to soft-cap them")
-    return scale, softcap
+    (given,) = states
+    before = ((hidden * given).sum() / hidden.square().sum()).item()
+    if not torch.allclose(given, before * hidden, rtol=1e-4, atol=1e-4) or (before != 1 and head.bias is not None):
+        raise ValueError("it does more with its last hidden states than to scale them")
+    return scale * before, softcap
 
 
 def _rows_error(model: PreTrainedModel, rows: Sequence[Row], expected: Sequence[Tensor]) -> float:
@@ -237,17 +269,12 @@ def _each(rows: Sequence[Row]) -> list[tuple[int, Sequence[int]]]:
 @torch.no_grad()
 def _check_head(model: PreTrainedModel, what: str) -> None:
     """The model itself, with its own weights and widths: a few tokens' logits or score from its last hidden states."""
-    hidden: list[Tensor] = []
-    handle = backbone(model).register_forward_hook(lambda *given: hidden.append(given[2].last_hidden_state))
     ids = torch.tensor([_usable_tokens(model)[-3:]], device=next(model.parameters()).device)
-    try:
-        own = model(input_ids=ids, use_cache=False).logits.float()
-    finally:
-        handle.remove()
-    scorer = output_head(model) is None
-    found = score_head(model)(hidden[0][:, -1]).float() if scorer else head_logits(model, hidden[0])
-    tolerance = 1e-4 if own.dtype == next(model.parameters()).dtype else 0.03
-    off = _largest(found - own)
+    own = model(input_ids=ids, use_cache=False).logits
+    hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
+    found = score_head(model)(hidden[:, -1]) if output_head(model) is None else head_logits(model, hidden)
+    tolerance = 1e-4 if hidden.dtype == torch.float32 else 0.03
+    off = _largest(found.float() - own.float())
     if not off <= tolerance * (1 + own.abs().max().item()):
         raise UserError(f"{what}: its head is not computed rightly here (off by {off:.3g}): use another model.")
 
