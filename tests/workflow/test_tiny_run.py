@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,20 +251,65 @@ def test_a_comment_reruns_nothing(finished: Path) -> None:
         assert plan(finished) == {}
 
 
+def test_another_error_text_and_another_loss_rerun_nothing(finished: Path) -> None:
+    package = finished / "workflow/prefopt"
+    with (
+        edited(package / "lm/logprobs.py", "positions: cut it.", "positions: shorten it."),
+        edited(package / "objectives.py", "\ndef ", "\ndef another_loss(x):\n    return x\n\n\ndef "),
+    ):
+        assert plan(finished, everything=True) == {}
+
+
+def test_a_copy_without_snakemakes_records_is_told_apart(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "results", tmp_path / "results")
+    beta = overlay(finished.parent, {"tasks": {"tldr": {"dpo": {"beta": 0.7}}}})
+    run = snakemake("-n", "--configfile", TINY, beta, "--directory", tmp_path, folder=finished)
+    assert "were not made in this folder as far as .snakemake/ knows" in run.stdout + run.stderr
+
+    def verify(*overlays: Path) -> subprocess.CompletedProcess[str]:
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "prefopt",
+            "verify",
+            "--directory",
+            tmp_path,
+            "--configfile",
+            TINY,
+            *overlays,
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(finished / "workflow")}
+        return subprocess.run(words, cwd=finished, env=environment, capture_output=True, text=True, check=False)
+
+    asked = verify()
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    assert re.match(r"\d+ as asked for, 0 not made yet, \d+ without a record", asked.stdout)
+    other = verify(beta)
+    assert other.returncode == 2 and "1 results were made by other values" in other.stderr
+    assert other.stdout.startswith("results/models/tldr/dpo: beta 0.25, asked for 0.7\n")
+
+
 def test_an_edited_trainer_reruns_itself(finished: Path) -> None:
-    with edited(finished / "workflow/prefopt/training/dpo.py", "\ndef ", "\nEDITED = True\n\n\ndef "):
+    with edited(
+        finished / "workflow/prefopt/training/dpo.py",
+        "    recipe = from_json",
+        "    assert args\n    recipe = from_json",
+    ):
         assert plan(finished) == DPO_AND_BELOW
 
 
 def test_an_edited_figure_retrains_nothing(finished: Path) -> None:
-    with edited(finished / "workflow/prefopt/analysis/figures.py", "\ndef ", "\nEDITED = True\n\n\ndef "):
+    with edited(
+        finished / "workflow/prefopt/analysis/figures.py", "    table = read_", "    assert args\n    table = read_"
+    ):
         jobs = plan(finished)
     assert jobs["win_rate_figure"] == 1
     assert jobs.keys() <= {"win_rate_figure", "examples", "training_figure"}
 
 
 def test_an_edited_engine_reruns_every_stage_that_computes_with_it(finished: Path) -> None:
-    with edited(finished / "workflow/prefopt/lm/logprobs.py", "\ndef ", "\nEDITED = True\n\n\ndef "):
+    with edited(finished / "workflow/prefopt/lm/logprobs.py", "        return logps\n", "        return 1 * logps\n"):
         jobs = plan(finished)
     assert {"pretrain", "sft", "reference", "dpo", "reward_model", "ppo", "sample"} <= jobs.keys()
     assert "records" not in jobs
