@@ -24,9 +24,9 @@ _POSITIONS = 96
 _VOCABULARY = 96
 _HEAD_WIDTH = 8
 _EXPERTS = 16
-# A model of at most so many parameters, without a longer window, is copied as it is.
+_ATTENTION_SOFTCAP = 0.5  # so low that random scores show it
+# A model of at most so many parameters is copied as it is where no smaller copy works.
 _SMALL_PARAMETERS = 4_000_000
-_LONGEST_KINK = 48
 
 _KINK_NAMES = re.compile("window|chunk|original_max|block_size|local_attn|attention_size")
 _POSITION_NAMES = re.compile("position|max_seq|n_ctx|max_len|seq_len|context_len")
@@ -44,16 +44,15 @@ def small_copies(model: PreTrainedModel) -> list[Callable[[], PreTrainedModel]]:
     Args:
         model: its class, config and layers are read; its weights are not.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    on_meta = any(parameter.is_meta for parameter in model.parameters())
-    if parameters <= _SMALL_PARAMETERS and longest_kink(model.config) <= _LONGEST_KINK and not on_meta:
-        return [lambda: _randomised(copy.deepcopy(model))]
     layers = distinct_layers(model)
 
     def made(fewer_heads: bool) -> PreTrainedModel:
         return _randomised(type(model)(small_config(model.config, layers, fewer_heads=fewer_heads)))
 
-    return [lambda: made(True), lambda: made(False)]
+    makers = [lambda: made(True), lambda: made(False)]
+    if sum(parameter.numel() for parameter in model.parameters()) <= _SMALL_PARAMETERS:
+        makers.append(lambda: _randomised(copy.deepcopy(model)))
+    return makers
 
 
 def longest_kink(config: PreTrainedConfig) -> int:
@@ -123,6 +122,8 @@ class _Shrink:
             elif key in ("short_factor", "long_factor"):  # one for each pair of a head's dimensions
                 value = value[: max(1, len(value) // self._head_width)]
             return [self(part, key) for part in value]
+        if isinstance(value, float) and re.search("attn.*softcap", key):
+            return min(value, _ATTENTION_SOFTCAP)
         if isinstance(value, bool) or not isinstance(value, int):
             return value
         return self._number(value, key)

@@ -74,9 +74,9 @@ def use_engine(model: PreTrainedModel, name: str | Path | None = None) -> PreTra
     if trial.engine is None:
         raise UserError(f"{what} is not computed rightly here ({'; '.join(trial.failures)}): use another model.")
     model.engine = trial.engine
+    _check_head(model, what)
     if trial.engine.rows == "packed":
         model.set_attn_implementation(NAME)
-    _check_head(model, what)
     logger.info(
         "%s: %s, %s; at most %.1e off its own forward pass%s",
         *(what, _ROWS[trial.engine.rows], _SAMPLING[trial.engine.sampling], trial.error),
@@ -204,7 +204,7 @@ def _after_head(model: PreTrainedModel) -> tuple[float, float | None]:
     head = output_head(model)
     vocabulary = head.weight.shape[0]
     products = torch.linspace(-50, 50, 2 * vocabulary).view(1, 2, vocabulary)
-    products[0, 0, 0], products[0, 0, 1] = 1e-2, 1e6
+    products[0, :, 0], products[0, :, 1] = torch.tensor([1e6, 1.0]), 2.0**-7
     ids = torch.tensor([_usable_tokens(model)[-1:] * 2])
     hidden = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state
     states: list[Tensor] = []
@@ -217,8 +217,10 @@ def _after_head(model: PreTrainedModel) -> tuple[float, float | None]:
     finally:
         for handle in handles:
             handle.remove()
-    scale, largest = logits[0, 0, 0].item() / 1e-2, logits[0, 0, 1].item()
-    softcap = None if largest >= scale * 1e6 * 0.99 else largest
+    largest, scale = logits[0, :, 0].tolist()
+    softcap = None if largest >= scale * 1e6 * 0.9 else largest
+    if softcap is not None:
+        scale = float(f"{logits[0, 0, 1].item() * 2**7:.6g}")  # a tanh of so little is linear, up to rounding
     found = Engine("padded", None, scale, softcap).finish_(products.clone())
     if logits.shape != products.shape or not torch.allclose(logits, found, rtol=1e-5, atol=1e-5):
         raise ValueError("it does more with the products of its head than to scale and to soft-cap them")
