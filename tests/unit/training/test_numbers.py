@@ -170,7 +170,7 @@ def test_the_reference_names_the_pair(task: Task, tmp_path: Path, monkeypatch: p
     table = read_table(args.out, "reference_logprobs")
     args.out = tmp_path / "spoilt.parquet"
     monkeypatch.setattr(reference, "load_policy", lambda path: (spoilt(load_policy(path)[0]), None))
-    with pytest.raises(UserError, match=r"^reference: a completion's log-probability is nan for pair5: look at "):
+    with pytest.raises(UserError, match=r"^A completion's log-probability is nan for pair5: look at "):
         reference.run(args)
     assert not args.out.exists()
 
@@ -198,7 +198,7 @@ def test_sampling_names_the_prompt_also_where_it_takes_the_likeliest(
     temperature: float, task: Task, usage: Usage
 ) -> None:
     policy, tokenizer = load_policy(task.model)
-    with pytest.raises(UserError, match=r"^sample dpo: a completion's log-probability is nan for p2: look at these"):
+    with pytest.raises(UserError, match=r"^The log-probability of a completion of dpo is nan for p2: look at these"):
         sampling.sample_rows(spoilt(policy), tokenizer, prompts_of(task), "dpo", sample_recipe(temperature), usage)
 
 
@@ -206,14 +206,14 @@ def test_scores_of_samples_name_the_prompt(task: Task, usage: Usage) -> None:
     policy, tokenizer = load_policy(task.model)
     prompts = prompts_of(task)
     rows = sampling.sample_rows(policy, tokenizer, prompts, "dpo", sample_recipe(0.7), usage)
-    with pytest.raises(UserError, match=r"^reference of samples: a completion's log-probability is nan for p2: "):
+    with pytest.raises(UserError, match=r"^A sample's log-probability under the reference policy is nan for p2: "):
         sampling.reference_logps(spoilt(load_policy(task.model)[0]), prompts, rows, [len(rows)], 64, "float32")
     samples = pd.DataFrame(rows)
     samples["token_ids"] = [np.array(ids) for ids in samples["token_ids"]]
     scorer, _ = new_scorer(task.model, 0)
     recipe = ScoreRecipe(token_budget=64, dtype="float32")
     assert len(score_samples(scorer, prompts, samples, recipe, usage)) == 8
-    with pytest.raises(UserError, match=r"^score: a sample's reward is nan for p2: "):
+    with pytest.raises(UserError, match=r"^A sample's reward is nan for p2: "):
         score_samples(spoilt(scorer), prompts, samples, recipe, usage)
 
 
@@ -229,7 +229,7 @@ def test_evaluation_names_the_prompt(spoils: str, task: Task) -> None:
     values = {"prompts": 4, "samples_per_prompt": 2, "max_new_tokens": 4, "seed": 0, "token_budget": 64}
     recipe = EvaluationRecipe(**values, dtype="float32")
     what = {"policy": "log-probability", "reference": "KL", "reward": "true reward"}[spoils]
-    with pytest.raises(UserError, match=rf"^evaluation: a sample's {what} is nan for p2: "):
+    with pytest.raises(UserError, match=rf"^An evaluated sample's {what} is nan for p2: "):
         evaluate_policy(*models.values(), load_policy(task.model)[1], prompts_of(task), rewards, recipe)
 
 
@@ -276,7 +276,7 @@ def test_an_update_of_ppo_names_its_prompts(
 
 def test_a_reward_model_whose_reference_completions_have_no_score(task: Task) -> None:
     demonstrations = with_odd(read_table(task.demonstrations, "demonstrations"), 1, "response_ids")
-    with pytest.raises(UserError, match=r"^reward: the reference completion's score is nan for p1: "):
+    with pytest.raises(UserError, match=r"^The score of a reference completion is nan for p1: "):
         reward._mean_reference_score(spoilt(new_scorer(task.model, 0)[0]), demonstrations, RECIPE)
 
 
@@ -284,7 +284,7 @@ def test_a_classifiers_report_names_the_review(task: Task) -> None:
     model, tokenizer = new_classifier(task.model, 0, ("NEGATIVE", "POSITIVE"))
     texts = ["my dog", tokenizer.decode([ODD]) + "my dog"]
     reviews = pd.DataFrame({"review_id": ["r0", "r1"], "text": texts, "label": [1, 0]})
-    with pytest.raises(UserError, match=r"^classifier: P\(positive\) of reviews is nan for r1: "):
+    with pytest.raises(UserError, match=r"^P\(positive\) of reviews is nan for r1: "):
         report(spoilt(model), tokenizer, reviews, ClassifierRecipe(**TRAINING, max_length=20))
 
 
@@ -301,7 +301,7 @@ def samples_table(rewards: list[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def test_rewards_of_a_table_that_are_read() -> None:
     samples, scores = samples_table([1.0, 2.0, 3.0, float("inf")])
-    with pytest.raises(UserError, match=r"^best_of_n: a score is inf for p1: run the stage `score` again"):
+    with pytest.raises(UserError, match=r"^A score is inf for p1: run the stage `score` again"):
         best_of_n(samples, scores, samples.head(0), 2, "best_of_2")
     prompts = pd.DataFrame(
         {"prompt_id": ["p0", "p1"], "prompt": "", "split": "train", "prompt_ids": [np.array([1])] * 2}
@@ -325,6 +325,6 @@ def test_true_rewards_name_the_prompt(tmp_path: Path, monkeypatch: pytest.Monkey
     args = argparse.Namespace(samples=tmp_path / "samples.parquet", prompts=tmp_path / "prompts.parquet", shard=None)
     args.recipe, args.true_reward_model = '{"kind": "rule", "max_length": 8, "batch_size": 2}', None
     args.out = tmp_path / "scores.parquet"
-    with pytest.raises(UserError, match=r"^true_rewards: a sample's reward is nan for p1: "):
+    with pytest.raises(UserError, match=r"^A sample's true reward is nan for p1: "):
         true_rewards.run(args)
     assert not args.out.exists()

@@ -62,7 +62,7 @@ def best_of_n(
     if scored["reward"].isna().any():
         prompt_id = scored.loc[scored["reward"].isna(), "prompt_id"].iloc[0]
         raise UserError(f"prompt {prompt_id!r} has a candidate without a score: run the stage `score` again.")
-    require_finite(scored["reward"], scored["prompt_id"], "best_of_n: a score", "run the stage `score` again")
+    require_finite(scored["reward"], scored["prompt_id"], "A score", "run the stage `score` again")
     best = scored.loc[scored.groupby(["prompt_id", "temperature"], sort=False)["reward"].idxmax()]
     zero = greedy[greedy["temperature"] == 0]
     rows = pd.concat([zero, best[candidates.columns]], ignore_index=True)

@@ -136,7 +136,7 @@ def sample_rows(
             )
             require_finite(
                 [[sum(completion.logps) for completion in completions] for completions in sampled],
-                *(part["prompt_id"], f"sample {method}: a completion's log-probability"),
+                *(part["prompt_id"], f"The log-probability of a completion of {method}"),
                 f"look at these prompts and at the weights of the policy; the temperature is {temperature:g}",
             )
             for (_, prompt), completions in zip(part.iterrows(), sampled, strict=True):
@@ -201,7 +201,7 @@ def reference_logps(
                     logps[batch] = completion_logprobs(model, [rows[i] for i in batch]).sums.float().cpu()
                 progress.update(len(batch))
     require_finite(
-        *(logps, (s["prompt_id"] for s in samples), "reference of samples: a completion's log-probability"),
+        *(logps, (s["prompt_id"] for s in samples), "A sample's log-probability under the reference policy"),
         "look at these prompts and at the weights of the reference policy",
     )
     result: list[float] = logps.tolist()

@@ -56,9 +56,7 @@ def score_samples(
                 rewards.loc[group.index[start:stop]] = scores.flatten().double().numpy()
                 usage.add(stop - start, row.tokens, flops=rows_flops(shape, [row]))
             progress.update(len(group))
-    require_finite(
-        rewards, samples["prompt_id"], "score: a sample's reward", "look at these prompts and at the reward model"
-    )
+    require_finite(rewards, samples["prompt_id"], "A sample's reward", "look at these prompts and at the reward model")
     return samples[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards)
 
 

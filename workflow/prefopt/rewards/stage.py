@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             part = texts[start : start + _TEXTS_AT_ONCE]
             values, names = reward(part), own["prompt_id"].iloc[start : start + len(part)]
-            require_finite(values, names, "true_rewards: a sample's reward", "look at these prompts and the classifier")
+            require_finite(values, names, "A sample's true reward", "look at these prompts and the classifier")
             rewards.extend(values.tolist())
             progress.update(len(part))
     usage.add(len(texts), 0)

@@ -124,7 +124,7 @@ def report(
     rows = []
     for name, texts in (("reviews", reviews["text"].tolist()), ("excerpts", excerpts)):
         probabilities = positive_probabilities(model, tokenizer, texts, recipe.max_length, recipe.batch_size)
-        what = f"classifier: P(positive) of {name}"
+        what = f"P(positive) of {name}"
         require_finite(probabilities, reviews["review_id"], what, "look at these reviews and at the metrics")
         rows += calibration(probabilities.double().numpy(), labels, name)
     return pd.DataFrame(rows)

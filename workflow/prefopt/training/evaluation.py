@@ -81,7 +81,7 @@ def evaluate_policy(
     rewards = true_reward(completed_texts(tokenizer, rows)).view(len(rows), -1)
     for what, values in (("log-probability", _logps(sampled)), ("KL", kls), ("true reward", rewards)):
         require_finite(
-            *(values, prompts["prompt_id"], f"evaluation: a sample's {what}"),
+            *(values, prompts["prompt_id"], f"An evaluated sample's {what}"),
             "the policy has come apart, so lower the learning rate, or look at these prompts",
         )
     return [

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     rows = preference_rows(pairs)
     logps = pair_logprobs(model, rows, recipe.token_budget, usage, recipe.dtype).numpy()
     require_finite(
-        *(logps, pairs["pair_id"], "reference: a completion's log-probability"),
+        *(logps, pairs["pair_id"], "A completion's log-probability"),
         f"look at these pairs of {args.data}, and at the weights of {args.model}",
     )
     table = pd.DataFrame(

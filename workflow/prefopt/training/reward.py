@@ -129,5 +129,5 @@ def _mean_reference_score(model: nn.Module, references: pd.DataFrame, recipe: Tr
     columns = (references["prompt_ids"], references["response_ids"])
     rows = [Row(tuple(p.tolist()), (tuple(r.tolist()),)) for p, r in zip(*columns, strict=True)]
     scores = score_rows(model, rows, recipe.token_budget, recipe.dtype)
-    require_finite(scores, references["prompt_id"], "reward: the reference completion's score", "look at these rows")
+    require_finite(scores, references["prompt_id"], "The score of a reference completion", "look at these rows")
     return scores.mean()
