@@ -123,8 +123,9 @@ class Rules:
                 takes = set(inspect.getargs(item.__code__).args)
                 compared = not takes & DERIVING
                 value = item(given) if compared else item(given, **dict.fromkeys(takes & DERIVING))
-            elif isinstance(item, str):
-                value = apply_wildcards(item, wildcards)
+            elif isinstance(item, str | list):
+                texts = [apply_wildcards(text, wildcards) for text in ([item] if isinstance(item, str) else item)]
+                value = texts[0] if isinstance(item, str) else texts
             params[compared].append(f"{name} {value!r}")
         return Job(*_name(rule, wildcards), tuple(sorted(inputs)), tuple(params[True]), tuple(params[False]))
 
