@@ -109,7 +109,8 @@ def test_the_notes_say_that_it_is_synthetic_and_how_noisy_the_labels_are(tables:
     assert 0.5 < tables.notes["annotator_agreement"] <= 1.0
 
 
-# SHA-256 of the rows, and of how far annotators agree with quality, at 6dbf02e: whoever has results of the default has made them from these. Change them knowingly.
+# SHA-256 of the rows, and of how far annotators agree with quality, at 6dbf02e: whoever has results of the default has made
+# them from these. Change them knowingly.
 GOLDEN = {
     "tldr": "db648a1e7f0a0644c6743575aaa0db558fcbc76e3f36beecad14d108f65a659f",
     "hh": "0bb1d13adaaec02d21fdcf3e9882039ddef1720c68fa73e39881293d05d96d34",
