@@ -21,7 +21,7 @@ def length_controlled_rate(scores: Sequence[float], length_differences: Sequence
     logit P(win) = b0 + b1 tanh(d / sd(d)), and the answer is sigma(b0); the form is that of AlpacaEval's
     length-controlled win rate. Firth's penalty (Jeffreys' prior) takes off the bias of maximum likelihood and keeps
     the answer finite where length, or nothing, decides every verdict; on simulated judges of this form the bias stays
-    below 0.02 where the plain rate is off by 0.37. How uncertain one answer is depends on how many comparisons lie near
+    below 0.03 where the plain rate is off by 0.37. How uncertain one answer is depends on how many comparisons lie near
     equal length.
 
     Args:
