@@ -14,6 +14,7 @@ from architectures import ARCHITECTURES, NOT_TRIED, documented, path_of, tiny_mo
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sampling import sample
+from prefopt.lm.shape import rows_flops, shape_of
 
 # Longer than the windows and chunks of the tiny models, which are 8, and of many lengths.
 LENGTHS = ((9, (11, 3)), (2, (13,)), (14, (1, 2)))
@@ -51,6 +52,7 @@ def test_right_or_refused(name: str) -> None:
     if path == ("refused", None):
         return
     rows = random_rows(model)
+    assert rows_flops(shape_of(model), rows) > 0
     found, expected = completion_logprobs(model, rows).tokens, own_logps(own, rows)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 

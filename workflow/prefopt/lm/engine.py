@@ -46,6 +46,13 @@ def backbone(model: PreTrainedModel) -> nn.Module:
     return getattr(model, "model", body) if body is model else body
 
 
+def layers_of(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of a model; empty where they cannot be told."""
+    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = (module for module in backbone(model).modules() if isinstance(module, nn.ModuleList))
+    return next((list(layers) for layers in lists if len(layers) == count), [])
+
+
 def output_head(model: PreTrainedModel) -> nn.Linear:
     """The vocabulary head, which may share its weight with the embedding."""
     head: nn.Linear = model.get_output_embeddings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -10,18 +11,25 @@ from transformers.pytorch_utils import Conv1D
 
 from prefopt.flops import Shape, reading_flops
 from prefopt.lm.batching import Row
-from prefopt.lm.engine import backbone
+from prefopt.lm.engine import backbone, output_head, score_head
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
     """The shape of a language model or a scorer."""
     body = backbone(model)
     linear = sum(module.weight.numel() for module in body.modules() if isinstance(module, nn.Linear | Conv1D))
-    config = model.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    head = model.get_output_embeddings()
-    head_weights = head.weight.numel() if head is not None else config.num_labels * config.hidden_size
-    return Shape(linear, config.num_hidden_layers, config.num_attention_heads * width, head_weights)
+    config = model.config.get_text_config(decoder=True)
+    head = output_head(model) or score_head(model)
+    return Shape(linear, getattr(config, "num_hidden_layers", 0), _attention_width(config), head.weight.numel())
+
+
+def _attention_width(config: Any) -> int:
+    """Width of all heads of a layer; 0 without attention, or where layers have different numbers of heads."""
+    try:
+        heads = config.num_attention_heads
+        return int(heads * (getattr(config, "head_dim", None) or config.hidden_size // heads))
+    except (AttributeError, RuntimeError):  # transformers raises either
+        return 0
 
 
 def rows_flops(shape: Shape, rows: Sequence[Row]) -> int:

@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from prefopt import processes
+from prefopt.errors import UserError
 from prefopt.lm.batching import Row, micro_batches
-from prefopt.lm.engine import backbone
+from prefopt.lm.engine import layers_of
 from prefopt.usage import default_device
 
 Result = TypeVar("Result")
@@ -129,7 +130,12 @@ def whole_weights(model: nn.Module) -> dict[str, Any]:
     return {name: tensor for name, tensor in weights.items() if name in names}
 
 
-def _blocks(model: PreTrainedModel) -> nn.ModuleList:
+def _blocks(model: PreTrainedModel) -> list[nn.Module]:
     """The transformer's layers."""
-    lists = (module for module in backbone(model).modules() if isinstance(module, nn.ModuleList))
-    return next(blocks for blocks in lists if len(blocks) == model.config.num_hidden_layers)
+    blocks = layers_of(model)
+    if not blocks:
+        raise UserError(
+            f"the layers of a {type(model).__name__} cannot be told, as several processes and activation_checkpointing "
+            f"need: train it in one process and without."
+        )
+    return blocks

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prefopt.lm.engine import backbone
+from prefopt.lm.engine import layers_of
 
 # Tokens of a window, a chunk, or of the positions before a rotary embedding changes; and of all positions.
 KINK = 8
@@ -67,13 +67,6 @@ def distinct_layers(model: PreTrainedModel) -> int:
     for i, layer in enumerate(layers):
         first.setdefault(_kind(layer), i)
     return min(len(layers), max(2, 1 + max(first.values()))) if layers else 0
-
-
-def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The layers of a model; empty where they cannot be told."""
-    count = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
-    lists = (module for module in backbone(model).modules() if isinstance(module, nn.ModuleList))
-    return next((list(layers) for layers in lists if len(layers) == count), [])
 
 
 def small_config(config: PreTrainedConfig, layers: int, *, fewer_heads: bool) -> PreTrainedConfig:
