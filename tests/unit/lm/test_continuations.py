@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import sentencepiece
+import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import LlamaConfig, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from prefopt.data.prefixes import PrefixesRecipe, split_reviews
 from prefopt.data.prepare import PrepareRecipe, encode_completions, encode_prompts
+from prefopt.generation.sample import SampleRecipe, sample_rows
 from prefopt.judging.reward_model import completion_ids
+from prefopt.lm.attention import use_engine_attention
 from prefopt.lm.continuations import decode_continuation, encode_continuations
 from prefopt.lm.models import beginning, decode, encode, load_tokenizer, tokenizer_hash
 from prefopt.training.pretrain import train_tokenizer
+from prefopt.usage import Usage
 
 SHARED = Path(__file__).parents[4] / "shared"
 SUFFIX = "\n\nTL;DR:"
@@ -170,3 +176,17 @@ def test_a_tokenizer_is_the_same_in_other_files(tmp_path: Path, tokenizer: PreTr
         tokenizer = load_tokenizer(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "saved")
     assert tokenizer_hash(tmp_path / "saved") == tokenizer_hash(tokenizer.name_or_path)
+
+
+def test_the_text_of_a_sample_keeps_its_first_space(llama: PreTrainedTokenizerBase) -> None:
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = use_engine_attention(LlamaForCausalLM(LlamaConfig(vocab_size=360, **shape)).eval())
+    (start,) = encode(llama, ["title 7 my dog"])
+    prompts = pd.DataFrame({"prompt_id": ["p"], "split": ["test"], "prompt_ids": [np.array(start)]})
+    counts = {"train_prompts": 0, "validation_prompts": 0, "test_prompts": 1, "max_new_tokens": 5, "n": 60}
+    recipe = SampleRecipe(temperatures=(1.0,), stop=(), token_budget=512, dtype="float32", seed=0, **counts)
+    rows = sample_rows(model, llama, prompts, "sft", recipe, Usage("test", torch.device("cpu"), torch.float32))
+    for row in rows:
+        assert "title 7 my dog" + row["text"] == decode(llama, [*start, *row["token_ids"]])
+    assert any(row["text"].startswith(" ") for row in rows)
