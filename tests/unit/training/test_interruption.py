@@ -59,7 +59,7 @@ def training(task: Task, out: Path, count: int, **values: Any) -> Iterator[subpr
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def until(condition: Callable[[], object], seconds: float = 120) -> None:
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
     """Waits for a condition.
 
     Raises:
@@ -78,8 +78,8 @@ def saved(out: Path) -> Callable[[], bool]:
 
 
 def last_step(out: Path) -> int:
-    """Steps of the last checkpoint."""
-    (facts,) = out.glob("work/*/checkpoint_*/facts.json")
+    """Steps of the last checkpoint; a kill may come before the one before it is removed."""
+    facts = max(out.glob("work/*/checkpoint_*/facts.json"))
     step: int = json.loads(facts.read_text())["step"]
     return step
 
