@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from prefopt.lm import kl
 from prefopt.lm.batching import Row
 from prefopt.lm.kl import completion_kls
 from prefopt.lm.verify import use_engine
@@ -75,3 +76,23 @@ def test_a_policy_has_no_divergence_from_itself_and_rows_keep_their_order() -> N
     together = completion_kls(policy, reference, rows)
     alone = [completion_kls(policy, reference, [row]) for row in rows]
     assert together.tolist() == pytest.approx(list(itertools.chain(*(kls.tolist() for kls in alone))), abs=1e-5)
+
+
+@pytest.mark.parametrize("steps_of_a_chunk", [1, 3, 8])
+def test_every_chunk_of_steps_counts(steps_of_a_chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kl, "_CHUNK_BYTES", steps_of_a_chunk * 4 * 2)
+    policy, reference = two_token_model(0), two_token_model(1)
+    prompt, completions = (0, 0), ((0, 0, EOS), (EOS,), (0, EOS, 0, EOS))
+    expected = [
+        sum(
+            (p.exp() * (p - q)).sum().item()
+            for p, q in (
+                [step_logps(model, [*prompt, *completion[:t]]) for model in (policy, reference)]
+                for t in range(len(completion))
+            )
+        )
+        for completion in completions
+    ]
+    assert min(expected) > 0.01
+    kls = completion_kls(policy, reference, [Row(prompt, completions)])
+    assert kls.tolist() == pytest.approx(expected, abs=1e-5)

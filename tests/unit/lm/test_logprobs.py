@@ -58,6 +58,38 @@ def test_gradients_equal_the_plain_forwards(
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("keep_bytes", [logprobs._KEEP_BYTES, 0])
+def test_the_heads_bias_counts_and_learns(keep_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logprobs, "_KEEP_BYTES", keep_bytes)
+    monkeypatch.setattr(logprobs, "_CHUNK_BYTES", 4 * 50 * 3)
+    engine, plain = (make_model("gptj", engine=flag) for flag in (True, False))
+    for model in (engine, plain):
+        torch.nn.init.normal_(model.lm_head.bias, std=3, generator=torch.Generator().manual_seed(0))
+    result = completion_logprobs(engine, ROWS, temperature=0.7)
+    expected = torch.cat(plain_logps(plain, ROWS, 0.7))
+    torch.testing.assert_close(result.tokens, expected, rtol=1e-5, atol=2e-5)
+    weights = torch.linspace(-1, 1, len(expected))
+    (result.tokens * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(engine.lm_head.bias.grad, plain.lm_head.bias.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_hidden_states_in_half_precision_add_up_the_heads_gradient_over_all_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logprobs, "_CHUNK_BYTES", 4 * 50 * 3)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(10, 16, generator=generator).bfloat16()
+    weight = torch.randn(50, 16, generator=generator).bfloat16().float().requires_grad_()
+    targets, weights = torch.arange(10) * 5, torch.linspace(-1, 2, 10)
+    engine = make_model("llama", engine=True).engine
+    logps = logprobs._TokenLogprobs.apply(hidden, weight, None, targets, 1.0, engine)
+    (ours,) = torch.autograd.grad((logps * weights).sum(), weight)
+    expected = (hidden.float() @ weight.t()).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), weight)
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
 def test_hidden_states_before_each_token_and_at_the_last(model: PreTrainedModel, plain: PreTrainedModel) -> None:
     predicting, last = completion_hidden_states(model, ROWS)
     expected_predicting, expected_last = [], []
