@@ -35,8 +35,13 @@ def test_agreement_of_two_judges() -> None:
     # Each pair four times over is no more evidence.
     four = agreement(first * 4, second * 4, list(range(50)) * 4, 0.95, seed=0)
     assert four.rate_interval.low == pytest.approx(found.rate_interval.low, abs=0.01)
-    assert math.isnan(agreement([], [], [], 0.95, seed=0).rate)
-    assert math.isnan(agreement(["win"] * 4, ["win"] * 4, [1, 2, 3, 4], 0.95, seed=0).kappa)
+    nothing = agreement([], [], [], 0.95, seed=0)
+    ends = [end for i in (nothing.rate_interval, nothing.kappa_interval) for end in (i.low, i.high)]
+    assert nothing.n == 0 and all(map(math.isnan, [nothing.rate, nothing.kappa, *ends]))
+    # Of one same thing nothing is left to agree on, in no resample either.
+    same = agreement(["win"] * 4, ["win"] * 4, [1, 2, 3, 4], 0.95, seed=0)
+    assert (same.n, same.rate) == (4, 1.0) and math.isnan(same.kappa)
+    assert math.isnan(same.kappa_interval.low) and math.isnan(same.kappa_interval.high)
 
 
 def test_the_interval_of_kappa_is_the_bootstrap_over_clusters() -> None:
