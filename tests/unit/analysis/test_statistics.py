@@ -169,6 +169,13 @@ def test_a_constant_difference_has_the_interval_of_its_score() -> None:
     assert turned.difference == -0.5 and turned.interval.low == pytest.approx(-half.interval.high)
 
 
+def test_one_prompt_proves_nothing() -> None:
+    found = paired_difference([1.0], [0.0], 0.95, seed=0)
+    interval = score_interval([1.0])
+    assert (found.difference, found.p, found.prompts) == (1.0, 1.0, 1)
+    assert (found.interval.low, found.interval.high) == pytest.approx((2 * interval.low - 1, 1.0))
+
+
 def test_the_sign_flip_test_enumerates_few_prompts() -> None:
     # Differences 1, 1, 1/2, -1/2: of 16 signs four reach a sum of 2 on either side, and four more of 3 or -3 do not exist.
     found = paired_difference([1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.5, 0.5], 0.95, seed=0)
