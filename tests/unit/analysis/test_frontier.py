@@ -46,6 +46,8 @@ def test_the_frontier_is_the_least_concave_majorant() -> None:
     # (2, 0.6) and (4, 0.75) are below; (1.5, 0.72) lies below the line from (1, 0.7) to (3, 0.8).
     assert upper_frontier(kl, reward) == [0, 1, 3]
     assert upper_frontier(kl[:1], reward[:1]) == [0]
+    # The second point falls as soon as a third lies above the line through it.
+    assert upper_frontier(np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.1, 1.0])) == [0, 2]
     assert upper_frontier(np.array([0.0, 1.0]), np.array([0.5, 0.4])) == [0]
     assert upper_frontier(np.array([0.0, 1.0, 1.0]), np.array([0.5, 0.6, 0.7])) == [0, 2]
 

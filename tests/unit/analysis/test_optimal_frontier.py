@@ -88,6 +88,8 @@ def test_rewards_lie_in_the_order_of_prompts_and_samples() -> None:
     scores = pd.DataFrame(rows, columns=["prompt_id", "sample_index", "reward"])
     prompts, rewards = module.reward_matrix(scores)
     assert prompts == ["a", "b"] and rewards.tolist() == [[0.1, 0.2], [0.3, 0.4]]
+    # Those of a table are float32, in which sums of many small weights are not exact.
+    assert module.reward_matrix(scores.astype({"reward": "float32"}))[1].dtype == np.float64
 
 
 def test_the_stage_reads_scores_and_refuses_unequal_numbers(tmp_path: Path) -> None:
