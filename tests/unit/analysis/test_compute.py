@@ -131,6 +131,126 @@ def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
     assert row["bought_high"] - row["bought"] == pytest.approx(1.96 * 0.02 / 3**0.5, abs=1e-6)
 
 
+def test_the_stages_of_every_method() -> None:
+    stages = {
+        **{"base": [], "base_2shot": [], "sft": ["sft"], "preferred_ft": ["preferred_ft"]},
+        **{"dpo": ["sft", "reference_logprobs", "dpo"], "ppo": ["sft", "reward_model", "ppo"]},
+        **{"best_of_128": ["sft", "reward_model"], "unlikelihood": ["unlikelihood"]},
+    }
+    assert {method: compute.stages_of(method, "sft") for method in stages} == stages
+
+
+def cost(flops: float | None, **values: float | None) -> dict[str, Any]:
+    """What a stage recorded, every figure another number."""
+    names = ("generated_tokens", "models", "seconds", "device_seconds", "peak_memory_mib")
+    return {"flops": flops, **dict.fromkeys(names), **values}
+
+
+def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
+    """A task without models of its own, which samples those of its home."""
+    recipe = compute.ComputeRecipe(methods={}, reference={"tldr": "sft"}, home={"cnndm": "tldr"})
+    models = {
+        ("tldr", "sft"): cost(300, generated_tokens=1, models=1, seconds=2, device_seconds=3, peak_memory_mib=70),
+        ("tldr", "reward_model"): cost(
+            500, generated_tokens=5, models=4, seconds=6, device_seconds=7, peak_memory_mib=8
+        ),
+    }
+    sampled = {
+        "candidates": {
+            "used": cost(70, generated_tokens=30, models=1, seconds=20, device_seconds=40, peak_memory_mib=90)
+        },
+        "candidate_scores": {"used": cost(50, models=1, seconds=3, device_seconds=5, peak_memory_mib=60)},
+        "sft": {
+            "used": cost(80, generated_tokens=12, models=1, seconds=9, device_seconds=8, peak_memory_mib=75),
+            "rows": 4,
+        },
+    }
+    rates = {"task": "cnndm", "method": "best_of_4", "temperature": [0.5, 1.0], "selected": [False, True]}
+    rates |= {"win_rate": [0.1, 0.7], "ci_low": [0.0, 0.6], "ci_high": [0.2, 0.9]}
+    curve = {"task": ["tldr", "cnndm", "cnndm", "cnndm"], "n": [4, 2, 4, 4], "temperature": [1.0, 1.0, 0.5, 1.0]}
+    curves = pd.DataFrame({**curve, "flops": [1, 2, 3, 120], "generated_tokens": [4, 5, 6, 20]})
+
+    def rows(win_rates: pd.DataFrame, curves: pd.DataFrame = curves) -> list[dict[str, Any]]:
+        samples = {("cnndm", name): manifest for name, manifest in sampled.items()}
+        records = compute.Records(models, {}, samples, win_rates, curves)
+        made = list(compute.method_rows("cnndm", "best_of_4", records, recipe))
+        assert [(row["task"], row["method"]) for row in made] == [("cnndm", "best_of_4")] * 4
+        assert [row["stage"] for row in made] == ["sft", "reward_model", "sampling", "total"]
+        return [{key: row.get(key) for key in compute.COLUMNS[3:]} for row in made]
+
+    def figures(*values: Any) -> dict[str, Any]:
+        return dict(zip(compute.COLUMNS[3:], values, strict=True))
+
+    none = (None, None, None, None)
+    win_rates = pd.DataFrame(rates)
+    training = [figures(300, None, 1, 1, 2, 3, 70, *none), figures(500, None, 5, 4, 6, 7, 8, *none)]
+    bought = (0.7, 0.6, 0.9, "win rate at the selected temperature")
+    assert rows(win_rates) == [
+        *training,
+        figures(None, 120, 20, 2, 23, 45, 90, *none),
+        figures(800, 120, 6, 4, 8, 10, 90, *bought),
+    ]
+    # At temperature 0 it is one answer of four of the reference policy; without a curve its cost is not known.
+    win_rates["temperature"] = [0.5, 0.0]
+    assert rows(win_rates)[2] == figures(None, 20, 3, 1, 9, 8, 75, *none)
+    assert rows(win_rates)[3]["peak_memory_mib"] == 75
+    win_rates["temperature"] = [0.5, 1.0]
+    unknown = rows(win_rates, curves.iloc[:3])[2]
+    assert unknown["inference_flops_per_prompt"] is None and unknown["generated_tokens"] is None
+    # Where no temperature was selected, nothing is said of what was bought.
+    assert rows(win_rates.assign(selected=False))[3] == figures(800, None, 6, 4, 8, 10, 90, *none)
+    # A stage that recorded nothing leaves the totals open, but for the largest of what is known.
+    del models["tldr", "sft"]
+    assert rows(win_rates)[3] == figures(None, 120, None, 4, None, None, 90, *bought)
+
+
+def test_every_number_of_a_run(arguments: argparse.Namespace, tmp_path: Path) -> None:
+    path = tmp_path / "frontier" / "imdb" / "ppo_3.parquet"
+    named = {"run": "ppo_3", "method": "ppo", "seed": 0, "conservativeness": 3.0, "tokens": 5}
+    rows = [
+        {**named, "step": step, "prompt_id": f"p{p}", "sample_index": k, "reward": 0.1 * p + 0.2 * k, "kl": 3.0 + k}
+        for step, prompts in ((0, 9), (20, 4), (3, 7))
+        for p in range(prompts)
+        for k in range(2)
+    ]
+    write_table(
+        path,
+        "evaluations",
+        rows,
+        used=cost(9, generated_tokens=7, models=2, seconds=4, device_seconds=3, peak_memory_mib=6),
+    )
+    row = compute.run_rows("imdb", path)
+    # The last step's four prompts: means 0.1, 0.2, 0.3 and 0.4.
+    half = 1.96 * (0.05 / 3) ** 0.5 / 2
+    expected = {
+        **{"task": "imdb", "method": "ppo_3", "stage": "frontier_run", "training_flops": 9, "generated_tokens": 7},
+        **{"models_resident": 2, "wall_seconds": 4, "device_seconds": 3, "peak_memory_mib": 6, "bought": 0.25},
+        **{"bought_low": 0.25 - half, "bought_high": 0.25 + half, "bought_what": "true reward at a KL of 3.5 nats"},
+    }
+    assert row == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_that_does_not_say_what_it_used_is_named(arguments: argparse.Namespace) -> None:
+    manifest = arguments.models[1] / "manifest.json"
+    for text in ("[]", "{}", '{"used": 3}'):
+        manifest.write_text(text)
+        with pytest.raises(UserError, match=r"dpo/manifest.json does not say what was used: delete .*dpo and run"):
+            compute.run(arguments)
+    manifest.unlink()
+    with pytest.raises(UserError, match=r"dpo holds no manifest.json: run the stage that makes it"):
+        compute.run(arguments)
+
+
+def test_without_curves_and_win_rates_the_costs_of_training_stand(arguments: argparse.Namespace) -> None:
+    arguments.win_rates, arguments.curves = [], []
+    compute.run(arguments)
+    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("method")
+    assert total["bought"].isna().all() and total["training_flops"].to_dict()["dpo"] == 1000
+    assert total["inference_flops_per_prompt"].isna().to_dict() == {
+        **{"base": False, "sft": False, "dpo": False, "best_of_4": True}
+    }
+
+
 MANIFEST: dict[str, Any] = {
     **{"task": "tldr", "judge": "oracle:v1", "test_prompts": 8, "synthetic": True, "recipe": {"confidence": 0.9}},
     **{"warnings": ["Only 8 test prompts."], "data_warnings": ["9 are lost"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -45,6 +46,8 @@ def test_the_frontier_is_the_least_concave_majorant() -> None:
     # (2, 0.6) and (4, 0.75) are below; (1.5, 0.72) lies below the line from (1, 0.7) to (3, 0.8).
     assert upper_frontier(kl, reward) == [0, 1, 3]
     assert upper_frontier(kl[:1], reward[:1]) == [0]
+    # The second point falls as soon as a third lies above the line through it.
+    assert upper_frontier(np.array([0.0, 1.0, 2.0]), np.array([0.0, 0.1, 1.0])) == [0, 2]
     assert upper_frontier(np.array([0.0, 1.0]), np.array([0.5, 0.4])) == [0]
     assert upper_frontier(np.array([0.0, 1.0, 1.0]), np.array([0.5, 0.6, 0.7])) == [0, 2]
 
@@ -80,6 +83,29 @@ class TestCeiling:
         assert abs(row["above_ceiling"]) < 0.03 and abs(row["above_ceiling_z"]) < 3
         (row,) = above_ceiling(self.checkpoint(policy, kl / 2), prompts, found, self.BETAS).to_dict("records")
         assert row["above_ceiling_z"] > 4
+
+    def test_a_checkpoint_is_held_against_the_price_of_its_kl_by_hand(self) -> None:
+        """Two prompts of the optimum, of three that were evaluated, in another order."""
+        rows = [
+            {"run": "r", "method": "dpo", "seed": 0, "conservativeness": 1.0, "step": i, "samples": 1} for i in (0, 1)
+        ]
+        reward = np.array([[0.5, 0.8], [9.0, 9.0], [0.4, 0.9]])
+        kl = np.array([[0.0, 1.0], [9.0, 9.0], [0.0, 2.0]])
+        data = Measured(pd.DataFrame(rows), ["a", "x", "b"], reward, kl)
+        value = np.array([[0.45, 0.6, 0.8], [0.55, 0.8, 1.0]])  # of b and a, at the prices 0.5, 0.2, 0.1
+        betas = np.array([0.5, 0.2, 0.1])
+        found = optimal_frontier.Optimum(value, value, np.full((2, 3), [0.1, 0.5, 1.5]), value)
+        table = above_ceiling(data, ["b", "a"], found, betas)
+        # At a KL of 0 the first price is the smallest bound; at 1.5 the bounds are 1.25, 1.0 and 1.05.
+        gaps = [[0.4 - 0.45, 0.5 - 0.55], [0.9 - 0.2 * 2 - 0.6, 0.8 - 0.2 * 1 - 0.8]]
+        assert table["above_ceiling"].tolist() == pytest.approx([np.mean(gap) for gap in gaps])
+        error = abs(gaps[1][0] - gaps[1][1]) / math.sqrt(2) / math.sqrt(2)
+        assert table["above_ceiling_z"].tolist()[1] == pytest.approx(np.mean(gaps[1]) / error)
+        assert table["above_ceiling_z"].tolist()[0] < -1e6  # equal gaps are as sure as can be
+        # A KL of exactly the last known one is known.
+        shorter = found._replace(kl=np.full((2, 3), [0.1, 0.5, 1.4999]))
+        assert above_ceiling(data, ["b", "a"], shorter, betas).isna().any(axis=1).tolist() == [False, True]
+        assert above_ceiling(data, ["b", "a"], found, betas[:0]).isna().all(axis=None)
 
     def test_a_worse_policy_is_below_it(self) -> None:
         greedy = np.where(PROBABILITIES == 0.3, 1.0, 0.0)  # the likeliest completion, whose reward is the smallest
@@ -123,6 +149,75 @@ class TestDominance:
             inside += row["mean_difference_low"] <= 0 <= row["mean_difference_high"]
         assert abs(np.mean(means)) < 0.025
         assert inside >= 35
+
+    def test_every_number_of_a_row_against_resamples_taken_one_by_one(self) -> None:
+        """Vertices are chosen on one half of the prompts and measured on the other, and the two are averaged."""
+        places = [(0.8, 0.62), (1.5, 0.7), (2.4, 0.68), (3.0, 0.8)]
+        data = measured({"ppo": [(1.0, 0.6), (3.5, 0.7)], "dpo": places}, prompts=9, noise=0.2, seed=9)
+        data.kl[:, 1:] += np.random.default_rng(9).uniform(0, 0.4, (9, 7)) * (data.kl[:, 1:] > 0)
+        recipe = DominanceRecipe(confidence=0.8, bootstrap=30, seed=2, at_kl=(0.5, 1.0, 9.0))
+        table = dominance_table(data, recipe)
+        (row,) = table.to_dict("records")
+
+        rng = np.random.default_rng(2)
+        halves = np.array_split(rng.permutation(9), 2)
+        counts = [rng.multinomial(len(half), np.full(len(half), 1 / len(half)), size=30) for half in halves]
+        draws = [
+            [list(half)] + [list(np.repeat(half, c)) for c in drawn] for half, drawn in zip(halves, counts, strict=True)
+        ]
+
+        def frontier_at(method: str, kls: list[float], resample: int) -> np.ndarray:
+            columns = [i for i, name in enumerate(data.checkpoints["method"]) if name == method]
+            found = np.zeros(len(kls))
+            for choosing, measuring in ((0, 1), (1, 0)):
+                kl, reward = (part[draws[choosing][resample]].mean(axis=0) for part in (data.kl, data.reward))
+                best = [columns[i] for i in upper_frontier(kl[columns], reward[columns])]
+                kl, reward = (part[draws[measuring][resample]].mean(axis=0) for part in (data.kl, data.reward))
+                points = sorted((kl[i], reward[i]) for i in best)
+                found += np.interp(kls, *zip(*points, strict=True)) / 2
+            return found
+
+        ends = []
+        for method in ("dpo", "ppo"):
+            chosen = np.flatnonzero(data.checkpoints["method"] == method)
+            kl, reward = data.kl.mean(axis=0)[chosen], data.reward.mean(axis=0)[chosen]
+            ends.append(kl[upper_frontier(kl, reward)[-1]])
+        end = min(ends)
+        grid = [end * i / 200 for i in range(201)]
+        difference = np.array([frontier_at("dpo", grid, i) - frontier_at("ppo", grid, i) for i in range(31)])
+        means = ((difference[:, 1:] + difference[:, :-1]) / 2).mean(axis=1)
+        expected: dict[str, Any] = {"method": "dpo", "other": "ppo", "kl_from": 0.0, "kl_to": end}
+
+        def with_interval(name: str, values: np.ndarray) -> None:
+            low, high = np.quantile(values[1:], [0.1, 0.9])
+            expected.update({name: values[0], f"{name}_low": low, f"{name}_high": high})
+
+        with_interval("mean_difference", means)
+        with_interval("area", means * end)
+        expected["smallest_difference"], expected["largest_difference"] = difference[0].min(), difference[0].max()
+        expected["share_above"] = (difference[0][1:] > 0).mean()
+        for kl in (0.5, 1.0):
+            with_interval(
+                f"difference_at_{kl:g}",
+                np.array([(frontier_at("dpo", [kl], i) - frontier_at("ppo", [kl], i))[0] for i in range(31)]),
+            )
+        beyond = [f"difference_at_9{part}" for part in ("", "_low", "_high")]
+        assert list(table.columns) == [*expected, *beyond] and table[beyond].isna().all(axis=None)
+        assert {name: row[name] for name in expected} == pytest.approx(expected)
+        assert 0 < row["share_above"] < 1
+
+    def test_each_pair_of_methods_stands_once_in_the_papers_order(self) -> None:
+        names = ["preferred_ft", "ppo", "unlikelihood", "dpo", "ppo_gt_trl", "ppo_gt", "another"]
+        data = measured({name: [(1.0, 0.7)] for name in names}, prompts=4)
+        table = dominance_table(data, RECIPE)
+        order = ["dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
+        assert list(zip(table["method"], table["other"], strict=True)) == list(itertools.combinations(order, 2))
+        assert set(table["kl_to"]) == {1.0}
+
+    def test_a_frontier_of_a_twentieth_of_a_nat_is_a_range_and_less_is_none(self) -> None:
+        for end, known in ((0.05, True), (0.049, False)):
+            data = measured({"dpo": [(end, 0.9)], "ppo": [(1.0, 0.8)]}, prompts=4)
+            assert dominance_table(data, RECIPE)["kl_to"].notna().tolist() == [known]
 
     def test_what_is_hard_in_a_prompt_cancels(self) -> None:
         data = measured({"dpo": [(2.0, 0.9)], "ppo": [(2.0, 0.8)]})
@@ -179,6 +274,69 @@ def test_the_stages_from_evaluations_to_figure(tmp_path: Path, caplog: pytest.Lo
     frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, **facts, out=images))
     assert "Only 6 test prompts" in caplog.text
     assert images[0].read_bytes() == before and b"<svg" in before
+
+
+def test_a_table_of_checkpoints_by_hand(tmp_path: Path) -> None:
+    prompts = ["a", "b", "c"]
+    rows = [
+        {"run": run, "method": "dpo", "seed": seed, "conservativeness": beta, "step": step, "prompt_id": prompt}
+        | {"sample_index": k, "reward": 0.1 * (p + step) + 0.02 * k, "kl": step * (1.0 + p + k), "tokens": 4 + k + p}
+        for run, seed, beta in (("dpo_a", 0, 0.1), ("dpo_b", 1, 0.5))
+        for step in (0, 7)
+        for p, prompt in enumerate(prompts)
+        for k in (0, 1)
+        if (run, k) != ("dpo_b", 1)
+    ]
+    paths = [tmp_path / f"{run}.parquet" for run in ("dpo_a", "dpo_b")]
+    for path in paths:
+        write_table(path, "evaluations", [row for row in rows if row["run"] == path.stem])
+    data = read_evaluations(paths)
+    assert data.prompts == prompts
+    table = frontier_table(data)
+    assert list(table.columns) == [
+        *("run", "method", "seed", "conservativeness", "step", "samples", "tokens"),
+        *("reward", "reward_se", "kl", "kl_se", "prompts", "on_frontier"),
+    ]
+    error = 0.1 / math.sqrt(3)  # of rewards 0, 0.1 and 0.2
+    expected = [
+        ["dpo_a", "dpo", 0, 0.1, 0, 6, 5.5, 0.11, error, 0.0, 0.0, 3, True],
+        ["dpo_a", "dpo", 0, 0.1, 7, 6, 5.5, 0.81, error, 7 * 2.5, 7 / math.sqrt(3), 3, True],
+        ["dpo_b", "dpo", 1, 0.5, 0, 3, 5.0, 0.1, error, 0.0, 0.0, 3, False],
+        ["dpo_b", "dpo", 1, 0.5, 7, 3, 5.0, 0.8, error, 7 * 2.0, 7 / math.sqrt(3), 3, True],
+    ]
+    for row, values in zip(table.to_numpy().tolist(), expected, strict=True):
+        assert row == pytest.approx(values, abs=1e-6)
+    # A checkpoint that lacks a prompt which another has is no checkpoint.
+    write_table(paths[1], "evaluations", [row for row in rows if row["run"] == "dpo_b"][1:])
+    with pytest.raises(UserError, match="A checkpoint was not evaluated on every prompt"):
+        read_evaluations(paths)
+
+
+def test_the_table_holds_each_checkpoint_against_the_ceiling(tmp_path: Path) -> None:
+    prompts = [f"p{i}" for i in range(4)]
+    path = write_run(tmp_path, "dpo", prompts, 0.2)
+    rewards = draw(4, 60, 1)
+    key = [(name, 1.0, i) for name in prompts for i in range(60)]
+    scores = pd.DataFrame(key, columns=["prompt_id", "temperature", "sample_index"]).assign(reward=rewards.ravel())
+    write_table(tmp_path / "scores.parquet", "scores", scores)
+    betas = np.array([4.0, 0.3, 0.01])
+    ceiling = tmp_path / "ceiling.csv"
+    pd.DataFrame({"beta": betas, "reliable": [True, True, False]}).to_csv(ceiling, index=False)
+    named = {"evaluations": [path], "scores": tmp_path / "scores.parquet", "ceiling": ceiling}
+    frontier.run(argparse.Namespace(**named, out=tmp_path / "out.csv"))
+    table = pd.read_csv(tmp_path / "out.csv")
+    reliable = optimal_frontier.optimum(rewards.astype(np.float32).astype(float), betas[:2])
+    expected = above_ceiling(read_evaluations([path]), prompts, reliable, betas[:2])
+    for name in ("above_ceiling", "above_ceiling_z"):
+        assert table[name].tolist() == pytest.approx(expected[name].tolist(), rel=1e-4, nan_ok=True)
+    assert table["above_ceiling"].notna().tolist() == [True, False], "the second has more KL than is known"
+    # Where nothing can be relied on, nothing is said.
+    pd.DataFrame({"beta": betas, "reliable": False}).to_csv(ceiling, index=False)
+    frontier.run(argparse.Namespace(**named, out=tmp_path / "out.csv"))
+    assert pd.read_csv(tmp_path / "out.csv")[["above_ceiling", "above_ceiling_z"]].isna().all(axis=None)
+    write_table(tmp_path / "scores.parquet", "scores", scores.assign(prompt_id="q" + scores["prompt_id"]))
+    with pytest.raises(UserError, match="were not evaluated on the prompt 'qp0'"):
+        frontier.run(argparse.Namespace(**named, out=tmp_path / "out.csv"))
 
 
 def test_runs_on_other_prompts_are_refused(tmp_path: Path) -> None:

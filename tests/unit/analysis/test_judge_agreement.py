@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 
 from made_up import make_files
-from prefopt.analysis import judge_agreement
+from prefopt.analysis import human_agreement, judge_agreement
 from prefopt.analysis.human_agreement import HumanAgreementRecipe, human_agreement_table
 from prefopt.analysis.judge_statistics import _firth_logit, agreement, kappa_of, length_controlled_rate
-from prefopt.analysis.statistics import simultaneous_half_widths
+from prefopt.analysis.statistics import score_interval, simultaneous_half_widths
 from prefopt.analysis.verdicts import settle
 from prefopt.errors import UserError
+from prefopt.tables import read_table, write_table
 
 
 def test_kappa_by_hand() -> None:
@@ -35,8 +36,13 @@ def test_agreement_of_two_judges() -> None:
     # Each pair four times over is no more evidence.
     four = agreement(first * 4, second * 4, list(range(50)) * 4, 0.95, seed=0)
     assert four.rate_interval.low == pytest.approx(found.rate_interval.low, abs=0.01)
-    assert math.isnan(agreement([], [], [], 0.95, seed=0).rate)
-    assert math.isnan(agreement(["win"] * 4, ["win"] * 4, [1, 2, 3, 4], 0.95, seed=0).kappa)
+    nothing = agreement([], [], [], 0.95, seed=0)
+    ends = [end for i in (nothing.rate_interval, nothing.kappa_interval) for end in (i.low, i.high)]
+    assert nothing.n == 0 and all(map(math.isnan, [nothing.rate, nothing.kappa, *ends]))
+    # Of one same thing nothing is left to agree on, in no resample either.
+    same = agreement(["win"] * 4, ["win"] * 4, [1, 2, 3, 4], 0.95, seed=0)
+    assert (same.n, same.rate) == (4, 1.0) and math.isnan(same.kappa)
+    assert math.isnan(same.kappa_interval.low) and math.isnan(same.kappa_interval.high)
 
 
 def test_the_interval_of_kappa_is_the_bootstrap_over_clusters() -> None:
@@ -182,9 +188,131 @@ def test_the_table_of_two_judges(tmp_path: Path) -> None:
     assert table.at["all", "agreement"] == pytest.approx(5 / 7)
     assert (table.at["dpo", "win_rate_a"], table.at["dpo", "win_rate_b"]) == (0.5, 0.25)
     assert table.at["all", "identity_b"] == "reward_model:x"
+    ties = ["tie_rate_a", "tie_rate_b"]
+    assert set(table.columns) | {"method"} == {
+        *("task", "method", "judge_a", "judge_b", "n", "agreement", "ci_low", "ci_high", "kappa", "kappa_low"),
+        *("kappa_high", "win_rate_a", "win_rate_b", *ties, "identity_a", "identity_b", "seed"),
+    }
+    assert set(table["judge_a"]) == {"main"} and set(table["judge_b"]) == {"gold"} and set(table["seed"]) == {0}
+    found = agreement(["win", "win", "loss", "loss"], ["win", "loss", "loss", "loss"], range(4), 0.95, seed=0)
+    for name, value in (("ci", found.rate_interval), ("kappa", found.kappa_interval)):
+        assert table.loc["dpo", [f"{name}_low", f"{name}_high"]].tolist() == pytest.approx(
+            [value.low, value.high], abs=1e-5
+        )
+    assert table.at["dpo", "identity_a"] == "oracle:embedded-v1"
     bad = {**recipe, "tables": tables[:3]}
     with pytest.raises(UserError, match="4 verdict tables are given, the recipe names 3"):
         judge_agreement.run(parser.parse_args([*arguments, "--recipe", json.dumps(bad)]))
+
+
+def frames(**outcomes: str) -> pd.DataFrame:
+    """Settled verdicts of judges of one task, by judge: a letter a prompt, two samples each."""
+    words = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
+    return pd.DataFrame(
+        {"task": "tldr", "judge_name": name, "judge": f"{name}:1", "method": "dpo", "prompt_id": f"p{i // 2}"}
+        | {"temperature": 0.0, "sample_index": i % 2, "outcome": words[letter]}
+        for name, letters in outcomes.items()
+        for i, letter in enumerate(letters)
+    )
+
+
+def test_three_judges_are_three_pairs_over_prompts() -> None:
+    given = {"main": "wwltlwti", "gold": "wlltwwll", "chat": "wwttliwl"}
+    verdicts = frames(**given)
+    other = frames(gold="ww", chat="wl").assign(task="hh")
+    recipe = judge_agreement.AgreementRecipe(tables=(), confidence=0.8, seed=5)
+    table = judge_agreement.agreement_table(pd.concat([verdicts, other]), recipe)
+    # Of one method there is no row over all.
+    assert table[["task", "method", "judge_a", "judge_b", "n"]].to_numpy().tolist() == [
+        ["tldr", "dpo", "main", "gold", 7],
+        ["tldr", "dpo", "main", "chat", 6],
+        ["tldr", "dpo", "gold", "chat", 7],
+        ["hh", "dpo", "gold", "chat", 2],
+    ]
+    words = {"w": "win", "l": "loss", "t": "tie"}
+    a, b = ([words[letter] for letter in letters] for letters in ("wwltlwt", "wlltwwl"))
+    found = agreement(a, b, ["p0", "p0", "p1", "p1", "p2", "p2", "p3"], 0.8, seed=5)
+    assert table.iloc[0].to_dict() == pytest.approx(
+        {
+            **{"task": "tldr", "method": "dpo", "judge_a": "main", "judge_b": "gold", "n": 7, "agreement": 4 / 7},
+            **{"ci_low": found.rate_interval.low, "ci_high": found.rate_interval.high, "kappa": found.kappa},
+            **{"kappa_low": found.kappa_interval.low, "kappa_high": found.kappa_interval.high},
+            **{"win_rate_a": 4 / 7, "win_rate_b": 3.5 / 7, "tie_rate_a": 2 / 7, "tie_rate_b": 1 / 7},
+            **{"identity_a": "main:1", "identity_b": "gold:1", "seed": 5},
+        }
+    )
+
+
+def test_the_stage_of_people_reads_each_tasks_own_tables(tmp_path: Path) -> None:
+    """Two tasks with a judge each, who agrees with the raters of the one and not with those of the other."""
+    arguments: list[Path] = []
+    for task, says in (("tldr", "win"), ("hh", "loss")):
+        texts = {"matchup": "a vs b", "prompt_id": "p", "prompt": "x", "first": "y", "second": "z"}
+        votes = [
+            {
+                "rater": rater,
+                "item_id": item,
+                **texts,
+                "order": "first_first",
+                "outcome": "win",
+                "place": 0,
+                "seconds": 2.0,
+            }
+            for rater, item in (("r1", "i1"), ("r1", "i2"), ("r2", "i2"))
+        ]
+        frame = pd.DataFrame(votes).assign(simulated=False)
+        write_table(tmp_path / f"{task}_votes.parquet", "votes", frame, study=task, equal_share={"a vs b": 0.125})
+        said = {
+            "matchup": "a vs b",
+            "prompt_id": "p",
+            "winner": "first",
+            "reply": "",
+            "judge": f"j:{task}",
+            "cost_usd": 0.0,
+        }
+        orders = [
+            {"item_id": item, "order": order, "outcome": says, **said}
+            for item in ("i1", "i2")
+            for order in ("policy_first", "reference_first")
+        ]
+        write_table(tmp_path / f"{task}_main.parquet", "item_verdicts", pd.DataFrame(orders), study=task)
+    votes = [tmp_path / f"{task}_votes.parquet" for task in ("tldr", "hh")]
+    arguments = [tmp_path / f"{task}_main.parquet" for task in ("hh", "tldr")]
+    recipe = {"tasks": ["tldr", "hh"], "tables": [["hh", "main"], ["tldr", "main"]], "confidence": 0.8, "seed": 3}
+    out = tmp_path / "out.csv"
+    given = argparse.Namespace(votes=votes, verdicts=arguments, recipe=json.dumps(recipe), out=out)
+    human_agreement.run(given)
+    table = pd.read_csv(out)
+    assert table[["task", "judge", "identity", "raters", "items", "n"]].to_numpy().tolist() == [
+        ["tldr", "people", "people", 2, 2, 3],
+        ["tldr", "main", "j:tldr", 0, 2, 2],
+        ["hh", "people", "people", 2, 2, 3],
+        ["hh", "main", "j:hh", 0, 2, 2],
+    ]
+    assert list(table.columns) == [
+        *("task", "matchup", "equal_share", "judge", "raters", "items", "n", "win_rate", "ci_low", "ci_high", "ties"),
+        *("invalid", "agreement_n", "agreement", "agreement_low", "agreement_high", "kappa", "kappa_low", "kappa_high"),
+        *("identity", "seed"),
+    ]
+    assert table["agreement"].tolist() == [1, 1, 1, 0] and table["agreement_n"].tolist() == [1, 3, 1, 3]
+    assert (
+        table["win_rate"].tolist() == [1, 1, 1, 0]
+        and set(table["seed"]) == {3}
+        and set(table["equal_share"]) == {0.125}
+    )
+    interval = score_interval([1.0] * 3, ["i1", "i2", "i2"], 0.8)
+    assert table.loc[1, ["agreement_low", "agreement_high"]].tolist() == pytest.approx(
+        [interval.low, interval.high], abs=1e-5
+    )
+    assert table.loc[0, ["ci_low", "ci_high"]].tolist() == pytest.approx([interval.low, interval.high], abs=1e-5)
+    manifest = read_table(votes[0], "votes").attrs["manifest"]
+    empty = read_table(votes[0], "votes").iloc[:0]
+    write_table(votes[0], "votes", empty, study="tldr", equal_share=manifest["equal_share"])
+    with pytest.raises(UserError, match=r"tldr_votes.parquet holds no vote that counts"):
+        human_agreement.run(given)
+    write_table(votes[0], "votes", frame, study="another", equal_share=manifest["equal_share"])
+    with pytest.raises(UserError, match=r"tldr_main.parquet was made with study = 'tldr'"):
+        human_agreement.run(given)
 
 
 def test_people_and_judges_on_the_same_items() -> None:
@@ -214,3 +342,12 @@ def test_people_and_judges_on_the_same_items() -> None:
     # Votes with a decided verdict: win-win, win-win, win-loss, loss-loss, loss-loss.
     assert (main["agreement_n"], main["agreement"]) == (5, 0.8)
     assert table["equal_share"].tolist() == [0.25, 0.25]
+    assert (people["ties"], people["invalid"], main["ties"], main["items"], main["raters"]) == (1, 0, 0, 4, 0)
+    # Kappa of the five: the votes are 3 wins of 5, the verdicts 2: chance 3/5 * 2/5 + 2/5 * 3/5.
+    found = agreement(
+        ["win", "win", "win", "loss", "loss"], ["win", "win", "loss", "loss", "loss"], list("11234"), 0.95, seed=0
+    )
+    assert main["kappa"] == pytest.approx((0.8 - 12 / 25) / (1 - 12 / 25)) == found.kappa
+    assert (main["kappa_low"], main["kappa_high"]) == pytest.approx(
+        (found.kappa_interval.low, found.kappa_interval.high)
+    )

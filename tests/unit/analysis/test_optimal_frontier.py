@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -59,6 +60,36 @@ def test_the_frontier_rises_with_kl_and_is_cut_off_where_few_samples_carry_it() 
     assert (np.diff(table["effective_samples"]) < 0).all()
     assert table["reliable"].tolist() == (table["effective_samples"] >= 20).tolist()
     assert table["reliable"].iloc[0] and not table["reliable"].iloc[-1]
+
+
+def test_a_table_by_hand() -> None:
+    """Three prompts, two samples each; at a price of 1 / log 3 the better of 0 and 1 has three quarters."""
+    rewards = np.array([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    beta = 1 / np.log(3)
+    recipe = OptimalFrontierRecipe(largest_beta=1e6, smallest_beta=beta, betas=2, min_effective_samples=1.9)
+    table = ceiling_table(rewards, recipe)
+    kl = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
+    effective = [1 / (0.75**2 + 0.25**2), 2.0, 2.0]
+    expected = {
+        **{"beta": beta, "reward": (0.75 + 1 + 0) / 3, "reward_se": np.std([0.75, 1, 0], ddof=1) / 3**0.5},
+        **{"kl": kl / 3, "kl_se": np.std([kl, 0, 0], ddof=1) / 3**0.5, "value": (beta * np.log(2) + 1) / 3},
+        **{"effective_samples": sum(effective) / 3, "effective_samples_p10": 1.6 + 0.2 * 0.4},
+        **{"samples": 2, "prompts": 3, "reliable": False},
+    }
+    assert list(table.columns) == list(expected)
+    assert table.iloc[1].to_dict() == pytest.approx(expected)
+    assert table["reliable"].tolist() == [True, False] and table["beta"].iloc[0] == pytest.approx(1e6)
+    # As many effective samples as are asked for are enough.
+    assert ceiling_table(rewards[1:], dataclasses.replace(recipe, min_effective_samples=2.0))["reliable"].all()
+
+
+def test_rewards_lie_in_the_order_of_prompts_and_samples() -> None:
+    rows = [("b", 1, 0.4), ("a", 0, 0.1), ("b", 0, 0.3), ("a", 1, 0.2)]
+    scores = pd.DataFrame(rows, columns=["prompt_id", "sample_index", "reward"])
+    prompts, rewards = module.reward_matrix(scores)
+    assert prompts == ["a", "b"] and rewards.tolist() == [[0.1, 0.2], [0.3, 0.4]]
+    # Those of a table are float32, in which sums of many small weights are not exact.
+    assert module.reward_matrix(scores.astype({"reward": "float32"}))[1].dtype == np.float64
 
 
 def test_the_stage_reads_scores_and_refuses_unequal_numbers(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from statsmodels.stats.proportion import proportion_confint
 
 from prefopt.analysis.statistics import paired_difference, score_interval, simultaneous_half_widths
@@ -44,7 +44,7 @@ def test_ties_narrow_and_agreement_within_a_prompt_widens() -> None:
 
 
 def test_no_scores_no_interval() -> None:
-    assert math.isnan(score_interval([]).low)
+    assert math.isnan(score_interval([]).low) and math.isnan(score_interval([]).high)
 
 
 @pytest.mark.parametrize(("n", "p", "ties"), [(128, 0.6, 0.0), (128, 0.6, 0.3), (40, 0.93, 0.1)])
@@ -80,6 +80,29 @@ def test_paired_difference_by_hand_and_against_mcnemar() -> None:
     assert paired_difference(first, second, 0.95, seed=0) == result
 
 
+def bca(d: np.ndarray, confidence: float, seed: int, resamples: int) -> list[float]:
+    """The bias-corrected and accelerated bootstrap of a mean, written out (Efron and Tibshirani, chapter 14)."""
+    n = len(d)
+    means = d[np.random.default_rng(seed).integers(0, n, (resamples, n))].mean(axis=1)
+    z0 = norm.ppf(((means < d.mean()).mean() + (means <= d.mean()).mean()) / 2)
+    left_out = np.array([np.delete(d, i).mean() for i in range(n)])
+    u = left_out.mean() - left_out
+    acceleration = (u**3).sum() / (6 * (u**2).sum() ** 1.5)
+    z = [z0 + norm.ppf(level) for level in ((1 - confidence) / 2, (1 + confidence) / 2)]
+    return [float(np.quantile(means, norm.cdf(z0 + x / (1 - acceleration * x)))) for x in z]
+
+
+def test_the_interval_of_a_difference_is_the_bootstrap_over_prompts_at_the_confidence_asked_for() -> None:
+    first, second = [1.0, 1.0, 0.5, 0.0, 1.0, 1.0, 0.5, 1.0, 0.0, 1.0], [0.0, 1.0, 0.5, 0.5, 0.0] * 2
+    for confidence, seed, resamples in ((0.8, 3, 400), (0.95, 4, 900)):
+        found = paired_difference(first, second, confidence, seed, resamples)
+        expected = bca(np.array(first) - np.array(second), confidence, seed, resamples)
+        assert [found.interval.low, found.interval.high] == pytest.approx(expected)
+        # Of 10 prompts the 1024 signs are drawn at random, and the p-value is a share of the draws and the data.
+        assert 0 < found.p < 1 and found.p * (resamples + 1) / 2 == pytest.approx(round(found.p * (resamples + 1) / 2))
+    assert len({paired_difference(first, second, 0.8, seed, 400).interval.low for seed in range(4)}) > 1
+
+
 def test_equal_methods_and_constant_differences() -> None:
     same = paired_difference([1.0, 0.0, 0.5] * 20, [1.0, 0.0, 0.5] * 20, 0.95, seed=0)
     assert (same.difference, same.p) == (0.0, 1.0)
@@ -91,7 +114,9 @@ def test_equal_methods_and_constant_differences() -> None:
 
 
 def test_no_common_prompts() -> None:
-    assert math.isnan(paired_difference([], [], 0.95, seed=0).p)
+    found = paired_difference([], [], 0.95, seed=0)
+    assert found.prompts == 0 and math.isnan(found.p) and math.isnan(found.difference)
+    assert math.isnan(found.interval.low) and math.isnan(found.interval.high)
 
 
 @pytest.mark.parametrize(("wins", "n", "confidence"), [(7, 20, 0.9), (15, 20, 0.99), (0, 7, 0.5)])
@@ -142,6 +167,13 @@ def test_a_constant_difference_has_the_interval_of_its_score() -> None:
     assert half.difference == 0.5
     turned = paired_difference([0.5] * 40, [1.0] * 40, 0.95, seed=0)
     assert turned.difference == -0.5 and turned.interval.low == pytest.approx(-half.interval.high)
+
+
+def test_one_prompt_proves_nothing() -> None:
+    found = paired_difference([1.0], [0.0], 0.95, seed=0)
+    interval = score_interval([1.0])
+    assert (found.difference, found.p, found.prompts) == (1.0, 1.0, 1)
+    assert (found.interval.low, found.interval.high) == pytest.approx((2 * interval.low - 1, 1.0))
 
 
 def test_the_sign_flip_test_enumerates_few_prompts() -> None:

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import math
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 from made_up import make_files, make_frames
 from prefopt.analysis import win_rates
 from prefopt.analysis.judge_statistics import length_controlled_rate
-from prefopt.analysis.statistics import simultaneous_half_widths
+from prefopt.analysis.statistics import paired_difference, score_interval, simultaneous_half_widths
 from prefopt.analysis.win_rates import (
     COLUMNS,
     JUDGE_COLUMNS,
@@ -26,6 +27,7 @@ from prefopt.analysis.win_rates import (
     win_rate_table,
 )
 from prefopt.errors import UserError
+from prefopt.tables import read_manifest
 
 OUTCOMES = {
     "sft": {0.0: ("wlll", "wlllllll"), 1.0: ("llll", "wwllllll")},
@@ -263,6 +265,71 @@ def test_paired_comparisons() -> None:
     assert comparisons.loc[1, "difference"] == 3 / 8 - 1 / 8 and comparisons.loc[1, "n"] == 8
 
 
+def test_every_column_of_a_comparison() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    made = recipe(confidence=0.8, seed=6)
+    comparisons = comparison_table(verdicts, win_rate_table(verdicts, samples, made), made)
+    # dpo at 0.25 against sft at 0, on the prompts whose verdicts are valid: wwwttl and wlllll.
+    found = paired_difference([1, 1, 1, 0.5, 0.5, 0], [1, 0, 0, 0, 0, 0], 0.8, seed=6)
+    assert comparisons.iloc[0].to_dict() == pytest.approx(
+        {
+            **{"task": "tldr", "method": "dpo", "temperature": 0.25, "opponent": "sft", "opponent_temperature": 0.0},
+            **{"n": 6, "win_rate": 4 / 6, "opponent_win_rate": 1 / 6, "difference": 0.5, "p": found.p},
+            **{"ci_low": found.interval.low, "ci_high": found.interval.high, "p_holm": comparisons["p_holm"].iloc[0]},
+            **{"judge": "oracle:embedded-v1", "seed": 6},
+        }
+    )
+
+
+def test_comparisons_without_a_common_prompt_have_no_p_and_are_not_counted_by_holm() -> None:
+    outcomes = {"sft": {0.0: ("w", "iwwwww")}, "preferred_ft": {0.0: ("w", "wiiiii")}, "dpo": {0.0: ("w", "wlllll")}}
+    verdicts, samples = make_frames(outcomes)
+    made = recipe(methods=tuple(outcomes))
+    comparisons = comparison_table(verdicts, win_rate_table(verdicts, samples, made), made)
+    pairs = list(zip(comparisons["method"], comparisons["opponent"], strict=True))
+    # Each two are compared once, the later of the methods with the earlier opponent.
+    assert pairs == [("preferred_ft", "sft"), ("dpo", "sft"), ("dpo", "preferred_ft")]
+    assert comparisons["n"].tolist() == [0, 5, 1]
+    assert comparisons["p"].isna().tolist() == comparisons["p_holm"].isna().tolist() == [True, False, False]
+    # All five differences are -1: of 2^5 signs two are as extreme. One prompt proves nothing.
+    assert comparisons["p"].tolist()[1:] == [2 / 32, 1.0] and comparisons["p_holm"].tolist()[1:] == [2 * 2 / 32, 1.0]
+    alone = recipe(methods=("sft",))
+    assert comparison_table(verdicts, win_rate_table(*make_frames({"sft": outcomes["sft"]}), alone), alone).empty
+
+
+def test_bands_and_intervals_have_the_confidence_and_the_seed_of_the_recipe() -> None:
+    rows = {0.0: ("w", "wlwlwlwwtl"), 1.0: ("w", "llwltwlwwl")}
+    verdicts, samples = make_frames({"dpo": rows})
+    table = win_rate_table(verdicts, samples, recipe(methods=("dpo",), confidence=0.7, seed=9))
+    scores = np.array(
+        [[{"w": 1.0, "t": 0.5, "l": 0.0}[c] for c in pair] for pair in zip("wlwlwlwwtl", "llwltwlwwl", strict=True)]
+    )
+    widths = simultaneous_half_widths(scores, 0.7, seed=9)
+    assert table["band_low"].tolist() == pytest.approx((scores.mean(axis=0) - widths).tolist())
+    assert table["band_high"].tolist() == pytest.approx((scores.mean(axis=0) + widths).tolist())
+    intervals = [score_interval(column.tolist(), confidence=0.7) for column in scores.T]
+    assert table["ci_low"].tolist() == pytest.approx([i.low for i in intervals])
+    assert table["ci_high"].tolist() == pytest.approx([i.high for i in intervals])
+    assert (
+        set(table["task"]) == {"tldr"} and set(table["judge"]) == {"oracle:embedded-v1"} and set(table["seed"]) == {9}
+    )
+
+
+def test_verdicts_that_cannot_stand_in_the_table_are_named() -> None:
+    verdicts, samples = make_frames(OUTCOMES)
+    odd = verdicts.assign(outcome=verdicts["outcome"].replace({"tie": "draw"}))
+    with pytest.raises(UserError, match="The verdicts hold the outcome 'draw'"):
+        win_rate_table(odd, samples, recipe())
+    with pytest.raises(UserError, match="No verdict is on a test prompt"):
+        win_rate_table(verdicts[verdicts["split"] != "test"], samples, recipe())
+    untested = verdicts[(verdicts["method"] != "dpo") | (verdicts["split"] != "test")]
+    with pytest.raises(UserError, match="The method 'dpo' has no verdict on a test prompt"):
+        win_rate_table(untested, samples, recipe())
+    few = verdicts[(verdicts["method"] != "dpo") | ~verdicts["prompt_id"].isin(["test-3", "test-5"])]
+    with pytest.raises(UserError, match=r"'dpo' at temperature 0\.25 lacks the test prompt 'test-3' and 1 more that"):
+        win_rate_table(few, samples, recipe())
+
+
 def arguments(files: dict[str, list[str]], folder: Path, text: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     win_rates.add_arguments(parser)
@@ -303,6 +370,55 @@ def test_the_stage_writes_table_comparisons_and_manifest(tmp_path: Path, caplog:
     assert manifest["kl_to_reference"]["rows_that_are_bounds"] == [{"method": "best_of_128", "temperature": 1.0}]
     assert manifest["selection"]["temperatures"] == {"sft": 0.0, "dpo": 0.25, "best_of_128": 1.0}
     assert set(manifest["inputs"]["samples"]) == {"sft.parquet", "dpo.parquet", "best_of_128.parquet"}
+
+
+def test_the_manifest_says_what_the_table_was_made_of(tmp_path: Path) -> None:
+    made = make_files(tmp_path, OUTCOMES)
+    win_rates.run(arguments(made, tmp_path, as_json()))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    summary = sha256((tmp_path / "summary.json").read_bytes()).hexdigest()
+    hashes = {
+        kind: {Path(path).name: read_manifest(path)["content_hash"] for path in made[kind]}
+        for kind in ("verdicts", "samples")
+    }
+    assert manifest["inputs"] == {**hashes, "summary": summary}
+    assert manifest["recipe"] == json.loads(as_json()) and (manifest["task"], manifest["seed"]) == ("tldr", 1)
+    # The policy is shown first in all verdicts; 15 wins of 40 decided of 60, validation among them.
+    letters = "".join(rows for of_method in OUTCOMES.values() for pair in of_method.values() for rows in pair)
+    assert manifest["first_shown_wins"] == pytest.approx(letters.count("w") / (letters.count("w") + letters.count("l")))
+    assert sorted(manifest) == sorted(
+        [
+            *("task", "judge", "synthetic", "note", "warnings", "data_warnings", "seed", "judge_seeds", "test_prompts"),
+            *("validation_prompts", "first_shown_wins", "selection", "win_rate", "order", "length", "comparisons"),
+            *("kl_to_reference", "recipe", "inputs"),
+        ]
+    )
+    assert sorted(manifest["selection"]) == ["rule", "temperatures"]
+    assert sorted(manifest["kl_to_reference"]) == ["bound", "definition", "rows_that_are_bounds"]
+    for key, said in (("win_rate", "Wilson"), ("order", "flip_rate"), ("length", "Firth"), ("comparisons", "BCa")):
+        assert said in manifest[key]
+    assert "Nats per completion" in manifest["kl_to_reference"]["definition"]
+    assert "log N - (N-1)/N" in manifest["kl_to_reference"]["bound"] and "validation" in manifest["selection"]["rule"]
+    # Real records, ties alone, and no validation prompt.
+    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": False}))
+    ties = make_files(tmp_path / "ties", {"sft": {0.0: ("", "tt")}})
+    win_rates.run(arguments({**ties, "summary": made["summary"]}, tmp_path, as_json(methods=("sft",))))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["synthetic"] is False and "note" not in manifest and manifest["data_warnings"] == []
+    assert manifest["first_shown_wins"] is None and manifest["validation_prompts"] == 0
+
+
+def test_a_chat_judge_that_repeated_nothing_has_no_self_agreement(tmp_path: Path) -> None:
+    facts = {
+        **{"judge": "chat:m", "template": {"name": "t"}, "served_models": ["m-2", "m-1"]},
+        **{"cost_usd": 0.5, "repeated": 0, "repeated_agree": 0},
+    }
+    win_rates.run(arguments(make_files(tmp_path, OUTCOMES, **facts), tmp_path, as_json(judge={"kind": "chat"})))
+    assert pd.read_csv(tmp_path / "out.csv")["self_agreement"].isna().all()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["self_agreement"] is None and manifest["served_models"] == ["m-1", "m-2"]
+    # A judge of no kind that the recipe names is taken as it is.
+    win_rates.run(arguments(make_files(tmp_path, OUTCOMES), tmp_path, as_json(judge={})))
 
 
 def test_a_reward_models_accuracy_stands_beside_every_win_rate(tmp_path: Path) -> None:

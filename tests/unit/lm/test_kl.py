@@ -9,12 +9,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from prefopt.lm import kl
 from prefopt.lm.batching import Row
+from prefopt.lm.engine import head_logits
 from prefopt.lm.kl import completion_kls
+from prefopt.lm.logprobs import completion_hidden_states
 from prefopt.lm.verify import use_engine
 
 EOS = 1
@@ -96,3 +98,47 @@ def test_every_chunk_of_steps_counts(steps_of_a_chunk: int, monkeypatch: pytest.
     assert min(expected) > 0.01
     kls = completion_kls(policy, reference, [Row(prompt, completions)])
     assert kls.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_pieces_of_the_vocabulary_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the pieces, every step counts; a piece holds as many steps as the bytes allow, and at least one."""
+    policy, reference = two_token_model(0), two_token_model(1)
+    rows = [Row((0, 0), ((0, 0, EOS), (EOS,))), Row((1,), ((0, EOS), (0, 0, 0, EOS)))]
+    whole = completion_kls(policy, reference, rows)
+    assert whole.shape == (4,) and (whole > 0).all()
+    sizes: list[int] = []
+
+    def spied(model: nn.Module, hidden: Tensor) -> Tensor:
+        sizes.append(len(hidden))
+        return head_logits(model, hidden)
+
+    monkeypatch.setattr(kl, "head_logits", spied)
+    # A step of two tokens takes eight bytes.
+    for bytes_, pieces in ((24, [3, 3, 3, 1]), (31, [3, 3, 3, 1]), (1, [1] * 10), (32 * 2**20, [10])):
+        monkeypatch.setattr(kl, "_CHUNK_BYTES", bytes_)
+        sizes.clear()
+        torch.testing.assert_close(completion_kls(policy, reference, rows), whole, rtol=1e-5, atol=1e-6)
+        assert sizes == [size for size in pieces for _ in ("policy", "reference")]
+
+
+def test_each_models_head_is_its_own_and_computes_in_the_weights_precision() -> None:
+    """In mixed precision what follows the hidden states is float32."""
+    policy, reference = two_token_model(0), two_token_model(1)
+    rows = [Row((0, 1), ((0, 0, EOS),))]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = [completion_hidden_states(model, rows)[0] for model in (policy, reference)]
+        found = completion_kls(policy, reference, rows)
+    p, q = (
+        F.log_softmax(h.float() @ model.get_output_embeddings().weight.T, dim=-1)
+        for h, model in zip(hidden, (policy, reference), strict=True)
+    )
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (p.exp() * (p - q)).sum().reshape(1), rtol=1e-6, atol=1e-6)
+    assert not found.requires_grad
+
+
+def test_a_policy_and_a_reference_of_other_precisions() -> None:
+    policy, reference = two_token_model(0), two_token_model(1)
+    rows = [Row((0, 1), ((0, 0, EOS),))]
+    found = completion_kls(policy, reference.to(torch.bfloat16), rows)
+    assert found.item() == pytest.approx(completion_kls(policy, two_token_model(1), rows).item(), rel=0.05)

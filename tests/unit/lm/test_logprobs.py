@@ -155,3 +155,13 @@ def test_configs_are_what_they_are_taken_for() -> None:
     engines = {name: make_model(name, engine=True).config._attn_implementation for name in CONFIGS}
     registered = dict.fromkeys(("gpt2", "gpt_neox", "gptj", "llama"), "prefopt")
     assert engines == {**registered, "gpt_neo": "eager"}
+
+
+def test_a_micro_batch_is_filled_to_the_budget_and_counts_a_prompt_once() -> None:
+    rows = [Row([0] * 4, ([1, 1], [1] * 3)), Row([0] * 6, ([1] * 3,)), Row([0] * 2, ([1] * 4, [1] * 3))]
+    assert [row.tokens for row in rows] == [9, 9, 9]
+    # Of equal lengths the earlier comes first; 18 tokens are within 18, and not within 17.
+    assert micro_batches(rows, 18) == [[0, 1], [2]]
+    assert micro_batches(rows, 17) == [[0], [1], [2]]
+    assert micro_batches(rows, 27) == [[0, 1, 2]]
+    assert micro_batches(rows, 1) == [[0], [1], [2]]

@@ -92,6 +92,9 @@ def paired_difference(
     d = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     if len(d) == 0:
         return PairedDifference(math.nan, Interval(math.nan, math.nan), math.nan, 0)
+    interval = _difference_interval(d, confidence, seed, resamples)
+    if len(d) == 1:  # which scipy does not permute; either sign is as extreme
+        return PairedDifference(float(d[0]), interval, 1.0, 1)
     permuted = stats.permutation_test(
         (d,),
         lambda x, axis: np.mean(x, axis=axis),
@@ -101,7 +104,6 @@ def paired_difference(
         batch=_BATCH,
         rng=np.random.default_rng(seed),
     )
-    interval = _difference_interval(d, confidence, seed, resamples)
     return PairedDifference(float(d.mean()), interval, float(permuted.pvalue), len(d))
 
 
