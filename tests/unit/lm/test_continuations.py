@@ -16,9 +16,9 @@ from prefopt.data.prefixes import PrefixesRecipe, split_reviews
 from prefopt.data.prepare import PrepareRecipe, encode_completions, encode_prompts
 from prefopt.generation.sample import SampleRecipe, sample_rows
 from prefopt.judging.reward_model import completion_ids
-from prefopt.lm.attention import use_engine_attention
 from prefopt.lm.continuations import decode_continuation, encode_continuations
 from prefopt.lm.models import beginning, decode, encode, load_tokenizer, tokenizer_hash
+from prefopt.lm.verify import use_engine
 from prefopt.training.pretrain import train_tokenizer
 from prefopt.usage import Usage
 
@@ -181,7 +181,7 @@ def test_a_tokenizer_is_the_same_in_other_files(tmp_path: Path, tokenizer: PreTr
 def test_the_text_of_a_sample_keeps_its_first_space(llama: PreTrainedTokenizerBase) -> None:
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
-    model = use_engine_attention(LlamaForCausalLM(LlamaConfig(vocab_size=360, **shape)).eval())
+    model = use_engine(LlamaForCausalLM(LlamaConfig(vocab_size=360, **shape)).eval())
     (start,) = encode(llama, ["title 7 my dog"])
     prompts = pd.DataFrame({"prompt_id": ["p"], "split": ["test"], "prompt_ids": [np.array(start)]})
     counts = {"train_prompts": 0, "validation_prompts": 0, "test_prompts": 1, "max_new_tokens": 5, "n": 60}
