@@ -36,6 +36,7 @@ _HARMLESS = {
     "cache",
     "cache_position",
     "is_causal",
+    "logits_to_keep",
     "position_embeddings",
     "position_ids",
     "sliding_window",

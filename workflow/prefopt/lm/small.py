@@ -86,7 +86,7 @@ def small_config(config: PreTrainedConfig, layers: int, *, fewer_heads: bool) ->
     heads = min(
         (count for count in map(values.get, ("num_key_value_heads", "num_attention_heads")) if count), default=1
     )
-    fewer = max(1, heads // 2) if fewer_heads and isinstance(heads, int) else 1
+    fewer = max(1, heads // 4) if fewer_heads and isinstance(heads, int) else 1
     # Powers of two, so that widths stay multiples of what kernels want.
     width, fewer = (1 << (factor.bit_length() - 1) for factor in (width, fewer))
     while width > 1 and of_head // width % 2:  # rotary embeddings turn pairs
