@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from prefopt.errors import UserError
 from prefopt.tables import read_manifest, read_table, write_table
-from prefopt.training import frontier_run, reference
+from prefopt.training import frontier_run, loop, reference
 from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task
 
@@ -30,6 +31,8 @@ TRAINERS: dict[str, dict[str, Any]] = {
     "preferred_ft": {**TRAINING, "completion": "chosen"},
     "ppo_gt": {**PPO, "updates": 4, "kl_target": 3.0, "missing_eos_reward": None, "validation_prompts": 0},
 }
+# One sample of a checkpoint, where its evaluation is not what is looked at.
+EVALUATED = {"prompt_id": "t0", "sample_index": 0, "reward": 0.5, "kl": 0.0, "tokens": 1}
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,7 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
     frontier_run.run(args)
     table = read_table(args.out, "evaluations")
     assert len(table) == 3 * 4 * 2 and sorted(table["step"].unique()) == [0, 2, 4]
+    assert table["prompt_id"].tolist() == [f"t{i}" for i in range(4) for _ in range(2)] * 3
     assert set(table["run"]) == {f"{method}_x"} and table["reward"].between(0, 1).all()
     assert table["conservativeness"].isna().all() == (method == "preferred_ft")
     by_step = table.groupby("step")["kl"].mean()
@@ -77,6 +81,29 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
     assert (used["generated_tokens"] > 0) == (method == "ppo_gt")
     left = [path for path in (tmp_path / "work").rglob("*") if path.suffix in (".parquet", ".safetensors", ".pt")]
     assert left == []
+
+
+@pytest.mark.parametrize("method", ["dpo", "unlikelihood", "preferred_ft"])
+def test_each_method_learns_from_its_own_side_of_its_own_pairs(
+    task: Task, inputs: dict[str, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first step every figure follows from the reference table, and DPO's policy has no margin."""
+    monkeypatch.setattr(frontier_run, "evaluate_policy", lambda *values: [EVALUATED])
+    args = arguments(task, inputs, tmp_path, method, interval=1, checkpoints=1)
+    frontier_run.run(args)
+    validation, training = (json.loads(line) for line in args.metrics.read_text().splitlines()[:2])
+    table = read_table(inputs["reference"], "reference_logprobs")
+    first = loop.epoch_batches(12, TRAINING["batch_size"], TRAINING["seed"], 0)[0]
+    for figures, rows in ((validation, table.iloc[12:]), (training, table.iloc[first])):
+        chosen, rejected, tokens = (rows[name] for name in ("chosen_logp", "rejected_logp", "chosen_tokens"))
+        expected = {
+            "dpo": {"loss": math.log(2), "margin": 0.0, "chosen_reward": 0.0, "rejected_reward": 0.0}
+            | {"chosen_logp": chosen.mean(), "rejected_logp": rejected.mean()},
+            "unlikelihood": {"loss": (0.5 * rejected - chosen).sum() / tokens.sum()}
+            | {"chosen_logp": chosen.mean(), "rejected_logp": rejected.mean()},
+            "preferred_ft": {"loss": -chosen.sum() / tokens.sum(), "logp": chosen.mean()},
+        }[method]
+        assert {name: figures[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
