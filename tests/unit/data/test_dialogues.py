@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,49 @@ def test_the_tables_are_seeded_and_counts_are_as_asked() -> None:
     assert all(row["prompt"].count(world.HUMAN) == 1 for row in tables.demonstrations)
     assert {row["prompt"].count(world.HUMAN) for row in tables.preferences} == {1, 2}
     assert all(row["chosen"] != row["rejected"] for row in tables.preferences)
+
+
+def test_ids_splits_and_labels_of_every_table() -> None:
+    tables = generate(VALUES)
+    demonstrations = Counter(row["split"] for row in tables.demonstrations)
+    assert demonstrations == {"train": 20, "validation": 5, "test": 8}
+    assert Counter(row["split"] for row in tables.preferences) == {
+        **{"train": 60, "validation": 10, "gold_train": 4, "gold_test": 4}
+    }
+    streams = ("dialogue", "dialogue-validation", "dialogue-test")
+    names = [f"{stream}-{i:05d}" for stream, n in zip(streams, (20, 5, 8), strict=True) for i in range(n)]
+    assert [row["prompt_id"] for row in tables.demonstrations] == names
+    streams = ("talk", "talk-validation", "talk-gold", "talk-gold-test")
+    names = [f"{stream}-{i:05d}" for stream, n in zip(streams, (60, 10, 4, 4), strict=True) for i in range(n)]
+    assert [row["pair_id"] for row in tables.preferences] == [row["prompt_id"] for row in tables.preferences] == names
+    assert {row["source"] for row in tables.preferences} == {"embedded"}
+    assert {table: account.as_dict() for table, account in tables.accounts.items()} == {
+        "raw_demonstrations": {"read": 33, "kept": 33, "dropped": {}},
+        "raw_preferences": {"read": 78, "kept": 78, "dropped": {}},
+        "pretraining": {"read": 10, "kept": 10, "dropped": {}},
+    }
+    assert tables.notes["synthetic"] is True and "not from people" in tables.notes["statement"]
+    assert all(set(row) == {"prompt_id", "prompt", "response", "split", "facts"} for row in tables.demonstrations)
+    # Every table has draws of its own, and every row of a table.
+    texts = [row["prompt"] for row in (*tables.demonstrations, *tables.preferences)] + list(tables.pretraining)
+    assert len(set(texts)) == len(texts)
+    assert generate({**VALUES, "seed": 1}).preferences != tables.preferences
+    assert tables.pretraining == generate({**VALUES, "seed": 0, "pairs": 0}).pretraining
+
+
+def test_labels_agree_with_the_needs_as_often_as_the_notes_say() -> None:
+    """The agreement is that of the pairs whose answers are not equally good."""
+    tables = generate({**VALUES, "pairs": 300})
+    agrees = []
+    for i, row in enumerate(tables.preferences[:300]):
+        facts = world.make_dialogue(random.Random(f"0/talk/{i}")).facts_json()
+        chosen, rejected = (world.quality(facts, row[side]).score for side in ("chosen", "rejected"))
+        if abs(chosen - rejected) > 1e-9:
+            agrees.append(chosen > rejected)
+    assert 200 < len(agrees) < 300
+    only = generate({**dict.fromkeys(VALUES, 0), "pairs": 300})
+    assert only.notes["annotator_agreement"] == pytest.approx(sum(agrees) / len(agrees))
+    assert generate(dict.fromkeys(VALUES, 0)).notes["annotator_agreement"] is None
 
 
 def test_the_shipped_base_reads_every_dialogue_whole() -> None:

@@ -77,6 +77,35 @@ def test_a_review_of_either_label_keeps_its_split_and_its_own_prefix(model: Path
     assert [len(row["prompt_ids"]) for row in kept] == [2 + int(position("prefix", f"r{i}") * 7) for i in range(20)]
 
 
+def test_every_column_of_a_row_and_what_is_dropped(model: Path) -> None:
+    tokenizer = load_tokenizer(model)
+    text = "the plot was superb . what a dull hero ! the plot was dull ."
+    rows = [
+        *(review("r", text, split="validation", label=0), review("special", text), review("none", text, label=-1)),
+        *(review("s", "the"), review("special2", "a"), review("none2", text, label=-1)),
+    ]
+    recipe = prefixes.PrefixesRecipe(min_prefix=3, max_prefix=3, max_length=8)
+    kept, dropped, cut = prefixes.split_reviews(tokenizer, rows, recipe, {"special", "special2"})
+    ids = encode_all(tokenizer, [text])[0]
+    assert kept == [
+        {
+            **{"prompt_id": "r", "prompt": tokenizer.decode(ids[:3]), "response": tokenizer.decode(ids[3:8])},
+            **{"split": "validation", "facts": "", "prompt_ids": ids[:3], "response_ids": ids[3:8]},
+        }
+    ]
+    # A review that holds a special token is counted as such, however short it is.
+    assert dropped == {"unlabelled": 2, "special_token_in_text": 2, "too_short": 1} and cut == 1
+    assert text.startswith(kept[0]["prompt"] + kept[0]["response"])
+
+
+def test_the_length_of_a_prefix_is_its_reviews_own() -> None:
+    recipe = prefixes.PrefixesRecipe(min_prefix=3, max_prefix=9, max_length=99)
+    for name in ("a", "b", "review-12"):
+        assert prefixes.prefix_length(name, recipe) == 3 + int(position("prefix", name) * 7)
+    fixed = prefixes.PrefixesRecipe(min_prefix=4, max_prefix=4, max_length=99)
+    assert {prefixes.prefix_length(f"r{i}", fixed) for i in range(50)} == {4}
+
+
 def test_every_length_of_prefix_is_about_as_frequent() -> None:
     counts = Counter(prefixes.prefix_length(f"review-{i}", RECIPE) for i in range(7000))
     assert sorted(counts) == [2, 3, 4, 5, 6, 7, 8]
@@ -111,5 +140,29 @@ def test_the_stage_accounts_for_every_review(model: Path, tmp_path: Path, caplog
     assert summary["reviews"]["read"] == 4 == summary["reviews"]["kept"] + sum(summary["reviews"]["dropped"].values())
     prompts = read_table(tmp_path / "out" / "prompts.parquet", "prompts", tokenizer_hash=tokenizer_hash(model))
     assert set(prompts["split"]) == {"train", "validation", "test"}
+    demonstrations = read_table(
+        *(tmp_path / "out" / "demonstrations.parquet", "demonstrations"),
+        **{"tokenizer_hash": tokenizer_hash(model), "recipe": values, "summary": summary["reviews"]},
+        reviews=read_table(tmp_path / "reviews.parquet", "raw_reviews").attrs["manifest"]["content_hash"],
+    )
+    # A prompt's reference is what the review goes on with.
+    assert prompts["reference"].tolist() == demonstrations["response"].tolist()
+    assert (prompts["prompt"] + prompts["reference"]).tolist() == [text] * 3
+    shared = ["prompt_id", "prompt", "split", "facts"]
+    assert prompts[shared].equals(demonstrations[shared])
+    assert [ids.tolist() for ids in prompts["prompt_ids"]] == [ids.tolist() for ids in demonstrations["prompt_ids"]]
+    assert prompts.attrs["manifest"]["summary"] == summary["reviews"]
+    assert summary["reviews"] == {
+        **{"read": 4, "kept": 3, "dropped": {"too_short": 1}, "responses_cut": 0},
+        "splits": {"test": 1, "train": 1, "validation": 1},
+    }
+    # As long as the model's positions is not too long, and real records are no synthetic ones.
+    real = {**facts, "recipe": {"source": "files"}}
+    write_table(tmp_path / "reviews.parquet", "raw_reviews", rows, **real)
+    prefixes.run(argparse.Namespace(**arguments, recipe=json.dumps({**values, "max_length": 32})))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["synthetic"], summary["warnings"]) == (False, [])
+    with pytest.raises(UserError, match=r"max_length is 33, but the model in .* has 32 positions"):
+        prefixes.run(argparse.Namespace(**arguments, recipe=json.dumps({**values, "max_length": 33})))
     with pytest.raises(UserError, match=r"max_length is 99, but the model in .* has 32 positions"):
         prefixes.run(argparse.Namespace(**arguments, recipe=json.dumps({**values, "max_length": 99})))

@@ -23,6 +23,7 @@ from prefopt.generation.subsets import subset_weights
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.tables import read_table, write_table
+from prefopt.usage import default_device
 from tiny_models import make_model
 
 KEY = ["prompt_id", "temperature", "sample_index"]
@@ -173,7 +174,13 @@ def test_the_stage_writes_the_best_with_their_reference_log_probability(
     candidates, scores = rows_of({("a", "test", 0.5): [0.0, 2.0, 9.0], ("b", "test", 0.5): [3.0, 1.0, 9.0]})
     greedy, _ = rows_of({("a", "test", 0.0): [0.0], ("b", "test", 0.0): [0.0], ("b", "test", 0.5): [0.0]})
     model = make_model("llama", engine=True)
-    monkeypatch.setattr(best, "load_policy", lambda path, device, dtype: (model.to(device, dtype), None))
+    loaded: list[Any] = []
+
+    def load(path: Path, *, device: torch.device, dtype: torch.dtype) -> tuple[Any, None]:
+        loaded.append((path.name, device, dtype))
+        return model, None
+
+    monkeypatch.setattr(best, "load_policy", load)
     monkeypatch.setattr(best, "tokenizer_hash", lambda path: f"tokenizer of {path.name}")
     monkeypatch.setattr(best, "weights_hash", lambda path: f"weights of {path.name}")
     paths = {name: tmp_path / f"{name}.parquet" for name in ("candidates", "scores", "greedy", "prompts", "out")}
@@ -192,6 +199,7 @@ def test_the_stage_writes_the_best_with_their_reference_log_probability(
     provenance = {**facts, "candidates": of_candidates["content_hash"], "scores": written["content_hash"]}
     provenance |= {"reference_weights": "weights of ref", "reward_weights": "r", "best_of_n": 2, "recipe": recipe}
     table = read_table(paths["out"], "samples", **provenance)
+    assert loaded == [("ref", default_device(), torch.float32)]
     # The second of prompt a and the first of b; the third has the highest reward and is none of the first two.
     assert table["text"].tolist() == ["greedy", "greedy", "a0.51", "b0.50"]
     assert table["method"].tolist() == ["best_of_2"] * 4 and table["sample_index"].tolist() == [0] * 4

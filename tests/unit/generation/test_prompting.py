@@ -88,3 +88,36 @@ def test_bos_comes_once_before_the_examples(tokenizer: PreTrainedTokenizerFast) 
     assert asked["prompt_ids"].iloc[0].tolist() == [bos, *whole["prompt_ids"].iloc[0].tolist()] and cut == 0
     asked, cut = with_shots(test, frame, 2, made, room=6, seed=0)
     assert asked["prompt_ids"].iloc[0].tolist() == [bos, *whole["prompt_ids"].iloc[0].tolist()[-5:]] and cut == 1
+
+
+def test_the_examples_are_seeded_training_prompts_without_replacement(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [(f"p{i}", "train" if i % 2 else "test", f" {word}", word) for i, word in enumerate("abcdefghij")]
+    frame = pd.DataFrame(rows, columns=["prompt_id", "split", "prompt", "reference"])
+    frame["prompt_ids"] = [np.array(ids(tokenizer, text)) for text in frame["prompt"]]
+    test = frame[frame["split"] == "test"]
+    seen = set()
+    for seed in range(6):
+        asked, cut = with_shots(test, frame, 3, tokenizer, room=1000, seed=seed)
+        chosen = [2 * i + 1 for i in np.random.default_rng(seed).choice(5, size=3, replace=False)]
+        before = "".join(f"{rows[i][2]} {rows[i][3]}" for i in chosen)
+        texts = [decode(tokenizer, prompt) for prompt in asked["prompt_ids"]]
+        assert texts == [f"{before}{prompt}" for prompt in test["prompt"]] and cut == 0
+        assert asked["prompt_id"].tolist() == test["prompt_id"].tolist() and asked.index.equals(test.index)
+        seen.add(before)
+    assert len(seen) > 1
+    # What fits exactly is not cut, and the caller's own table stays as it was.
+    longest = len(asked["prompt_ids"].iloc[0])
+    assert with_shots(test, frame, 3, tokenizer, room=longest, seed=5)[1] == 0
+    assert with_shots(test, frame, 3, tokenizer, room=longest - 1, seed=5)[1] == 5
+    assert [len(prompt) for prompt in test["prompt_ids"]] == [len(ids(tokenizer, text)) for text in test["prompt"]]
+
+
+def test_the_first_of_several_stop_strings_cuts(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = ids(tokenizer, " yes or no\n\nAssistant: x\n\nHuman: y")
+    for stops in (["\n\nHuman:", "\n\nAssistant:"], ["\n\nAssistant:", "\n\nHuman:"]):
+        kept, stopped = cut_at_stop(tokenizer, whole, stops)
+        assert stopped and decode(tokenizer, kept) == " yes or no"
+    assert (
+        shots_of("base_12shot") == 12
+        and shots_of("base_shot") == shots_of("xbase_2shot") == shots_of("base_2shots") == 0
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -439,6 +440,104 @@ def test_answers_of_two_files_count_together(key: dict[str, Any]) -> None:
     halves = [{**export(key), "votes": export(key)["votes"][i::2]} for i in (0, 1)]
     (merged,) = merge([read_answers(half, key, "f") for half in halves])
     assert count(merged, key, VOTES).figures["answered"] == 29
+
+
+SMALL: dict[str, Any] = {
+    **{"schema": 1, "study": "s" * 64, "task": "tldr"},
+    "raters": {
+        "r01": [
+            {"id": f"id{i}", "kind": kind, "item_id": item, "swapped": swapped}
+            for i, (kind, item, swapped) in enumerate(
+                [
+                    *(("item", "a", False), ("item", "b", True), ("check", "", False), ("item", "c", True)),
+                    *(("repeat", "a", True), ("check", "", True), ("repeat", "b", False), ("item", "d", False)),
+                    ("repeat", "d", True),
+                ]
+            )
+        ]
+    },
+}
+
+
+def answered(*given: tuple[str, float]) -> dict[str, Any]:
+    """An export with these answers and times, in the order of the page."""
+    return {
+        "schema": 1,
+        "study": "s" * 64,
+        "rater": "r01",
+        "votes": [{"id": f"id{i}", "vote": vote, "seconds": seconds} for i, (vote, seconds) in enumerate(given)],
+    }
+
+
+def test_a_raters_votes_and_figures_by_hand() -> None:
+    """Left is the first text where the sides are not swapped; a repeat shows them the other way round."""
+    given = answered(
+        *(("left", 2.0), ("left", 8.0), ("left", 0.0), ("tie", 4.0), ("right", 3.0), ("left", 3.0), ("left", 1.0)),
+        *(("right", 1.0), ("left", 0.5)),
+    )
+    checked = check_export(given, SMALL, VOTES, "f")
+    assert checked.votes == [
+        {"rater": "r01", "item_id": "a", "outcome": "win", "place": 0, "order": "first_first", "seconds": 2.0},
+        {"rater": "r01", "item_id": "b", "outcome": "loss", "place": 1, "order": "second_first", "seconds": 8.0},
+        {"rater": "r01", "item_id": "c", "outcome": "tie", "place": 3, "order": "second_first", "seconds": 4.0},
+        {"rater": "r01", "item_id": "d", "outcome": "loss", "place": 7, "order": "first_first", "seconds": 1.0},
+    ]
+    # The second check is swapped, so that its left is the worse text. Of the repeats a agrees, b does not, and that of
+    # d was too fast, which counts no vote less.
+    assert checked.figures == {
+        **{"rater": "r01", "assigned": 9, "answered": 9, "checks": 2, "checks_failed": 1, "repeats": 2},
+        **{"repeats_agree": 1, "first_shown_rate": 2 / 3, "median_seconds": 3.0, "counted": 4},
+    }
+    assert checked.drops == {}
+    # One failure more than is allowed, and a time below the least, and a skipped repeat of what was voted on.
+    strict = VotesRecipe(min_seconds=1.5, failed_checks_allowed=0, simulated=False)
+    given["votes"][4]["vote"] = "skip"
+    checked = check_export(given, SMALL, strict, "f")
+    assert checked.votes == [] and checked.drops == {"too fast": 1, "failed attention checks": 3}
+    assert (checked.figures["counted"], checked.figures["repeats"], checked.figures["median_seconds"]) == (0, 0, 4.0)
+    none = check_export(answered(), SMALL, VOTES, "f").figures
+    assert none["checks_failed"] == 2 and math.isnan(none["first_shown_rate"]) and math.isnan(none["median_seconds"])
+
+
+def test_a_day_is_the_longest_time_of_an_answer_and_nothing_the_shortest() -> None:
+    for seconds, drops in (
+        (0, {}),
+        (24 * 3600, {}),
+        (24 * 3600 + 1, {"impossible time": 1}),
+        (-0.1, {"impossible time": 1}),
+    ):
+        assert read_answers(answered(("left", seconds)), SMALL, "f").drops == drops
+    for odd in ({"id": "id0", "vote": "left"}, {"id": "id0", "seconds": 1}, {"vote": "left", "seconds": 1}, "left"):
+        found = read_answers({**answered(), "votes": [odd]}, SMALL, "f")
+        assert found.drops == {"malformed": 1} and found.answers == {}
+
+
+def test_files_of_one_rater_and_of_several_are_put_together() -> None:
+    """The answers' order is the longer file's, the shorter time counts, and a reason counts once for each file's vote."""
+    other = {**SMALL, "raters": {"r01": SMALL["raters"]["r01"], "r02": SMALL["raters"]["r01"]}}
+    long = answered(("left", 5.0), ("right", 5.0), ("left", 9.0), ("both", 1.0))
+    short = {
+        **answered(),
+        "votes": [
+            {"id": id_, "vote": vote, "seconds": seconds}
+            for id_, vote, seconds in (
+                ("id7", "tie", 3.0),
+                ("id1", "right", 4.0),
+                ("id3", "both", 1.0),
+                ("id4", "both", 1.0),
+            )
+        ],
+    }
+    files = [read_answers(given, other, name) for given, name in ((short, "s"), (long, "l"))]
+    alone = read_answers({**long, "rater": "r02"}, other, "o")
+    for both in (files, files[::-1]):
+        merged = merge([both[0], alone, both[1]])
+        assert [one.rater for one in merged] == ["r01", "r02"] and merged[1] == alone
+        assert {id_: vote["seconds"] for id_, vote in merged[0].answers.items()} == {
+            **{"id0": 5.0, "id1": 4.0, "id2": 9.0, "id7": 3.0}
+        }
+        assert list(merged[0].answers) == ["id0", "id1", "id2", "id7"]
+        assert (merged[0].name, merged[0].drops) == ("l", {"unknown vote": 2})
 
 
 def run_votes(tmp_path: Path, *exports: Path) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -30,6 +31,37 @@ def test_the_papers_wording() -> None:
     )
     assert concise[1:] == SIMPLE.text.splitlines()[1:]
     assert "given news article, without" in read_template(plan.PROMPTS / "news_concise.txt").text
+
+
+def test_a_template_is_what_its_file_holds(tmp_path: Path) -> None:
+    text = 'Wähle.\n{prompt}\n{first}\n{second}\nMy choice : <"A", "B" or "tie">'
+    path = tmp_path / "own.txt"
+    path.write_bytes((text + " \n\n").encode())
+    made = read_template(path)
+    assert made == Template("own", text, "My choice", ("A", "B", "tie"))
+    assert made.hash == hashlib.sha256(text.encode()).hexdigest()
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"own.txt: the judge's prompt cannot be read"):
+        read_template(path)
+
+
+def test_the_schema_of_a_structured_reply() -> None:
+    assert reply_schema(TIES) == {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "verdict",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "comparison": {"type": "string"},
+                    "preferred": {"type": "string", "enum": ["A", "B", "tie"]},
+                },
+                "required": ["comparison", "preferred"],
+                "additionalProperties": False,
+            },
+        },
+    }
 
 
 def test_places_are_filled_once() -> None:

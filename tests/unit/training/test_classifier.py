@@ -87,6 +87,29 @@ def test_probabilities_do_not_depend_on_the_batch(trained: Path) -> None:
     assert torch.equal(reward(texts), together)
 
 
+def test_probabilities_are_those_of_each_text_alone_cut_at_its_end(task: Task, tmp_path: Path) -> None:
+    """Against a forward pass without padding, of a classifier whose first label is the positive one."""
+    model, tokenizer = new_classifier(task.model, 0, ("POSITIVE", "NEGATIVE"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)  # so that texts differ visibly
+    save_model(tmp_path / "turned", model, tokenizer, {})
+    texts = ["my dog ate the red shoe and i feel sad", "sad", "", "the shop", "i feel sad", "my dog ate the red shoe"]
+    for longest, size in ((6, 2), (3, 4), (50, 100)):
+        reward = load_true_reward(
+            kind="classifier", folder=tmp_path / "turned", max_length=longest, batch_size=size, device=CPU
+        )
+        found = reward(texts)
+        expected = []
+        for text in texts:
+            ids = tokenizer(text)["input_ids"][:longest] or [tokenizer.eos_token_id]
+            with torch.no_grad():
+                expected.append(model(input_ids=torch.tensor([ids])).logits.softmax(dim=-1)[0, 0].item())
+        assert found.dtype == torch.float32 and not found.requires_grad
+        assert found.tolist() == pytest.approx(expected, abs=1e-5)
+        assert len({round(p, 4) for p in expected}) >= 4
+
+
 def test_excerpts_are_seeded_and_within_the_text() -> None:
     lengths = classifier.excerpt_lengths([3, 50, 50], seed=1)
     assert lengths == classifier.excerpt_lengths([3, 50, 50], seed=1)
@@ -124,9 +147,12 @@ def test_which_label_is_positive(labels: list[str], positive: int | None) -> Non
     model: Any = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(labels))))
     if positive is not None:
         assert positive_index(model) == positive
-        model.config.problem_type = "multi_label_classification"
-        with pytest.raises(UserError, match="problem_type is multi_label_classification"):
-            positive_index(model)
+        for kind in ("multi_label_classification", "regression"):
+            model.config.problem_type = kind
+            with pytest.raises(UserError, match=f"problem_type is {kind}"):
+                positive_index(model)
+        model.config.problem_type = "single_label_classification"
+        assert positive_index(model) == positive
     else:
         with pytest.raises(UserError, match=f"labels are {', '.join(labels)}; one must be POSITIVE or LABEL_1 of two"):
             positive_index(model)
