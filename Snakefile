@@ -11,12 +11,10 @@ sys.path.insert(0, f"{HOME}/workflow")
 
 from prefopt import plan, stage_recipes
 from prefopt.config import resolve
-from prefopt.contents import content_of
 from prefopt.errors import UserError
 from prefopt.fingerprint import fingerprint
 from prefopt.files import canonical_json
 from prefopt.planning.needs import needs
-from prefopt.verify import unrecorded
 
 
 configfile: f"{HOME}/config/config.yaml"
@@ -55,13 +53,6 @@ include: "workflow/rules/human.smk"
 include: "workflow/rules/sentiment.smk"
 include: "workflow/rules/frontier.smk"
 include: "workflow/rules/analysis.smk"
-
-
-if workflow.is_main_process and (count := unrecorded()):
-    logger.warning(
-        f"{count} tables and models in results/ were not made in this folder as far as .snakemake/ knows: Snakemake "
-        "sees their times alone. `python -m prefopt verify` says which are not what the config asks for."
-    )
 
 
 rule all:

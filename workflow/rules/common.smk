@@ -6,6 +6,14 @@ from pathlib import Path
 from snakemake.settings.types import DeploymentMethod
 
 from prefopt.commands import environment, judging_stage, model_stage, option, path_word, quoted, table_stage
+from prefopt.contents import content_of
+from prefopt.verify import unrecorded
+
+if workflow.is_main_process and (count := unrecorded()):
+    logger.warning(
+        f"{count} tables and models in results/ were not made in this folder as far as .snakemake/ knows: Snakemake "
+        "sees their times alone. `python -m prefopt verify` says which are not what the config asks for."
+    )
 
 # Conda brings a Python of its own; else it is the one that runs Snakemake. Set in the environment and not by a prefix of
 # the shell, which would also stand before the rules of a workflow that loads this one as a module.

@@ -169,7 +169,7 @@ def test_the_stage_writes_the_same_bytes_twice(table: pd.DataFrame, tmp_path: Pa
 
 
 def test_a_table_that_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="does not exist: run the stage that makes it"):
         read_win_rates(tmp_path / "absent.csv")
     (tmp_path / "t.csv").write_text("task,method\n")
     with pytest.raises(UserError, match="lacks the column 'temperature'"):

@@ -49,7 +49,8 @@ def scorers(task: Task, other: Path) -> tuple[Path, Path]:
 
 def sampled(task: Task, folder: Path) -> Path:
     out = folder / "samples.parquet"
-    paths = {"model": task.model, "prompts": task.prompts, "out": out, "reference_model": None, "shard": None}
+    paths = {"model": task.model, "prompts": task.prompts, "out": out, "reference_model": None}
+    paths |= {"shard": None, "earlier": None}
     sample.run(argparse.Namespace(**paths, method="sft", recipe=json.dumps(SAMPLING)))
     return out
 
@@ -58,7 +59,14 @@ def stages(task: Task, other: Path, folder: Path) -> dict[str, tuple[ModuleType,
     data = {"model": other, "data": task.preferences, "out": folder / "out", "metrics": folder / "metrics"}
     data |= {"work": folder / "work", "recipe": recipe(completion="chosen")}
     shown = {**data, "data": task.demonstrations, "recipe": recipe(completion="response")}
-    asked = {"model": other, "prompts": task.prompts, "out": folder / "out", "shard": None, "method": "sft"}
+    asked = {
+        "model": other,
+        "prompts": task.prompts,
+        "out": folder / "out",
+        "shard": None,
+        "earlier": None,
+        "method": "sft",
+    }
     asked |= {"reference_model": None, "recipe": json.dumps(SAMPLING)}
     pairwise = {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}
     return {
@@ -101,7 +109,13 @@ def test_a_reward_model_of_another_base(task: Task, scorers: tuple[Path, Path], 
 
 
 def test_a_reference_policy_of_another_base(task: Task, other: Path, scorers: Any, tmp_path: Path) -> None:
-    paths = {"model": task.model, "prompts": task.prompts, "out": tmp_path / "s.parquet", "shard": None}
+    paths = {
+        "model": task.model,
+        "prompts": task.prompts,
+        "out": tmp_path / "s.parquet",
+        "shard": None,
+        "earlier": None,
+    }
     with pytest.raises(UserError, match=r"The tokenizer of .*instruct .*EOS 40\) is not that of .*base"):
         sample.run(argparse.Namespace(**paths, reference_model=other, method="sft", recipe=json.dumps(SAMPLING)))
     out = sampled(task, tmp_path)

@@ -126,10 +126,7 @@ def read_win_rates(path: str | Path) -> pd.DataFrame:
     Raises:
         UserError: it is missing, empty, or lacks a column.
     """
-    try:
-        table = read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run the stage `win_rates` again.") from error
+    table = read_csv(path)
     needed = ["task", "method", "temperature", "selected", "win_rate", "ci_low", "ci_high", "band_low", "band_high"]
     needed += ["flip_rate", "invalid"]
     if missing := [column for column in needed if column not in table.columns]:
