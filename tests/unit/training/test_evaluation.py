@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from prefopt.lm.batching import Row
 from prefopt.lm.kl import completion_kls
 from prefopt.lm.models import load_policy
+from prefopt.lm.sampling import sample
 from prefopt.tables import read_table
 from prefopt.training.evaluation import EvaluationRecipe, completed_texts, evaluate_policy
 from tiny_task import Task
@@ -57,3 +60,49 @@ def test_reward_is_of_prompt_and_completion_and_kl_of_the_completion(task: Task)
     if rows[0]["tokens"] == len(ids):
         row = Row(tuple(prompts["prompt_ids"][0].tolist()), (ids,))
         assert completion_kls(policy, reference, [row]).item() == pytest.approx(rows[0]["kl"], rel=1e-4)
+
+
+@pytest.mark.parametrize("budget", [10_000, 20])
+def test_every_number_belongs_to_its_own_sample(budget: int, task: Task) -> None:
+    """Reward, KL and tokens of each sample, whatever the micro-batches, against the sample drawn again."""
+    policy, tokenizer = load_policy(task.model)
+    reference, _ = load_policy(task.model)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    prompts = read_table(task.prompts, "prompts").head(4)
+    recipe = dataclasses.replace(RECIPE, token_budget=budget)
+    seeds = torch.randint(2**62, (4,), generator=torch.Generator().manual_seed(RECIPE.seed)).tolist()
+    ids = [row.tolist() for row in prompts["prompt_ids"]]
+    drawn = sample(policy, ids, n=3, temperature=1.0, max_new_tokens=8, eos_id=tokenizer.eos_token_id, seeds=seeds)
+    completions = [(tuple(i), tuple(c.token_ids)) for i, group in zip(ids, drawn, strict=True) for c in group]
+    # The place of a text among all of them.
+    rows = evaluate_policy(policy, reference, tokenizer, prompts, lambda texts: torch.arange(float(len(texts))), recipe)
+    assert [row["reward"] for row in rows] == list(range(12))
+    assert [row["tokens"] for row in rows] == [len(completion) for _, completion in completions]
+    kls = [completion_kls(policy, reference, [Row(prompt, (completion,))]).item() for prompt, completion in completions]
+    assert max(kls) - min(kls) > 0.01
+    assert [row["kl"] for row in rows] == pytest.approx(kls, rel=1e-4)
+
+
+def test_another_seed_draws_other_samples(task: Task) -> None:
+    policy, tokenizer = load_policy(task.model)
+    prompts = read_table(task.prompts, "prompts").head(2)
+    texts: list[list[str]] = []
+
+    def reward(given: list[str]) -> torch.Tensor:
+        texts.append(given)
+        return reward_of_length(given)
+
+    for seed in (0, 1):
+        recipe = dataclasses.replace(RECIPE, seed=seed)
+        evaluate_policy(policy, policy, tokenizer, prompts, reward, recipe)
+    assert not set(texts[0]) & set(texts[1])
+
+
+def test_a_text_is_prompt_and_completion_without_special_tokens(task: Task) -> None:
+    tokenizer = load_policy(task.model)[1]
+    prompt, one, two = (tuple(tokenizer(text)["input_ids"]) for text in ("my dog", " ate .", " is sad"))
+    eos = tokenizer.eos_token_id
+    rows = [Row(prompt, ((*one, eos), two)), Row(two, (one,))]
+    assert completed_texts(tokenizer, rows) == ["my dog ate .", "my dog is sad", " is sad ate ."]

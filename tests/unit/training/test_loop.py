@@ -12,6 +12,7 @@ from torch import nn
 
 from prefopt.errors import UserError
 from prefopt.lm.models import load_policy
+from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.tables import read_table
 from prefopt.training import loop
 from prefopt.training.checkpoint import RunFolder
@@ -70,6 +71,58 @@ def test_loss_is_the_mean_over_tokens_of_the_whole_batch(task: Task, examples: l
             total -= logps[-len(row.completions[0]) :].sum().item()
             tokens += len(row.completions[0])
     assert figures["loss"] == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_steps_evaluations_rates_and_what_was_used_by_hand(
+    task: Task, examples: loop.Examples, usage: Usage, tmp_path: Path
+) -> None:
+    """16 rows by 6 are 3 batches an epoch, the last of 4; 5 steps are an epoch and two batches of the next."""
+    model, _ = load_policy(task.model)
+    recipe = dataclasses.replace(RECIPE, batch_size=6, evaluate_every=2, max_grad_norm=1e-3, schedule="linear")
+    made: list[int] = []
+    with run_folder(tmp_path) as opened:
+        metrics = loop.train("test", model, examples, examples, recipe, opened, usage, total_steps=5, hook=made.append)
+    assert made == [0, 1, 2, 3, 4, 5]
+    training = [row for row in metrics if row["split"] == "train"]
+    assert [row["step"] for row in training] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in metrics if row["split"] == "validation"] == [0, 2, 4, 5]
+    # Two steps of warm-up, then down to 0 at step 5.
+    assert [row["learning_rate"] for row in training] == pytest.approx([5e-4, 1e-3, 1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert min(row["grad_norm"] for row in training) > 0.1  # before it was cut
+    batches = [*loop.epoch_batches(16, 6, 0, 0), *loop.epoch_batches(16, 6, 0, 1)[:2]]
+    read = [examples.rows[i] for batch in batches for i in batch]
+    assert usage.examples == len(read) == 28
+    assert usage.tokens == sum(len(row.prompt) + len(row.completions[0]) for row in read)
+    assert usage.flops == 3 * rows_flops(shape_of(model), read)
+
+
+@pytest.mark.parametrize(("better", "kept"), [(("loss", -1), 2), (("loss", 1), 1)])
+def test_the_figure_and_its_sign_choose_what_is_kept(
+    better: tuple[str, int], kept: int, task: Task, examples: loop.Examples, usage: Usage, tmp_path: Path
+) -> None:
+    model, _ = load_policy(task.model)
+    scripted = iter([1.0, 1.5, 0.5, 0.75])  # before the first step and after each of three
+    recipe = dataclasses.replace(RECIPE, evaluate_every=1, keep="best", token_budget=10_000)
+
+    def losses(model: nn.Module, indices: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return torch.full((len(examples.ids),), next(scripted)), {}
+
+    validation = dataclasses.replace(examples, losses=losses, weights=[1.0] * len(examples.ids))  # type: ignore[arg-type]
+    weights: list[torch.Tensor] = []
+
+    def keep(step: int) -> None:
+        weights.append(next(model.parameters()).detach().clone())
+
+    with run_folder(tmp_path) as opened:
+        loop.train(
+            *("test", model, examples, validation, recipe, opened, usage), better=better, total_steps=3, hook=keep
+        )
+    assert [torch.equal(next(model.parameters()), each) for each in weights] == [step == kept for step in range(4)]
+
+
+def test_examples_come_in_the_given_order_where_they_are_not_shuffled() -> None:
+    assert loop.epoch_batches(5, 2, seed=3, epoch=1, shuffle=False) == [[0, 1], [2, 3], [4]]
+    assert loop.epoch_batches(5, 5, seed=3, epoch=0) != loop.epoch_batches(5, 5, seed=4, epoch=0)
 
 
 class Killed(Exception):

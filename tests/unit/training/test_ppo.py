@@ -14,7 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
+from prefopt.flops import reading_flops, sampling_flops
+from prefopt.lm.batching import Row
 from prefopt.lm.models import load_policy, new_scorer
+from prefopt.lm.shape import shape_of
 from prefopt.recipes import from_json
 from prefopt.tables import read_table
 from prefopt.training import ppo
@@ -233,3 +236,66 @@ def test_the_loss_is_the_policys_and_the_weighted_loss_of_the_values(
     torch.testing.assert_close(same, policy)
     torch.testing.assert_close(greater, 4 * value)
     assert value.abs().max() > 0
+
+
+def test_the_gradient_of_a_minibatch_does_not_depend_on_the_micro_batches(
+    models: ppo.Models, prompts: pd.DataFrame
+) -> None:
+    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), 0, seeds=range(2))
+    advantages = torch.linspace(-1, 1, rollouts.mask.numel()).view(rollouts.mask.shape)
+    # Other than the policy's own, so that ratios are not 1.
+    rollouts = dataclasses.replace(rollouts, logps=rollouts.logps + advantages * 0.5)
+    figures, gradients = [], []
+    for budget in (10_000, 1):
+        parameters = [*models.policy.parameters(), *models.value.parameters()]
+        for parameter in parameters:
+            parameter.grad = None
+        values = recipe(token_budget=budget)
+        figures.append(ppo._accumulate(models, rollouts, advantages, rollouts.values + 1, [1, 0], values))
+        gradients.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4)
+    for whole, cut in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, cut, rtol=1e-3, atol=1e-5)
+    ratio = torch.exp(-0.5 * advantages)[rollouts.mask]
+    assert figures[0]["ratio"] == pytest.approx(ratio.mean().item(), rel=1e-4)
+    # A greater ratio is cut where the advantage is positive, a smaller one where it is negative: neither is here.
+    assert figures[0]["clip_fraction"] == 0
+
+
+def test_an_update_takes_every_row_once_an_epoch_and_reports_means_over_its_steps(
+    models: ppo.Models, prompts: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), 0, seeds=range(2))
+    taken: list[list[int]] = []
+
+    def accumulate(*values: Any) -> dict[str, float]:
+        taken.append(values[4])
+        return {"ratio": float(len(taken)), "loss": 10.0 * len(taken)}
+
+    monkeypatch.setattr(ppo, "_accumulate", accumulate)
+    monkeypatch.setattr(ppo, "clip_gradients", lambda parameters, norm: norm + len(taken))
+    optimizer = torch.optim.SGD(models.policy.parameters(), lr=0.1)
+    values = recipe(epochs=3, minibatches=2, max_grad_norm=100.0)
+    figures = ppo.update(models, optimizer, rollouts, values, 0.0, torch.Generator().manual_seed(0))
+    assert [len(minibatch) for minibatch in taken] == [1] * 6
+    assert all(sorted(taken[i] + taken[i + 1]) == [0, 1] for i in (0, 2, 4))
+    assert figures == {"ratio": 3.5, "loss": 35.0, "grad_norm": 103.5, "first_ratio": 1.0}
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_operations_of_an_update_by_hand(learned: bool, models: ppo.Models) -> None:
+    """Of rows with a prompt of 3 tokens and completions of 2 and 1, in two epochs."""
+    policy, value = shape_of(models.policy), shape_of(models.value)
+    assert policy != value
+    rows = [Row((1, 2, 3), ((4, 5), (6,)))] * 2
+    one = sampling_flops(policy, 3, [2, 1]) + 7 * reading_flops(policy, 3, [2, 1])
+    one += (8 if learned else 7) * reading_flops(value, 3, [2, 1])
+    assert ppo.update_flops(dataclasses.replace(models, learned_reward=learned), rows, 2) == 2 * one
+
+
+def test_every_pass_over_the_prompts_has_an_order_of_its_own() -> None:
+    order, other = ppo.PromptOrder(8, seed=0), ppo.PromptOrder(8, seed=1)
+    first, second = order.of_update(8, 0), order.of_update(8, 1)
+    assert sorted(first) == sorted(second) == list(range(8))
+    assert first != second and first != other.of_update(8, 0)
+    assert order.of_update(4, 1) == first[4:]
