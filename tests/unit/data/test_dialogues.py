@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,16 @@ def test_ids_splits_and_labels_of_every_table() -> None:
     assert len(set(texts)) == len(texts)
     assert generate({**VALUES, "seed": 1}).preferences != tables.preferences
     assert tables.pretraining == generate({**VALUES, "seed": 0, "pairs": 0}).pretraining
+
+
+def test_the_records_are_those_of_every_version() -> None:
+    tables = generate(VALUES)
+    parts = [tables.demonstrations, tables.preferences, tables.pretraining]
+    assert [sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for part in parts] == [
+        "3656e37cdd114bf2",
+        "00977b2bb43ec663",
+        "1d93f361fc1ee5a8",
+    ]
 
 
 def test_labels_agree_with_the_needs_as_often_as_the_notes_say() -> None:

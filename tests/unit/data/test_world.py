@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -63,6 +65,52 @@ def test_equal_values_give_equal_tables_and_another_seed_gives_others() -> None:
     few = NONE | {"demonstrations": 5, "pairs": 5, "pretraining_documents": 5}
     assert embedded.generate(few) == embedded.generate(few)
     assert embedded.generate(few).demonstrations != embedded.generate(few | {"seed": 8}).demonstrations
+
+
+def test_the_records_are_those_of_every_version(tables: RawTables) -> None:
+    """Models that were trained, and what is written about them, are about these: a change is a new world, and says so."""
+    parts = [
+        tables.demonstrations[:60],
+        tables.demonstrations[-60:],
+        tables.preferences[:120],
+        tables.pretraining[:150],
+    ]
+    digests = [sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16] for part in parts]
+    assert digests == ["3865d034e9d5182d", "47f2cd149595080a", "ed886d9effb41add", "f2a2b392a63116fc"]
+
+
+def test_a_memory_that_fails_takes_what_a_distractor_offers() -> None:
+    """One value of the fact is another's of a distractor where there is one, else any other of the kind."""
+    swapped = 0
+    for seed in range(300):
+        post = world.make_post(random.Random(seed))
+        for slot in world.SLOTS:
+            fact = post.facts[slot]
+            wrong = world.misremember(random.Random(seed), post, slot)
+            changed = [key for key in fact.values if wrong.values[key] != fact.values[key]]
+            assert wrong.slot == slot and wrong.values.keys() == fact.values.keys() and len(changed) == 1
+            (key,) = changed
+            offered = {c.values[key] for c in post.distractors if key in c.values} - {fact.values[key]}
+            shared = any(
+                k in c.values and c.values[k] != value for c in post.distractors for k, value in fact.values.items()
+            )
+            assert (wrong.values[key] in offered) is shared
+            assert world.slot_of(wrong.text()) == slot and wrong.text() not in [c.text() for c in post.distractors]
+            swapped += shared
+    assert 300 < swapped < 1500
+
+
+def test_the_annotator_is_bradley_terry_in_quality() -> None:
+    """A difference of one at a temperature of one half: sigma(2) = 0.881."""
+    first, second = f" {EVENT}, {CAUSE}.", f" {EVENT}."
+    difference = 1.0 - 4 * 0.03
+    chance = 1 / (1 + math.exp(-difference / 0.5))
+    rng = random.Random(0)
+    chosen = sum(world.prefers_first(rng, FACTS, first, second) for _ in range(4000)) / 4000
+    assert chosen == pytest.approx(chance, abs=0.02)
+    rng = random.Random(0)
+    other = sum(world.prefers_first(rng, FACTS, second, first) for _ in range(4000)) / 4000
+    assert other == pytest.approx(1 - chance, abs=0.02)
 
 
 def test_a_count_changes_no_other_row(tables: RawTables) -> None:
