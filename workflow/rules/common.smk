@@ -120,7 +120,7 @@ def scored_prompts(wildcards):
 
 
 def model_folder(name):
-    """Function of the wildcards: the folder of a task's model, made by a rule or brought by the user; None: a method's."""
+    """Function of the wildcards: the folder of a task's model, made here or brought by the user; with no name a method's."""
     return lambda wildcards: plan.model_folder(config, wildcards.task, name or wildcards.method, SHIPPED_BASE)
 
 
