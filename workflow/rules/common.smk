@@ -130,7 +130,7 @@ def model_files(name):
 
 
 def model(name, key="model"):
-    """Params of a rule that reads a model: its folder, and the content of one that the user brings."""
+    """Params of reading a model: its folder, and the content of one that the user brings."""
     folder = model_folder(name)
     given = uncompared(lambda wildcards: path_word(folder(wildcards)))
     return {key: given, f"{key}_content": brought(lambda wildcards: {key: folder(wildcards)})}
