@@ -82,8 +82,10 @@ def sample(
         )
     # Prompts of similar length together, so that little of the prefix is padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    shared = engine_of(model).sampling in ("shared", "one_row")
-    at_once = prompts_at_once(n, longest, max_new_tokens, _token_bytes(model), row_budget, shared_prefix=shared)
+    way = engine_of(model).sampling
+    # Without a cache nothing is kept; some models that are sampled so fail as soon as they are asked for one.
+    token_bytes, shared = 1 if way == "whole" else _token_bytes(model), way in ("shared", "one_row")
+    at_once = prompts_at_once(n, longest, max_new_tokens, token_bytes, row_budget, shared_prefix=shared)
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
