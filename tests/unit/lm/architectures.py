@@ -47,7 +47,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True},
     "qwen4_exp_text": {
         **{"indexer_budget": 16, "indexer_compress_ratio": 4},
-        **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 64},
+        **{"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256},
     },
     "qwen3": {"use_sliding_window": True, "sliding_window": 8, "layer_types": _MIXED, "num_hidden_layers": 4},
 }
