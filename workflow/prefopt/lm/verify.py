@@ -144,7 +144,7 @@ def _copy_with_outputs(model: PreTrainedModel) -> tuple[PreTrainedModel, list[Ro
             raise
         except Exception as error:
             failures.append(error)
-    raise failures[0]
+    raise failures[-1]
 
 
 class _NotCausalError(ValueError):
