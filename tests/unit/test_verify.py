@@ -95,6 +95,7 @@ def test_values_of_sampling_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shard_speaks_of_the_table_that_it_became(monkeypatch: pytest.MonkeyPatch) -> None:
     make("results/samples/tldr/dpo.parquet", monkeypatch, recipe='{"n": 1}')
     shards = [job(f"results/shards/samples/tldr/dpo/{i}-of-2.parquet", values={"n": 2}) for i in (1, 2)]
+    shards.append(job("results/samples/tldr/dpo.parquet", shards[0].output[0], code="of gather"))
     assert dict(_compared(shards)) == {"results/samples/tldr/dpo.parquet": "n 1, asked for 2"}
 
 

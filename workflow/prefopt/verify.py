@@ -24,7 +24,8 @@ from prefopt.stage_recipes import compared
 
 _RECORDS = Path(".snakemake", "metadata")  # of Snakemake, a file a result, named by its path
 _PLAIN = ("as asked for", "not made yet", "without a record of their own (figures, reports)")
-_SHARD = re.compile(r"results/shards/(.*)/[0-9]+-of-[0-9]+\.parquet")
+_SHARDS = "results/shards/"
+_SHARD = re.compile(_SHARDS + r"(.*)/[0-9]+-of-[0-9]+\.parquet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,13 +71,15 @@ def unrecorded(results: Path = Path("results")) -> int:
 def _compared(jobs: Iterable[Any]) -> Iterator[tuple[str, str]]:
     """Each result of the jobs, and what is to be said of it."""
     for job in jobs:
+        if any(str(path).startswith(_SHARDS) for path in job.input):
+            continue  # of a table that is put together its shards' jobs speak
         for output in job.output:
             path = _SHARD.sub(r"results/\1.parquet", str(output))
             if not Path(path).exists():
                 yield path, _PLAIN[1]
             elif (found := provenance.made_by(path)) is None:
                 yield path, _PLAIN[2]
-            elif found["stage"] != "gather":
+            else:
                 yield path, "; ".join(_differences(found, job)) or _PLAIN[0]
 
 

@@ -215,7 +215,7 @@ def test_verdicts_of_a_chat_model(task: Task, prompts: Path, samples: Path, tmp_
     # Every pair is asked once, whichever shard it is in, and its price is counted once.
     assert len(llmock.requests) - asked == asked + 2  # each shard asks once which models there are
     assert manifest["cost_usd"] == pytest.approx(whole["cost_usd"], rel=1e-12)
-    same = {"cost_usd": None, "recipe": None}
+    same = {"cost_usd": None, "recipe": None, "made_by": None}
     assert {**lasting(manifest), **same} == {**lasting(whole), **same}
 
 
