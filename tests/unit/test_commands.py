@@ -81,7 +81,9 @@ def test_a_stage_starts_with_a_safe_path_and_only_a_judge_has_the_keys(make: obj
 def test_what_is_longer_than_an_argument_can_be_is_read_from_standard_input(tmp_path: Path) -> None:
     value = "it's $(x) " * 20_000
     command = snakemake_format(
-        table_stage("records --recipe -", stdin="{params.recipe}"), params=Values(recipe=value, code="abc"), log=["a b.log"]
+        table_stage("records --recipe -", stdin="{params.recipe}"),
+        params=Values(recipe=value, code="abc"),
+        log=["a b.log"],
     )
     (tmp_path / "fake").write_text("#!/bin/bash\nshift 3\nprintf '%s ' \"$@\"\ncat\n")
     (tmp_path / "fake").chmod(0o755)
