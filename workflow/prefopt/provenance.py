@@ -33,11 +33,10 @@ def begin(stage: str, module: str, args: argparse.Namespace) -> None:
         args: its parsed arguments. Of paths that lead to a table or a model the content is noted.
     """
     global _present
-    recipe = getattr(args, "recipe", None)
     contents = {str(path): content(path) for value in vars(args).values() for path in _paths(value)}
     _present = {
         "stage": stage,
-        "recipe": None if recipe is None else json.loads(recipe),
+        "recipe": _parsed(getattr(args, "recipe", None)),
         "by_step": getattr(args, "by_step", None),
         "code": os.environ.get("PREFOPT_CODE") or fingerprint(module),
         "inputs": {path: value for path, value in contents.items() if value is not None},
@@ -60,6 +59,14 @@ def content(path: str | Path) -> str | None:
     manifest = _manifest(Path(path))
     found: str | None = manifest.get("content_hash", manifest.get("weights_hash"))
     return found
+
+
+def _parsed(recipe: str | None) -> Any:
+    """A recipe's values; of text that is no JSON the stage itself says so."""
+    try:
+        return None if recipe is None else json.loads(recipe)
+    except ValueError:
+        return None
 
 
 def _manifest(path: Path) -> Manifest:

@@ -150,7 +150,7 @@ rule frontier_figure:
     resources:
         **TABLE_RESOURCES,
     params:
-        recipe=recipe("frontier_figure"),
+        **recipe("frontier_figure"),
         code=fingerprint("prefopt.analysis.frontier_figure"),
     shell:
         table_stage(
