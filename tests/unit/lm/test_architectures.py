@@ -61,7 +61,9 @@ def test_right_or_refused(name: str) -> None:
     (expected * weights).sum().backward()
     gradient, own_gradient = (one.get_input_embeddings().weight.grad for one in (model, own))
     assert own_gradient.norm() > 0
-    assert (gradient - own_gradient).norm() <= 5e-3 * own_gradient.norm()  # gemma3n's is 4,500 units long
+    # gemma3n's gradient is 4,500 units long and 1.3e-3 of it off, which is taken for rounding and was not proved to be.
+    tolerance = 5e-3 if name == "gemma3n_text" else 1e-3
+    assert (gradient - own_gradient).norm() <= tolerance * own_gradient.norm()
 
     prompts = [row.prompt for row in rows]
     drawn = sample(model, prompts, n=2, temperature=1.0, max_new_tokens=2, eos_id=-1, seeds=[0, 1, 2])
