@@ -58,7 +58,11 @@ def recipe(**values: Any) -> str:
 
 @pytest.fixture(scope="session")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
-    folder = tmp_path_factory.mktemp("task")
+    return make_task(tmp_path_factory.mktemp("task"))
+
+
+def make_task(folder: Path) -> Task:
+    """Makes the model and its tables."""
     torch.set_num_threads(1)
     tokenizer = train_tokenizer([" ".join(WORDS)] * 3, 300)
     model = new_model(PretrainRecipe(**TRAINING, **SHAPE), tokenizer)
