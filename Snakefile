@@ -9,11 +9,11 @@ min_version("9.20")
 HOME = str(workflow.current_basedir)  # `workflow.basedir` is another folder where Snakemake loads this as a module
 sys.path.insert(0, f"{HOME}/workflow")
 
-from prefopt import plan, stage_recipes
-from prefopt.config import resolve
+from prefopt.experiment import targets, stage_recipes
+from prefopt.experiment.config import resolve
 from prefopt.errors import UserError
-from prefopt.fingerprint import fingerprint
-from prefopt.files import canonical_json
+from prefopt.store.fingerprint import fingerprint
+from prefopt.store.files import canonical_json
 from prefopt.planning.needs import needs
 
 
@@ -57,4 +57,4 @@ include: "workflow/rules/analysis.smk"
 
 rule all:
     input:
-        lambda wildcards: plan.result_files(config),
+        lambda wildcards: targets.result_files(config),

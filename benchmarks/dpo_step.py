@@ -14,11 +14,11 @@ import torch
 
 from prefopt.lm.sharding import recompute_activations
 from prefopt.lm.verify import use_engine
+from prefopt.runtime.usage import Usage
 from prefopt.training.dpo import DPORecipe, preference_examples
 from prefopt.training.loop import accumulate_gradients, epoch_batches
 from prefopt.training.optimization import build_optimizer
 from prefopt.training.reference import pair_logprobs, preference_rows
-from prefopt.usage import Usage
 
 LEARNING_RATE, BETA, CLIP = 1e-6, 0.1, 10.0
 

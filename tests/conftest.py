@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import TINY, copy_workflow, snakemake
 
-from prefopt.files import sha256_of_file
+from prefopt.store.files import sha256_of_file
 
 MADE = {"results", "logs", "work", ".snakemake"}
 

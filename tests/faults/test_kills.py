@@ -15,7 +15,7 @@ import pytest
 from running import TINY, command, copy_workflow
 
 from prefopt.lm.models import weights_hash
-from prefopt.tables import read_manifest
+from prefopt.store.tables import read_manifest
 
 pytestmark = pytest.mark.workflow
 

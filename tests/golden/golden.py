@@ -35,9 +35,9 @@ from prefopt.analysis.judge_agreement import AgreementRecipe, agreement_table  #
 from prefopt.analysis.optimal_frontier import OptimalFrontierRecipe, ceiling_table  # noqa: E402
 from prefopt.analysis.win_rate_by_step import ByStepTableRecipe, step_table  # noqa: E402
 from prefopt.analysis.win_rates import WinRatesRecipe, comparison_table, win_rate_table  # noqa: E402
-from prefopt.flops import Shape  # noqa: E402
 from prefopt.generation import sample  # noqa: E402
-from prefopt.tables import read_manifest, read_table, write_table  # noqa: E402
+from prefopt.lm.flops import Shape  # noqa: E402
+from prefopt.store.tables import read_manifest, read_table, write_table  # noqa: E402
 from prefopt.training import frontier_run  # noqa: E402
 from tiny_task import TRAINING, Task, make_task  # noqa: E402
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTNeoXCo
 from prefopt.lm.attention import flash_can
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
+from prefopt.lm.precision import autocast
 from prefopt.lm.sampling import sample
 from prefopt.lm.verify import use_engine
-from prefopt.training.optimization import autocast
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is seen")
 

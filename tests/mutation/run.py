@@ -34,7 +34,7 @@ import yaml
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 
-from prefopt.fingerprint import _dump, _Unspoken  # noqa: E402
+from prefopt.store.fingerprint import _dump, _Unspoken  # noqa: E402
 
 # mutmut's exit codes: 1 and 3 a test failed, 0 none did, 33 none runs the function, 36 and signals a test hung.
 NAMES = {0: "survived", 33: "no test", 5: "no test", None: "not tried"}

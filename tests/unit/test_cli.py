@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prefopt import cli
-from prefopt.launch import launch
+from prefopt.runtime.launch import launch
 
 
 @pytest.mark.parametrize("stage", list(cli.STAGES))

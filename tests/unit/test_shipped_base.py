@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-from prefopt import tables
-from prefopt.config import resolve
-from prefopt.data.embedded import generate
+from prefopt.data.synthetic.posts import generate
+from prefopt.experiment.config import resolve
+from prefopt.experiment.recipes import from_json
+from prefopt.experiment.stage_recipes import recipe_json
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
-from prefopt.recipes import from_json
-from prefopt.stage_recipes import recipe_json
+from prefopt.store import tables
 from prefopt.training.pretrain import PretrainRecipe, recipe_hash, train_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,8 @@ import yaml
 from running import REPOSITORY, snakemake
 
 from prefopt.cli import STAGES
-from prefopt.config import _allowed, load_schema
-from prefopt.fingerprint import reached
+from prefopt.experiment.config import _allowed, load_schema
+from prefopt.store.fingerprint import reached
 
 RULES = sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))
 ENVIRONMENTS = sorted((REPOSITORY / "envs").glob("*.yaml"))

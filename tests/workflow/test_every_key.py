@@ -21,8 +21,8 @@ from compared import DERIVING, Job, Name, Rules, loaded
 from running import REPOSITORY, TINY, overlay
 from snakemake.utils import update_config
 
-from prefopt.config import load_schema, resolve
-from prefopt.plan import PROMPTS
+from prefopt.experiment.config import load_schema, resolve
+from prefopt.experiment.targets import PROMPTS
 
 SCHEMA = load_schema()
 SHIPPED = REPOSITORY / "workflow" / "models" / "tldr_base"

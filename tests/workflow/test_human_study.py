@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from running import overlay, snakemake
 
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 from test_human import export, world
 
 pytestmark = pytest.mark.workflow

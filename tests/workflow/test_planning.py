@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from running import REPOSITORY, overlay, snakemake
 
-from prefopt.config import resolve
+from prefopt.experiment.config import resolve
 from prefopt.planning.report import DEFAULT, merged
 
 PAPER = REPOSITORY / "config" / "paper.yaml"

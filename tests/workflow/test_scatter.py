@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from running import TINY, overlay, planned, snakemake
 
-from prefopt.tables import read_manifest
+from prefopt.store.tables import read_manifest
 
 WIN_RATES = "results/tldr_winrates.csv"
 SCATTER = ("--set-scatter", "sampling=3", "scoring=2", "judging=2")

@@ -20,10 +20,10 @@ import yaml
 from compared import loaded
 from running import REPOSITORY, TINY, overlay, planned, snakemake
 
-from prefopt.config import resolve
+from prefopt.experiment.config import resolve
+from prefopt.experiment.targets import result_files
 from prefopt.lm.models import weights_hash
-from prefopt.plan import result_files
-from prefopt.tables import read_manifest
+from prefopt.store.tables import read_manifest
 
 pytestmark = pytest.mark.workflow
 

@@ -9,13 +9,17 @@ import os
 import sys
 from contextlib import nullcontext
 
-from prefopt import devices, processes, provenance
 from prefopt.errors import UserError
-from prefopt.interruption import RUN_AGAIN, Interrupted
-from prefopt.launch import launch
+from prefopt.runtime import devices, processes
+from prefopt.runtime.interruption import RUN_AGAIN, Interrupted
+from prefopt.runtime.launch import launch
+from prefopt.store import provenance
 
 STAGES = {
-    "verify": ("prefopt.verify", "which results were made by other values, code or inputs than a config asks for"),
+    "verify": (
+        "prefopt.experiment.verify",
+        "which results were made by other values, code or inputs than a config asks for",
+    ),
     "plan": ("prefopt.planning.report", "what every stage of a config will take, before anything runs"),
     "records": ("prefopt.data.records", "raw records to raw tables"),
     "reviews": ("prefopt.data.reviews", "film reviews to raw tables"),
@@ -39,7 +43,7 @@ STAGES = {
     "best_of_n": ("prefopt.generation.best_of_n", "the best of n candidates"),
     "subsets": ("prefopt.generation.subsets", "the candidates that a paid judge sees"),
     "judge": ("prefopt.judging.stage", "verdicts against the reference completions"),
-    "gather": ("prefopt.gather", "the shards of a table to the table"),
+    "gather": ("prefopt.store.gather", "the shards of a table to the table"),
     "store": ("prefopt.judging.stored", "verdicts of a chat judge to and from Parquet"),
     "win_rates": ("prefopt.analysis.win_rates", "win rates with intervals"),
     "human_study": ("prefopt.judging.human.study", "pages for blind comparison by people"),
@@ -114,7 +118,9 @@ def main(arguments: list[str] | None = None) -> int:
             threads = max(1, args.threads // processes.count())
             os.environ["OMP_NUM_THREADS"] = str(threads)
             importlib.import_module("torch").set_num_threads(threads)
-        with importlib.import_module("prefopt.collectives").joined() if processes.count() > 1 else nullcontext():
+        with (
+            importlib.import_module("prefopt.runtime.collectives").joined() if processes.count() > 1 else nullcontext()
+        ):
             module = STAGES[args.stage][0]
             provenance.begin(args.stage, module, args)
             importlib.import_module(module).run(args)

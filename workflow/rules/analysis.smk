@@ -140,7 +140,9 @@ rule compute:
 rule compute_figure:
     input:
         table="results/compute.csv",
-        manifests=[f"results/{task}_winrates.manifest.json" for task in plan.tasks_of(config, "comparison", "transfer")],
+        manifests=[
+            f"results/{task}_winrates.manifest.json" for task in targets.tasks_of(config, "comparison", "transfer")
+        ],
     output:
         svg=report(
             "results/compute.svg",
@@ -170,7 +172,7 @@ rule paper:
     input:
         unpack(human_table),
         win_rates=lambda wildcards: [
-            f"results/{task}_winrates.csv" for task in plan.tasks_of(config, "comparison", "transfer")
+            f"results/{task}_winrates.csv" for task in targets.tasks_of(config, "comparison", "transfer")
         ],
     output:
         report(
@@ -198,7 +200,7 @@ rule paper:
 
 rule training_figure:
     input:
-        lambda wildcards: plan.training_metrics(config, wildcards.task),
+        lambda wildcards: targets.training_metrics(config, wildcards.task),
     output:
         report(
             "results/{task}_training.svg",

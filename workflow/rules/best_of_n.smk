@@ -21,7 +21,7 @@ rule candidates:
     params:
         **model("reference"),
         **recipe("candidates"),
-        method=lambda wildcards: plan.reference(config, wildcards.task),
+        method=lambda wildcards: targets.reference(config, wildcards.task),
         shard=shard_argument,
         earlier="results/candidates/{task}.parquet",
         code=fingerprint("prefopt.generation.sample"),
@@ -65,7 +65,7 @@ rule best_of_n:
     input:
         candidates="results/candidates/{task}.parquet",
         scores="results/candidates/{task}_scores.parquet",
-        greedy=lambda wildcards: f"results/samples/{wildcards.task}/{plan.reference(config, wildcards.task)}.parquet",
+        greedy=lambda wildcards: f"results/samples/{wildcards.task}/{targets.reference(config, wildcards.task)}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         reference=model_files("reference"),
     output:

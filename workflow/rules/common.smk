@@ -5,9 +5,9 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
-from prefopt.commands import environment, judging_stage, model_stage, option, path_word, quoted, table_stage
-from prefopt.contents import content_of
-from prefopt.verify import unrecorded
+from prefopt.runtime.commands import environment, judging_stage, model_stage, option, path_word, quoted, table_stage
+from prefopt.store.contents import content_of
+from prefopt.experiment.verify import unrecorded
 
 if workflow.is_main_process and (count := unrecorded()):
     logger.warning(
@@ -97,7 +97,7 @@ def record_files(wildcards):
     data = config["tasks"][wildcards.task]["data"]
     if data["source"] != "files":
         return {}
-    return {f"{key}_{i}": path for key in plan.RECORD_FILES for i, path in enumerate(data.get(key, []))}
+    return {f"{key}_{i}": path for key in targets.RECORD_FILES for i, path in enumerate(data.get(key, []))}
 
 
 def records_params():
@@ -109,7 +109,9 @@ def records_params():
 def prepared_tables(wildcards):
     """The tokenized tables of a task; a transfer task has no pairs."""
     names = ["demonstrations", "prompts"]
-    names += ["preferences", "gold_preferences"] if plan.kind(config["tasks"][wildcards.task]) == "comparison" else []
+    names += (
+        ["preferences", "gold_preferences"] if targets.kind(config["tasks"][wildcards.task]) == "comparison" else []
+    )
     return [f"results/data/{wildcards.task}/{name}.parquet" for name in names]
 
 
@@ -121,7 +123,7 @@ def scored_prompts(wildcards):
 
 def model_folder(name):
     """Function of the wildcards: the folder of a task's model, made here or brought by the user; with no name a method's."""
-    return lambda wildcards: plan.model_folder(config, wildcards.task, name or wildcards.method, SHIPPED_BASE)
+    return lambda wildcards: targets.model_folder(config, wildcards.task, name or wildcards.method, SHIPPED_BASE)
 
 
 def model_files(name):
@@ -151,20 +153,20 @@ def of_every_method(kind):
 
 def judge_of(wildcards):
     """The judge that a rule's wildcard `judge` names, else the task's own."""
-    return plan.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
+    return targets.judge_section(config, wildcards.task, getattr(wildcards, "judge", "main"))
 
 
 def judge_files(wildcards):
     """What a job's judge is made from."""
     judge = judge_of(wildcards)
-    home = plan.home(config, wildcards.task)
+    home = targets.home(config, wildcards.task)
     if judge["kind"] == "reward_model":
         return {
             "gold_model": f"results/models/{home}/gold_reward_model",
             "gold_data": f"results/data/{home}/gold_preferences.parquet",
         }
     if judge["kind"] in ("chat", "recorded"):
-        return {"template": os.path.relpath(plan.judge_prompt(judge))}
+        return {"template": os.path.relpath(targets.judge_prompt(judge))}
     if judge["kind"] == "human":
         return {"votes": f"results/human/{wildcards.task}/votes.parquet"}
     return {}
@@ -187,7 +189,7 @@ def judge_needs(stage):
 def judge_params(module):
     """Params of a rule that judges by a stage's module."""
     return {
-        "code": lambda wildcards: fingerprint(module, apart=plan.other_judges(judge_of(wildcards))),
+        "code": lambda wildcards: fingerprint(module, apart=targets.other_judges(judge_of(wildcards))),
         "judge": arguments_of(judge_files),
         "judge_content": brought(judge_files),
         **recipe_params(lambda wildcards: stage_recipes.judge_recipe(config, wildcards.task, judge_of(wildcards))),
@@ -196,8 +198,8 @@ def judge_params(module):
 
 def compared_samples(wildcards):
     """Samples of the methods that people compare."""
-    sides = [matchup[side] for matchup in plan.matchups(config, wildcards.task) for side in ("first", "second")]
-    methods = dict.fromkeys(side["method"] for side in sides if side["method"] != plan.REFERENCE)
+    sides = [matchup[side] for matchup in targets.matchups(config, wildcards.task) for side in ("first", "second")]
+    methods = dict.fromkeys(side["method"] for side in sides if side["method"] != targets.REFERENCE)
     return [f"results/samples/{wildcards.task}/{method}.parquet" for method in methods]
 
 
@@ -205,22 +207,22 @@ def exported_votes(wildcards):
     """What raters have sent back, or what simulated ones would."""
     if config["tasks"][wildcards.task]["human"]["simulated_raters"]:
         return f"results/human/{wildcards.task}/simulated_votes"
-    return plan.exported_votes(wildcards.task)
+    return targets.exported_votes(wildcards.task)
 
 
 def compute_files(wildcards):
     """What every stage that runs a model recorded of itself."""
-    return plan.compute_files(config)
+    return targets.compute_files(config)
 
 
 def human_table(wildcards):
     """What people and judges say of the same pairs, where people or simulated raters have voted."""
-    return {"human": "results/human_agreement.csv"} if plan.study_tables(config) else {}
+    return {"human": "results/human_agreement.csv"} if targets.study_tables(config) else {}
 
 
 def subset_files(wildcards):
     """The candidates that are judged, the best of seeded subsets; nothing where it is free and all are judged."""
-    if not plan.judges_subsets(config, wildcards.task):
+    if not targets.judges_subsets(config, wildcards.task):
         return {}
     return {"judged": f"results/candidates/{wildcards.task}_subsets.parquet"}
 
@@ -242,19 +244,19 @@ def one_sample_files(wildcards):
 
 def curves_of_tasks(wildcards):
     """The Best-of-N curve of each task that has one."""
-    return [f"results/candidates/{task}_curve.csv" for task in config["tasks"] if plan.has_candidates(config, task)]
+    return [f"results/candidates/{task}_curve.csv" for task in config["tasks"] if targets.has_candidates(config, task)]
 
 
 def summaries_of_curves(wildcards):
     """The summary of the data of each of these tasks."""
-    return [f"results/data/{task}/summary.json" for task in config["tasks"] if plan.has_candidates(config, task)]
+    return [f"results/data/{task}/summary.json" for task in config["tasks"] if targets.has_candidates(config, task)]
 
 
 def true_reward_files(wildcards):
     """The model that is the true reward of reviews; nothing where it is a rule."""
     if config["tasks"][wildcards.task]["true_reward"]["source"] == "rule":
         return {}
-    return {"true_reward_model": plan.model_folder(config, wildcards.task, "true_reward", SHIPPED_BASE)}
+    return {"true_reward_model": targets.model_folder(config, wildcards.task, "true_reward", SHIPPED_BASE)}
 
 
 def reward_files(wildcards):
@@ -266,7 +268,7 @@ def reward_files(wildcards):
 
 def runs_of_sweep(wildcards):
     """The evaluations of each run of the sweep."""
-    return [f"results/frontier/{wildcards.task}/{run}.parquet" for run in plan.runs(config, wildcards.task)]
+    return [f"results/frontier/{wildcards.task}/{run}.parquet" for run in targets.runs(config, wildcards.task)]
 
 
 def by_step_arguments(wildcards):

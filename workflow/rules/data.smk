@@ -10,7 +10,7 @@ rule records:
     benchmark:
         "logs/benchmarks/{task}/records/{table}.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "comparison", "transfer")),
+        task=one_of(targets.tasks_of(config, "comparison", "transfer")),
         table="(training/)?demonstrations|(gold_)?preferences|pretraining",
     conda:
         "../../envs/model.yaml"
@@ -19,7 +19,7 @@ rule records:
         **TABLE_RESOURCES,
     params:
         **records_params(),
-        code=lambda wildcards: fingerprint("prefopt.data.records", apart=plan.other_readers(config, wildcards.task)),
+        code=lambda wildcards: fingerprint("prefopt.data.records", apart=targets.other_readers(config, wildcards.task)),
     shell:
         table_stage(
             "records --task {wildcards.task} --table {wildcards.table} --recipe - --out {output}",
@@ -39,7 +39,7 @@ rule prepare:
     benchmark:
         "logs/benchmarks/{task}/{side}prepare.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "comparison", "transfer")),
+        task=one_of(targets.tasks_of(config, "comparison", "transfer")),
         side="(training/)?",
     conda:
         "../../envs/model.yaml"
@@ -65,7 +65,7 @@ use rule prepare as prepare_preferences with:
     benchmark:
         "logs/benchmarks/{task}/prepare_{pairs}.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "comparison", "transfer")),
+        task=one_of(targets.tasks_of(config, "comparison", "transfer")),
         pairs="(gold_)?preferences",
 
 
@@ -80,7 +80,7 @@ rule summary:
     benchmark:
         "logs/benchmarks/{task}/summary.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "comparison", "transfer")),
+        task=one_of(targets.tasks_of(config, "comparison", "transfer")),
     conda:
         "../../envs/model.yaml"
     threads: 1

@@ -14,7 +14,7 @@ rule dpo:
     benchmark:
         "logs/benchmarks/{task}/dpo.jsonl"
     wildcard_constraints:
-        task=one_of([task for task in config["tasks"] if not plan.has_steps(config, task)]),
+        task=one_of([task for task in config["tasks"] if not targets.has_steps(config, task)]),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -44,7 +44,7 @@ use rule dpo as dpo_with_samples with:
         metrics="results/training/{task}/dpo.jsonl",
         samples="results/samples/{task}/dpo_by_step.parquet",
     wildcard_constraints:
-        task=one_of([task for task in config["tasks"] if plan.has_steps(config, task)]),
+        task=one_of([task for task in config["tasks"] if targets.has_steps(config, task)]),
     params:
         **model("reference"),
         **recipe("dpo"),

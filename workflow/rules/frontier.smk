@@ -16,7 +16,7 @@ rule frontier_run:
     benchmark:
         "logs/benchmarks/{task}/frontier_{run}.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -52,7 +52,7 @@ rule optimal_frontier:
     benchmark:
         "logs/benchmarks/{task}/optimal_frontier.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -82,7 +82,7 @@ rule frontier:
     benchmark:
         "logs/benchmarks/{task}/frontier.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -112,7 +112,7 @@ rule dominance:
     benchmark:
         "logs/benchmarks/{task}/dominance.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -143,7 +143,7 @@ rule frontier_figure:
     benchmark:
         "logs/benchmarks/{task}/frontier_figure.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
     conda:
         "../../envs/analysis.yaml"
     threads: 1

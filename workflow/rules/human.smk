@@ -108,8 +108,8 @@ rule judge_items:
 
 rule human_agreement:
     input:
-        votes=lambda wildcards: [f"results/human/{task}/votes.parquet" for task in plan.counted_studies(config)],
-        verdicts=lambda wildcards: [path for _, _, path in plan.study_tables(config)],
+        votes=lambda wildcards: [f"results/human/{task}/votes.parquet" for task in targets.counted_studies(config)],
+        verdicts=lambda wildcards: [path for _, _, path in targets.study_tables(config)],
     output:
         report(
             "results/human_agreement.csv",

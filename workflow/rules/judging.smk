@@ -51,7 +51,7 @@ use rule judge as other_judge with:
 
 rule judge_agreement:
     input:
-        lambda wildcards: [path for _, _, path in plan.verdict_tables(config)],
+        lambda wildcards: [path for _, _, path in targets.verdict_tables(config)],
     output:
         report(
             "results/judge_agreement.csv",

@@ -9,7 +9,7 @@ rule reviews:
     benchmark:
         "logs/benchmarks/{task}/reviews/{table}.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
         table="(training/)?reviews|pretraining",
     conda:
         "../../envs/model.yaml"
@@ -36,7 +36,7 @@ rule prefixes:
     benchmark:
         "logs/benchmarks/{task}/{side}prefixes.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
         side="(training/)?",
     conda:
         "../../envs/model.yaml"
@@ -66,7 +66,7 @@ rule pair_samples:
     benchmark:
         of_shard("sampling", "logs/benchmarks/{task}/pair_samples.jsonl")
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -116,7 +116,7 @@ rule true_rewards:
     benchmark:
         of_shard("scoring", "logs/benchmarks/{task}/true_rewards_{purpose}.jsonl")
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
         purpose="pairs|ceiling",
     conda:
         "../../envs/model.yaml"
@@ -149,7 +149,7 @@ rule sampled_pairs:
     benchmark:
         "logs/benchmarks/{task}/sampled_pairs.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
     conda:
         "../../envs/model.yaml"
     threads: 1
@@ -186,7 +186,7 @@ rule classifier:
     benchmark:
         "logs/benchmarks/{task}/classifier.jsonl"
     wildcard_constraints:
-        task=one_of(plan.tasks_of(config, "frontier")),
+        task=one_of(targets.tasks_of(config, "frontier")),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS

@@ -27,6 +27,6 @@ rule gather:
     resources:
         **TABLE_RESOURCES,
     params:
-        code=fingerprint("prefopt.gather"),
+        code=fingerprint("prefopt.store.gather"),
     shell:
         table_stage("gather --parts {input} --out {output}")

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from prefopt.analysis.verdicts import KEY, settle
-from prefopt.tables import write_table
+from prefopt.store.tables import write_table
 
 OUTCOMES = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
 # By method and temperature: outcomes on the validation prompts, then on the test prompts.

@@ -18,12 +18,13 @@ from prefopt.analysis.best_of_n_curve import (
     best_of_n_weights,
     curve_table,
     distinct_texts,
+    subset_weights,
 )
 from prefopt.analysis.statistics import score_interval
 from prefopt.errors import UserError
-from prefopt.flops import Shape
-from prefopt.generation.subsets import SubsetsRecipe, chosen_candidates, subset_weights
-from prefopt.tables import read_table, write_table
+from prefopt.generation.subsets import SubsetsRecipe, chosen_candidates
+from prefopt.lm.flops import Shape
+from prefopt.store.tables import read_table, write_table
 
 RECIPE = CurveRecipe(task="tldr", n=(1, 2, 3), subsets=None, confidence=0.95, seed=0)
 POLICY, REWARD_MODEL = Shape(10, 2, 4, 6), Shape(10, 2, 4, 1)

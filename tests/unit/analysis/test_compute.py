@@ -12,7 +12,7 @@ import pytest
 
 from prefopt.analysis import compute, compute_figure
 from prefopt.errors import UserError
-from prefopt.tables import write_table
+from prefopt.store.tables import write_table
 
 RECIPE = {
     "methods": {"tldr": ["base", "sft", "dpo", "best_of_4"]},

@@ -9,7 +9,7 @@ import pytest
 
 from prefopt.analysis.diff import compare_tables, report
 from prefopt.cli import main
-from prefopt.tables import write_table
+from prefopt.store.tables import write_table
 
 
 def results(folder: Path, beta: float, rate: float) -> Path:

@@ -17,7 +17,7 @@ from prefopt.analysis import dominance, frontier, frontier_figure, optimal_front
 from prefopt.analysis.dominance import DominanceRecipe, dominance_table
 from prefopt.analysis.frontier import Measured, above_ceiling, frontier_table, read_evaluations, upper_frontier
 from prefopt.errors import UserError
-from prefopt.tables import write_table
+from prefopt.store.tables import write_table
 from test_optimal_frontier import PROBABILITIES, REWARDS, draw
 
 RECIPE = DominanceRecipe(confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0))

@@ -16,7 +16,7 @@ from prefopt.analysis.judge_statistics import _firth_logit, agreement, kappa_of,
 from prefopt.analysis.statistics import score_interval, simultaneous_half_widths
 from prefopt.analysis.verdicts import settle
 from prefopt.errors import UserError
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 
 
 def test_kappa_by_hand() -> None:

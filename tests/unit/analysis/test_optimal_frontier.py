@@ -14,7 +14,7 @@ import pytest
 from prefopt.analysis import optimal_frontier as module
 from prefopt.analysis.optimal_frontier import OptimalFrontierRecipe, ceiling_table, optimum
 from prefopt.errors import UserError
-from prefopt.tables import write_table
+from prefopt.store.tables import write_table
 
 RECIPE = OptimalFrontierRecipe(largest_beta=4.0, smallest_beta=0.1, betas=12, min_effective_samples=20.0)
 # A reference policy over eight completions, and their rewards.

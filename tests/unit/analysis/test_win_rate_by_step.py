@@ -12,7 +12,7 @@ import pytest
 from prefopt.analysis import win_rate_by_step
 from prefopt.analysis.win_rate_by_step import ByStepTableRecipe, by_step_figure, step_table
 from prefopt.errors import UserError
-from prefopt.tables import write_table
+from prefopt.store.tables import write_table
 
 RECIPE = ByStepTableRecipe(task="hh", confidence=0.95)
 

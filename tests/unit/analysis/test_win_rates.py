@@ -27,7 +27,7 @@ from prefopt.analysis.win_rates import (
     win_rate_table,
 )
 from prefopt.errors import UserError
-from prefopt.tables import read_manifest
+from prefopt.store.tables import read_manifest
 
 OUTCOMES = {
     "sft": {0.0: ("wlll", "wlllllll"), 1.0: ("llll", "wwllllll")},

@@ -12,11 +12,11 @@ import pytest
 
 from prefopt.data import prefixes
 from prefopt.data.prepare import encode_all
-from prefopt.data.review_world import write_review
-from prefopt.data.splits import position
+from prefopt.data.raw.splits import position
+from prefopt.data.synthetic.review_world import write_review
 from prefopt.errors import UserError
 from prefopt.lm.models import load_tokenizer, save_model, tokenizer_hash
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
 
 RECIPE = prefixes.PrefixesRecipe(min_prefix=2, max_prefix=8, max_length=24)

@@ -19,7 +19,7 @@ from prefopt.data.prepare import (
 )
 from prefopt.errors import UserError
 from prefopt.lm.models import load_tokenizer, tokenizer_hash
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 from prefopt.training.pretrain import EOS, train_tokenizer
 
 SHARED = Path(__file__).parents[4] / "shared"

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 
 from prefopt.cli import main
-from prefopt.data.limits import Limits
+from prefopt.data.formats.reviews import raw_reviews
+from prefopt.data.raw.limits import Limits
+from prefopt.data.raw.sources import read_rows
 from prefopt.data.records import TABLES, RecordsRecipe, read_records
-from prefopt.data.reviews import raw_reviews
-from prefopt.data.sources import read_rows
-from prefopt.files import sha256_of_file
-from prefopt.recipes import from_json
-from prefopt.tables import read_table, write_table
+from prefopt.experiment.recipes import from_json
+from prefopt.store.files import sha256_of_file
+from prefopt.store.tables import read_table, write_table
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 real_records = pytest.mark.skipif(not SHARED.is_dir(), reason="the real records (../shared/data) are not here")

@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 
 from prefopt.data import reviews
-from prefopt.data.sources import Malformed
-from prefopt.data.splits import content_hash, split_of
+from prefopt.data.formats.reviews import parse_review, raw_reviews
+from prefopt.data.raw.sources import Malformed
+from prefopt.data.raw.splits import content_hash, split_of
+from prefopt.data.synthetic import reviews as synthetic
+from prefopt.data.synthetic.reviews import generate
 from prefopt.errors import UserError
-from prefopt.tables import read_manifest, read_table
+from prefopt.store.tables import read_manifest, read_table
 
 DATA = Path(__file__).parents[3] / ".." / "shared" / "data"
 SPLITS = {"train": 0.5, "validation": 0.2, "test": 0.3}
@@ -52,13 +55,13 @@ def test_embedded_reviews_are_seeded_and_none_stands_twice(tmp_path: Path) -> No
 
 def test_training_reviews_do_not_depend_on_test_reviews(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the writer repeats itself: then it is the test review that is drawn anew."""
-    monkeypatch.setattr(reviews.review_world, "write_review", lambda rng: f"review {rng.randrange(60)}")
-    whole, training = (reviews.generate({**RECIPE["embedded"], "test": count}) for count in (6, 0))
+    monkeypatch.setattr(synthetic.review_world, "write_review", lambda rng: f"review {rng.randrange(60)}")
+    whole, training = (generate({**RECIPE["embedded"], "test": count}) for count in (6, 0))
     assert whole[: len(training)] == training and len({row["text"] for row in whole}) == 41
 
 
 def test_a_larger_count_changes_no_other_review() -> None:
-    small, large = reviews.generate(RECIPE["embedded"]), reviews.generate({**RECIPE["embedded"], "train": 25})
+    small, large = generate(RECIPE["embedded"]), generate({**RECIPE["embedded"], "train": 25})
     assert all(row in large for row in small)
 
 
@@ -66,25 +69,25 @@ def test_a_larger_count_changes_no_other_review() -> None:
     ("given", "label"), [(1, 1), (0, 0), (-1, -1), ("pos", 1), ("Negative", 0), ("1", 1), (None, -1), ("", -1)]
 )
 def test_labels(given: Any, label: int) -> None:
-    assert reviews.parse_review({"text": "fine", "label": given}).label == label
+    assert parse_review({"text": "fine", "label": given}).label == label
 
 
 def test_line_breaks_of_html_become_lines() -> None:
-    assert reviews.parse_review({"text": " Good.<br /><br />Bad. <BR>End", "label": 1}).text == "Good.\n\nBad.\nEnd"
+    assert parse_review({"text": " Good.<br /><br />Bad. <BR>End", "label": 1}).text == "Good.\n\nBad.\nEnd"
 
 
 @pytest.mark.parametrize("row", [{"text": 3, "label": 1}, {"label": 1}, {"text": "x", "label": 7}])
 def test_a_malformed_record_stops_the_stage_or_is_counted(row: dict[str, Any]) -> None:
     records = [("f.jsonl:1", row), ("f.jsonl:2", {"text": "good", "label": 1})]
     with pytest.raises(UserError, match=r"^f\.jsonl:1: .*raise data\.max_malformed, now 0\.$"):
-        reviews.raw_reviews(records, SPLITS, 0)
-    rows, account = reviews.raw_reviews([*records, ("f.jsonl:3", Malformed("no JSON"))], SPLITS, 2)
+        raw_reviews(records, SPLITS, 0)
+    rows, account = raw_reviews([*records, ("f.jsonl:3", Malformed("no JSON"))], SPLITS, 2)
     assert len(rows) == 1 and account.as_dict() == {"read": 3, "kept": 1, "dropped": {"malformed": 2}}
 
 
 def test_a_text_stands_in_one_split_alone_and_labelled_before_unlabelled() -> None:
     texts = [("a:1", {"text": "same", "label": -1}), ("a:2", {"text": "same", "label": 0}), ("a:3", {"text": " "})]
-    rows, account = reviews.raw_reviews(texts, SPLITS, 0)
+    rows, account = raw_reviews(texts, SPLITS, 0)
     assert [(row["text"], row["label"]) for row in rows] == [("same", 0)]
     assert account.as_dict() == {"read": 3, "kept": 1, "dropped": {"duplicate_text": 1, "empty_text": 1}}
 
@@ -97,7 +100,7 @@ def test_a_text_in_other_white_space_is_the_same_text() -> None:
         "Good.\u200bBad\u00e9.",
         "Good. Bad.",
     ]
-    rows, account = reviews.raw_reviews([(f"f:{i}", {"text": t, "label": 1}) for i, t in enumerate(texts)], SPLITS, 0)
+    rows, account = raw_reviews([(f"f:{i}", {"text": t, "label": 1}) for i, t in enumerate(texts)], SPLITS, 0)
     assert [row["text"] for row in rows] == [texts[0], texts[4]]
     names = [content_hash(text) for text in (texts[0], "Good.\nBad\u00e9.", "Good.\nBade\u0301.", texts[3])]
     assert [row["review_id"] for row in rows] == [min(names), content_hash(texts[4])]
@@ -106,17 +109,17 @@ def test_a_text_in_other_white_space_is_the_same_text() -> None:
 
 def test_a_text_of_blanks_is_read_at_once() -> None:
     """The pattern for HTML's line breaks does not try every way to share a megabyte of blanks."""
-    assert reviews.parse_review({"text": "a" + " " * 10**6 + "b<br", "label": 1}).text.endswith(" b<br")
+    assert parse_review({"text": "a" + " " * 10**6 + "b<br", "label": 1}).text.endswith(" b<br")
 
 
 def test_half_a_character_is_malformed() -> None:
     with pytest.raises(Malformed, match=r"^'text' holds half a character at position 4$"):
-        reviews.parse_review({"text": "good\ud83d", "label": 1})
+        parse_review({"text": "good\ud83d", "label": 1})
 
 
 def test_unlabelled_reviews_are_to_pretrain_on_and_are_no_ones_evaluation(tmp_path: Path) -> None:
     rows = [(f"f:{i}", {"text": f"text {i}", "label": -1}) for i in range(30)]
-    content, _ = reviews.raw_reviews(rows, SPLITS, 0)
+    content, _ = raw_reviews(rows, SPLITS, 0)
     assert {row["split"] for row in content} == {"train"} and len(content) == 30
     names = [name for name in (f"text {i}" for i in range(99)) if split_of(content_hash(name), SPLITS) != "train"]
     path = tmp_path / "a.jsonl"

@@ -12,7 +12,7 @@ import pytest
 
 from prefopt.data import sampled_pairs
 from prefopt.errors import UserError
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 
 
 def frames(rewards: list[float], ids: list[list[int]]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -16,7 +16,7 @@ from prefopt.data import prefixes
 from prefopt.data.special_tokens import REASON, special_tokens, warn_of_template, with_special_tokens
 from prefopt.errors import UserError
 from prefopt.lm.models import load_tokenizer
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 from prefopt.training.pretrain import train_tokenizer
 
 CHAT = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"

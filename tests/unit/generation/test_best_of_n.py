@@ -12,18 +12,18 @@ import pandas as pd
 import pytest
 import torch
 
+from prefopt.analysis.best_of_n_curve import subset_weights
 from prefopt.errors import UserError
-from prefopt.files import stable_hash
 from prefopt.generation import best_of_n as best
 from prefopt.generation import subsets
 from prefopt.generation.best_of_n import best_of_n
 from prefopt.generation.sample import SampleRecipe, chosen_prompts, prompt_seed
 from prefopt.generation.score import _pieces
-from prefopt.generation.subsets import subset_weights
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.tables import read_table, write_table
-from prefopt.usage import default_device
+from prefopt.runtime.usage import default_device
+from prefopt.store.files import stable_hash
+from prefopt.store.tables import read_table, write_table
 from tiny_models import make_model
 
 KEY = ["prompt_id", "temperature", "sample_index"]

@@ -12,15 +12,15 @@ import pytest
 from llmock.pytest_plugin import LLMock
 from llmock.scenarios import Delay, Fail, Match, Reply
 
-from prefopt import plan
 from prefopt.errors import UserError
+from prefopt.experiment import targets
 from prefopt.judging.chat import ChatJudge, ChatRecipe
 from prefopt.judging.endpoint import Endpoint
 from prefopt.judging.judge import Comparison
 from prefopt.judging.templates import read_template
 from prefopt.judging.verdict_store import VerdictStore
 
-TEMPLATE = read_template(plan.PROMPTS / "tldr_simple.txt")
+TEMPLATE = read_template(targets.PROMPTS / "tldr_simple.txt")
 CHAT = Match(path="*/chat/completions")  # not the list of models
 KEY = "sk-a-very-secret-key"
 COMPARISONS = [Comparison(f"p{i}", f"post {i}\n\nTL;DR:", "", f"first {i}", f"second {i}") for i in range(12)]

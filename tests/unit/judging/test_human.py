@@ -15,16 +15,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from prefopt.data.world import SLOTS, join_clauses, make_post, write_summary
+from prefopt.data.synthetic.world import SLOTS, join_clauses, make_post, write_summary
 from prefopt.errors import UserError
-from prefopt.files import stable_hash
 from prefopt.judging.human import simulated, study, votes
-from prefopt.judging.human.judge import load_votes
 from prefopt.judging.human.simulated import SimulatedRecipe, simulate, simulated_answer
 from prefopt.judging.human.study import StudyRecipe, assign, read_key, read_secret, study_hash, study_items
 from prefopt.judging.human.votes import Answers, Checked, VotesRecipe, count, merge, read_answers
 from prefopt.judging.judge import Comparison
-from prefopt.tables import read_table, write_table
+from prefopt.judging.people import load_votes
+from prefopt.store.files import stable_hash
+from prefopt.store.tables import read_table, write_table
 
 VOTES = VotesRecipe(min_seconds=1.0, failed_checks_allowed=1, simulated=False)
 SECRET = "5" * 64

@@ -14,7 +14,7 @@ from prefopt.errors import UserError
 from prefopt.judging import stage
 from prefopt.judging.judge import Comparison, Verdict, order_of
 from prefopt.judging.stage import judge_samples
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 
 
 class LongerWins:

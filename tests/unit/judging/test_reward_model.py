@@ -19,8 +19,8 @@ from prefopt.judging.judge import Comparison
 from prefopt.judging.reward_model import RewardModelJudge, completion_ids, held_out_accuracy, load_judge
 from prefopt.lm.batching import Row
 from prefopt.lm.models import new_scorer, save_model, tokenizer_hash
-from prefopt.tables import read_table, write_table
-from prefopt.usage import Usage
+from prefopt.runtime.usage import Usage
+from prefopt.store.tables import read_table, write_table
 
 EOS = 0
 

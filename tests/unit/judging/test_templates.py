@@ -6,31 +6,31 @@ from pathlib import Path
 
 import pytest
 
-from prefopt import plan
 from prefopt.errors import UserError
+from prefopt.experiment import targets
 from prefopt.judging.replies import parse_reply, reply_schema
 from prefopt.judging.templates import Template, fill, neutral, question, read_template
 
-SIMPLE = read_template(plan.PROMPTS / "tldr_simple.txt")
-HELPFUL = read_template(plan.PROMPTS / "hh_helpful.txt")
+SIMPLE = read_template(targets.PROMPTS / "tldr_simple.txt")
+HELPFUL = read_template(targets.PROMPTS / "hh_helpful.txt")
 TIES = Template(
     "ties", 'Which?\n{prompt}\n{first}\n{second}\nPreferred: <"A", "B" or "tie">', "Preferred", ("A", "B", "tie")
 )
 
 
 def test_the_papers_wording() -> None:
-    assert {path.stem for path in plan.PROMPTS.glob("*.txt")} == {
+    assert {path.stem for path in targets.PROMPTS.glob("*.txt")} == {
         *("tldr_simple", "tldr_concise", "news_concise", "hh_helpful"),
     }
     assert (SIMPLE.label, SIMPLE.choices) == ("Preferred", ("A", "B"))
     assert (HELPFUL.label, HELPFUL.choices) == ("More helpful", ("A", "B"))
-    concise = read_template(plan.PROMPTS / "tldr_concise.txt").text.splitlines()
+    concise = read_template(targets.PROMPTS / "tldr_concise.txt").text.splitlines()
     assert concise[0].endswith(
         "in the given forum post, without including unimportant or irrelevant details? A good summary is both "
         "precise and concise."
     )
     assert concise[1:] == SIMPLE.text.splitlines()[1:]
-    assert "given news article, without" in read_template(plan.PROMPTS / "news_concise.txt").text
+    assert "given news article, without" in read_template(targets.PROMPTS / "news_concise.txt").text
 
 
 def test_a_template_is_what_its_file_holds(tmp_path: Path) -> None:

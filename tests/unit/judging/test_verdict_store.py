@@ -23,7 +23,7 @@ import pytest
 from prefopt.errors import UserError
 from prefopt.judging import stored, verdict_store
 from prefopt.judging.verdict_store import Reply, VerdictStore
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 
 REPLY = Reply("Preferred: A", "stop", "m-2", 100, 7)
 

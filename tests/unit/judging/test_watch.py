@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from prefopt import plan
 from prefopt.errors import UserError
+from prefopt.experiment import targets
 from prefopt.judging.chat import ChatJudge, ChatRecipe
 from prefopt.judging.endpoint import Endpoint
 from prefopt.judging.judge import Comparison
@@ -20,7 +20,7 @@ from prefopt.judging.templates import read_template
 from prefopt.judging.verdict_store import VerdictStore
 from servers import Handler, Server, completion
 
-TEMPLATE = read_template(plan.PROMPTS / "tldr_simple.txt")
+TEMPLATE = read_template(targets.PROMPTS / "tldr_simple.txt")
 PAIRS = [Comparison(f"p{i}", f"post {i} end\n\nTL;DR:", "", f"first {i}", f"second {i}") for i in range(24)]
 FILTERED = (400, {"error": {"message": "The prompt triggered a content policy", "code": "content_filter"}})
 

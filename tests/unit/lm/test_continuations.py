@@ -19,8 +19,8 @@ from prefopt.judging.reward_model import completion_ids
 from prefopt.lm.continuations import decode_continuation, encode_continuations
 from prefopt.lm.models import beginning, decode, encode, load_tokenizer, tokenizer_hash
 from prefopt.lm.verify import use_engine
+from prefopt.runtime.usage import Usage
 from prefopt.training.pretrain import train_tokenizer
-from prefopt.usage import Usage
 
 SHARED = Path(__file__).parents[4] / "shared"
 SUFFIX = "\n\nTL;DR:"

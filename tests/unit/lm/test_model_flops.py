@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from prefopt.flops import attended_pairs, forward_flops, reading_flops, sampling_flops
 from prefopt.lm.batching import Row
+from prefopt.lm.flops import attended_pairs, forward_flops, reading_flops, sampling_flops
 from prefopt.lm.shape import rows_flops, shape_of
 from tiny_models import architecture, plain
 

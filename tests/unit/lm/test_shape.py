@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from prefopt.flops import forward_flops
+from prefopt.lm.flops import forward_flops
 from prefopt.lm.models import load_scorer
 from prefopt.lm.shape import shape_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from snakemake.utils import update_config
 
-from prefopt.config import resolve
+from prefopt.experiment.config import resolve
 from prefopt.planning.report import DEFAULT, merged
 
 

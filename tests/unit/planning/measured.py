@@ -122,8 +122,8 @@ def _read(model: Any, case: Case) -> None:
     """The reference pass."""
     import torch
 
+    from prefopt.runtime.usage import Usage
     from prefopt.training.reference import pair_logprobs, preference_rows
-    from prefopt.usage import Usage
 
     rows = preference_rows(_pairs(case)[0])
     usage = Usage("reference", torch.device(case.device), torch.float32)

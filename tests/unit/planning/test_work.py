@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from configs import config_of
 
-from prefopt import plan
-from prefopt.data.splits import GOLD_TEST_SHARE
-from prefopt.flops import reading_flops, sampling_flops
+from prefopt.data.raw.splits import GOLD_TEST_SHARE
+from prefopt.experiment import targets
+from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.planning import work
 from prefopt.planning.architecture import from_folder, from_hub, shape
 from prefopt.planning.memory import Rows
@@ -130,7 +130,7 @@ def test_every_stage_that_runs_a_model_is_estimated(overlays: tuple[str, ...]) -
     config = config_of(*overlays)
     for task in config["tasks"]:
         stages = {one.stage: one for one in estimates(config, task)}
-        trainers = {"pretrain" if trainer == "base" else trainer for trainer in plan.trainers(config, task)}
+        trainers = {"pretrain" if trainer == "base" else trainer for trainer in targets.trainers(config, task)}
         assert trainers <= stages.keys()
         assert all(one.flops > 0 and one.peak > 4 * one.parameters / max(8, one.processes) for one in stages.values())
         if task == "imdb":

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from prefopt import collectives, processes
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sharding import place
-from prefopt.tables import write_table
+from prefopt.runtime import collectives, processes
+from prefopt.store.tables import write_table
 from prefopt.training import classifier, dpo, ppo, pretrain, reference, reward, sft
 from test_logprobs import ROWS
 from test_reward_and_ppo import PPO

@@ -15,7 +15,7 @@ from prefopt.errors import UserError
 from prefopt.generation import best_of_n, sample, score
 from prefopt.judging.reward_model import load_judge
 from prefopt.lm.models import load_tokenizer, new_scorer, save_model, tokenizer_hash
-from prefopt.tables import read_table
+from prefopt.store.tables import read_table
 from prefopt.training import dpo, ppo, reference, reward, sft
 from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task, recipe

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from prefopt.errors import UserError
-from prefopt.files import sha256_of_file
-from prefopt.tables import write_table
+from prefopt.store.files import sha256_of_file
+from prefopt.store.tables import write_table
 from prefopt.training.checkpoint import RunFolder, TrainingState
 from prefopt.training.checkpoint_files import require_own
 

@@ -13,11 +13,11 @@ import pandas as pd
 import pytest
 import torch
 
-from prefopt.data.review_world import label, write_review
+from prefopt.data.synthetic.review_world import label, write_review
 from prefopt.errors import UserError
 from prefopt.lm.models import new_classifier, save_model
 from prefopt.rewards.true_reward import load_classifier, load_true_reward, positive_index, positive_probabilities
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 from prefopt.training import classifier
 from tiny_task import Task, recipe
 

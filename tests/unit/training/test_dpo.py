@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.generation import sample
 from prefopt.lm.models import load_policy, save_model, weights_hash
-from prefopt.recipes import from_dict, from_json
-from prefopt.tables import read_table, write_table
+from prefopt.runtime.usage import Usage
+from prefopt.store.tables import read_table, write_table
 from prefopt.training import dpo, loop, reference
-from prefopt.usage import Usage
 from tiny_task import Task, recipe
 
 

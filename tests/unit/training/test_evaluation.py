@@ -12,7 +12,7 @@ from prefopt.lm.batching import Row
 from prefopt.lm.kl import completion_kls
 from prefopt.lm.models import load_policy
 from prefopt.lm.sampling import sample
-from prefopt.tables import read_table
+from prefopt.store.tables import read_table
 from prefopt.training.evaluation import EvaluationRecipe, completed_texts, evaluate_policy
 from tiny_task import Task
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from prefopt.errors import UserError
-from prefopt.tables import read_manifest, read_table, write_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import frontier_run, loop, reference
 from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task

@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prefopt import processes
 from prefopt.errors import UserError
-from prefopt.interruption import RUN_AGAIN
+from prefopt.runtime import processes
+from prefopt.runtime.interruption import RUN_AGAIN
 from prefopt.training.checkpoint import RunFolder
 from tiny_task import Task, recipe
 
@@ -40,7 +40,7 @@ def command(task: Task, out: Path, *options: str, **values: Any) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(processes.__file__).parents[1])}
+    return {**os.environ, "PYTHONPATH": str(Path(processes.__file__).parents[2])}
 
 
 @contextlib.contextmanager

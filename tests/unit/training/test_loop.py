@@ -13,13 +13,13 @@ from torch import nn
 from prefopt.errors import UserError
 from prefopt.lm.models import load_policy
 from prefopt.lm.shape import rows_flops, shape_of
-from prefopt.tables import read_table
+from prefopt.runtime.usage import Usage
+from prefopt.store.tables import read_table
 from prefopt.training import loop
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.optimization import learning_rate_factor
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.sft import table_examples
-from prefopt.usage import Usage
 from tiny_task import TRAINING, Task
 
 RECIPE = TrainingRecipe(**TRAINING)

@@ -18,19 +18,19 @@ from torch import nn
 
 from prefopt.data.sampled_pairs import preference_pairs
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_json
 from prefopt.generation import sample as sampling
 from prefopt.generation.best_of_n import best_of_n
 from prefopt.generation.score import ScoreRecipe, score_samples
 from prefopt.lm.models import load_policy, new_classifier, new_scorer
-from prefopt.recipes import from_json
 from prefopt.rewards import stage as true_rewards
-from prefopt.tables import read_table, write_table
+from prefopt.runtime.usage import Usage
+from prefopt.store.tables import read_table, write_table
 from prefopt.training import dpo, loop, ppo, reference, reward, sft, unlikelihood
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.classifier import ClassifierRecipe, report, review_examples
 from prefopt.training.evaluation import EvaluationRecipe, evaluate_policy
 from prefopt.training.recipe import TrainingRecipe
-from prefopt.usage import Usage
 from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task
 

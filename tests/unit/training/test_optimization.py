@@ -79,9 +79,3 @@ def test_the_rate_is_set_for_every_group() -> None:
     optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)]}], lr=1.0)
     optimization.set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
-
-
-@pytest.mark.parametrize(("dtype", "expected"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
-def test_products_are_made_in_the_asked_precision(dtype: str, expected: torch.dtype) -> None:
-    with optimization.autocast(dtype, torch.device("cpu")):
-        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == expected

@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
-from prefopt.flops import reading_flops, sampling_flops
+from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
+from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.lm.models import load_policy, new_scorer
 from prefopt.lm.shape import shape_of
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.runtime.usage import Usage
+from prefopt.store.tables import read_table
 from prefopt.training import ppo
 from prefopt.training.checkpoint import RunFolder
-from prefopt.usage import Usage
 from test_reward_and_ppo import PPO
 from tiny_task import Task
 

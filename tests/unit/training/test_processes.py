@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 import every_trainer
-from prefopt import processes
 from prefopt.lm.batching import Row
 from prefopt.lm.sharding import dealt_micro_batches
-from prefopt.tables import read_manifest, read_table
+from prefopt.runtime import processes
+from prefopt.store.tables import read_manifest, read_table
 from tiny_task import Task
 
 SIZES = (1, 2, 4)
@@ -39,7 +39,7 @@ def group(arguments: list[str], size: int) -> list[int]:
     folder = Path(arguments[-1])
     folder.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).parent
-    path = ":".join(map(str, [Path(processes.__file__).parents[1], here, here.parent / "lm"]))
+    path = ":".join(map(str, [Path(processes.__file__).parents[2], here, here.parent / "lm"]))
     shared = {"WORLD_SIZE": str(size), "PREFOPT_STORE": str(folder / "store"), "PYTHONPATH": path}
     started = [
         subprocess.Popen([sys.executable, *arguments], env={**os.environ, **shared, "RANK": str(rank)})

@@ -12,7 +12,7 @@ import pytest
 
 import every_trainer
 import prefopt
-from prefopt.fingerprint import reached
+from prefopt.store.fingerprint import reached
 from tiny_task import Task
 
 # What is called for a log line alone.

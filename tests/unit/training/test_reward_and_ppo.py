@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
 from prefopt.lm.models import load_policy, load_scorer, weights_hash
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.rewards.learned import raw_scores, score_rows
+from prefopt.store.tables import read_table
 from prefopt.training import ppo, reward
 from prefopt.training.optimization import build_optimizer
 from tiny_task import Task, recipe
@@ -90,7 +91,7 @@ def test_reward_model_fits_its_pairs_and_references_average_zero(task: Task, rew
         Row(tuple(d.prompt_ids.tolist()), (tuple(d.response_ids.tolist()),))
         for d in demonstrations[demonstrations["split"] == "train"].itertuples()
     ]
-    scores = reward.score_rows(load_scorer(reward_model), rows, token_budget=64)
+    scores = score_rows(load_scorer(reward_model), rows, token_budget=64)
     assert scores.shape == (12, 1)
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std().item() > 1e-3
@@ -100,7 +101,7 @@ def test_reward_is_read_at_eos_and_equals_transformers_own_forward(task: Task, r
     model = load_scorer(reward_model)
     pair = read_table(task.preferences, "preferences").iloc[0]
     row = Row(tuple(pair.prompt_ids.tolist()), (tuple(pair.chosen_ids.tolist()), tuple(pair.rejected_ids.tolist())))
-    ours = reward.raw_scores(model, [row])
+    ours = raw_scores(model, [row])
     model.config.pad_token_id = None  # transformers then reads the last position of a single row
     for score, completion in zip(ours, row.completions, strict=True):
         whole = model(input_ids=torch.tensor([[*row.prompt, *completion]])).logits

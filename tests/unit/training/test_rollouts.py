@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
 from prefopt.lm.models import load_policy, new_scorer
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.store.tables import read_table
 from prefopt.training import rollouts as module
 from prefopt.training.rollouts import Models, PPORecipe, Rollouts, describe, normalized, roll_out
 from test_reward_and_ppo import PPO

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from prefopt.lm.models import load_policy
-from prefopt.tables import read_table
+from prefopt.store.tables import read_table
 from prefopt.training import loop, sft
 from tiny_task import Task, recipe
 

@@ -15,14 +15,14 @@ import pytest
 from llmock.pytest_plugin import LLMock
 from llmock.scenarios import Match, Reply
 
-from prefopt import plan
 from prefopt.cli import main
+from prefopt.experiment import targets
 from prefopt.generation import sample, score
 from prefopt.judging import reward_model, stage
 from prefopt.lm.models import new_scorer, save_model
+from prefopt.rewards import learned
 from prefopt.rewards import stage as rewards_stage
-from prefopt.tables import read_manifest, read_table, write_table
-from prefopt.training import reward
+from prefopt.store.tables import read_manifest, read_table, write_table
 from tiny_task import Task
 
 SAMPLING = {
@@ -61,7 +61,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
         return call
 
-    functions = ((sample, "sample"), (sample, "completion_logprobs"), (score, "score_rows"), (reward, "raw_scores"))
+    functions = ((sample, "sample"), (sample, "completion_logprobs"), (score, "score_rows"), (learned, "raw_scores"))
     for module, name in functions:
         monkeypatch.setattr(module, name, recorded(name, getattr(module, name)))
     return calls
@@ -202,7 +202,7 @@ def test_verdicts_of_a_chat_model(task: Task, prompts: Path, samples: Path, tmp_
         **{"structured_output": False, "parse_retries": 0, "concurrency": 4, "requests_per_minute": None},
         **{"timeout": 5.0, "max_retries": 2, "budget_usd": 1.0, "prices": {"gpt-4o": {"input": 2.0, "output": 8.0}}},
     }
-    template = ["--template", str(plan.PROMPTS / "tldr_simple.txt")]
+    template = ["--template", str(targets.PROMPTS / "tldr_simple.txt")]
 
     def command(count: int) -> list[str]:
         store = {"store": str(tmp_path / f"{count}.sqlite")}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from prefopt.lm.models import save_model, tokenizer_hash
-from prefopt.tables import write_table
+from prefopt.store.tables import write_table
 from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
 
 WORDS = "my dog ate the red shoe and i feel sad should i buy a new one from that shop".split()  # noqa: SIM905

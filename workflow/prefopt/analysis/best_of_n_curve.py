@@ -22,10 +22,10 @@ from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import SCORE, read_verdicts
 from prefopt.analysis.win_rates import select_temperatures
 from prefopt.errors import UserError
-from prefopt.flops import Shape, attended_pairs, forward_flops
-from prefopt.generation.subsets import subset_weights
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.experiment.recipes import from_json
+from prefopt.lm.flops import Shape, attended_pairs, forward_flops
+from prefopt.store.files import stable_hash
+from prefopt.store.tables import read_table
 
 _KEY = ["prompt_id", "temperature", "sample_index"]
 
@@ -64,6 +64,35 @@ def best_of_n_weights(rewards: Sequence[float], n: int) -> np.ndarray:
         # Subsets whose best has this reward: all of what is not above it, less all of what is below it.
         weights[equal] = (math.comb(upto, n) - math.comb(below, n)) / total / (upto - below)
         below = upto
+    return weights
+
+
+def subset_weights(rewards: Sequence[float], n: int, subsets: int, seed: int, name: Sequence[object]) -> np.ndarray:
+    """Share of seeded random subsets of size n of which each candidate is the best; equal rewards: the earlier one.
+
+    Args:
+        rewards: of the candidates of one prompt.
+        n: size of a subset.
+        subsets: how many are drawn.
+        seed: of the draw.
+        name: prompt and temperature, so that each has draws of its own.
+
+    Returns:
+        float64 [candidates], their sum is 1.
+
+    Raises:
+        UserError: there are fewer than n candidates.
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    if len(values) < n:
+        raise UserError(
+            f"prompt {name[0]!r} has {len(values)} candidates, the best of {n} needs {n}: raise best_of_n.n."
+        )
+    rng = np.random.default_rng(int(stable_hash([seed, n, *name]), 16) % 2**64)
+    weights = np.zeros(len(values))
+    for _ in range(subsets):
+        drawn = np.sort(rng.choice(len(values), size=n, replace=False))
+        weights[drawn[values[drawn].argmax()]] += 1 / subsets
     return weights
 
 

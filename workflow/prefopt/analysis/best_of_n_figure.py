@@ -26,7 +26,7 @@ from prefopt.analysis.style import (
 )
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
-from prefopt.tables import read_csv
+from prefopt.store.tables import read_csv
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import pandas as pd
 
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
-from prefopt.files import read_json
-from prefopt.recipes import from_json
-from prefopt.tables import read_csv, read_manifest, read_table
+from prefopt.experiment.recipes import from_json
+from prefopt.store.files import read_json
+from prefopt.store.tables import read_csv, read_manifest, read_table
 
 COLUMNS = [
     *("task", "method", "stage", "training_flops", "inference_flops_per_prompt", "generated_tokens"),

@@ -25,7 +25,7 @@ from prefopt.analysis.style import (
     task_name,
 )
 from prefopt.errors import UserError
-from prefopt.tables import read_csv
+from prefopt.store.tables import read_csv
 
 
 def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any]]) -> Figure:

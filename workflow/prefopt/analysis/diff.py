@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.tables import read_manifest
+from prefopt.store.tables import read_manifest
 
 # What names a row of a table, in this order; the columns of these that it has.
 _KEYS = (

@@ -17,7 +17,7 @@ import pandas as pd
 
 from prefopt.analysis.frontier import Measured, read_evaluations, upper_frontier
 from prefopt.analysis.texts import write_csv
-from prefopt.recipes import from_json
+from prefopt.experiment.recipes import from_json
 
 # In the order of the paper's Fig. 2; each pair is compared once.
 METHODS = ("dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft")

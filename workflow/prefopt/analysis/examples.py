@@ -13,9 +13,9 @@ from prefopt.analysis.style import display_name
 from prefopt.analysis.texts import escape_markdown
 from prefopt.analysis.verdicts import KEY, read_verdicts
 from prefopt.errors import UserError
-from prefopt.files import stable_hash, write_text
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.experiment.recipes import from_json
+from prefopt.store.files import stable_hash, write_text
+from prefopt.store.tables import read_table
 
 _VERDICTS = {
     "win": "better than the reference",

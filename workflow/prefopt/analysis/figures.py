@@ -18,8 +18,8 @@ from matplotlib.ticker import PercentFormatter
 from prefopt.analysis.caveats import caveats_of, data_notes
 from prefopt.analysis.style import display_name, figure_style, line_style, reference_name, save, task_name
 from prefopt.errors import UserError
-from prefopt.files import read_json
-from prefopt.tables import read_csv
+from prefopt.store.files import read_json
+from prefopt.store.tables import read_csv
 
 _DODGE = 0.07  # of the smallest step between temperatures, between neighbouring methods
 

@@ -13,7 +13,7 @@ import pandas as pd
 from prefopt.analysis.optimal_frontier import Optimum, optimum, reward_matrix
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
-from prefopt.tables import read_csv, read_table
+from prefopt.store.tables import read_csv, read_table
 
 CHECKPOINT = ["run", "method", "seed", "conservativeness", "step"]
 

@@ -22,8 +22,8 @@ from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read
 from prefopt.analysis.dominance import METHODS
 from prefopt.analysis.style import annotate, display_name, figure_style, line_style, save, task_name
 from prefopt.errors import UserError
-from prefopt.recipes import from_json
-from prefopt.tables import read_csv
+from prefopt.experiment.recipes import from_json
+from prefopt.store.tables import read_csv
 
 logger = logging.getLogger(__name__)
 

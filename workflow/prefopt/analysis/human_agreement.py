@@ -15,8 +15,8 @@ from prefopt.analysis.statistics import score_interval
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import SCORE, settle
 from prefopt.errors import UserError
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.experiment.recipes import from_json
+from prefopt.store.tables import read_table
 
 _PEOPLE = {False: "people", True: "simulated raters"}
 

@@ -15,7 +15,7 @@ from prefopt.analysis.judge_statistics import agreement
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts
 from prefopt.errors import UserError
-from prefopt.recipes import from_json
+from prefopt.experiment.recipes import from_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ import pandas as pd
 
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.experiment.recipes import from_json
+from prefopt.store.tables import read_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

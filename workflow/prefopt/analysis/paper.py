@@ -13,9 +13,9 @@ import yaml
 
 from prefopt.analysis.texts import escape_markdown
 from prefopt.errors import UserError
-from prefopt.files import write_text
-from prefopt.recipes import from_json
-from prefopt.tables import read_csv
+from prefopt.experiment.recipes import from_json
+from prefopt.store.files import write_text
+from prefopt.store.tables import read_csv
 
 NUMBERS = Path(__file__).with_name("paper_numbers.yaml")
 _HEAD = """# The paper's numbers and their counterparts here

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from prefopt.files import atomic_path
+from prefopt.store.files import atomic_path
 
 matplotlib.use("Agg")
 

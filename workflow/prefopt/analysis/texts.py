@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.files import atomic_path
+from prefopt.store.files import atomic_path
 
 REPLACEMENT = "\ufffd"
 # Characters without a shape that are of no category of such (Unicode's Default_Ignorable_Code_Point).

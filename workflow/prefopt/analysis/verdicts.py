@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.tables import read_table
+from prefopt.store.tables import read_table
 
 KEY = ["method", "prompt_id", "temperature", "sample_index"]  # of a judged sample
 SCORE = {"win": 1.0, "tie": 0.5, "loss": 0.0}

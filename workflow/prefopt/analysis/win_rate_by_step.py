@@ -20,8 +20,8 @@ from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import read_verdicts
 from prefopt.analysis.win_rates import tally
 from prefopt.errors import UserError
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.experiment.recipes import from_json
+from prefopt.store.tables import read_table
 
 logger = logging.getLogger(__name__)
 

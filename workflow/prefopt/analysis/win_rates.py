@@ -26,9 +26,9 @@ from prefopt.analysis.statistics import (
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts, select_temperatures
 from prefopt.errors import UserError
-from prefopt.files import sha256_of_file, write_text
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table
+from prefopt.experiment.recipes import from_json, to_dict
+from prefopt.store.files import sha256_of_file, write_text
+from prefopt.store.tables import read_table
 
 logger = logging.getLogger(__name__)
 

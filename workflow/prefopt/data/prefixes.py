@@ -13,17 +13,17 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.data.formats.reviews import UNLABELLED
 from prefopt.data.losses import loss_warnings
 from prefopt.data.prepare import encode_all
-from prefopt.data.reviews import UNLABELLED
+from prefopt.data.raw.splits import position
 from prefopt.data.special_tokens import REASON, warn_of_template, with_special_tokens
-from prefopt.data.splits import position
 from prefopt.errors import UserError
-from prefopt.files import write_text
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.continuations import decode_continuation
 from prefopt.lm.models import beginning, decode, load_tokenizer, max_positions, tokenizer_hash
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table, write_table
+from prefopt.store.files import write_text
+from prefopt.store.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.data.losses import loss_warnings
 from prefopt.data.special_tokens import REASON, warn_of_template, with_special_tokens
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.continuations import encode_continuations
 from prefopt.lm.models import beginning, encode, load_tokenizer, max_positions, tokenizer_hash
-from prefopt.progress import Progress
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table, write_table
+from prefopt.runtime.progress import Progress
+from prefopt.store.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.data import cnn_dailymail, dialogues, embedded, hh, news, tldr
-from prefopt.data.limits import Limits
-from prefopt.data.raw import RawTables
-from prefopt.data.sources import Records, describe_files, hub_rows, read_rows
+from prefopt.data.formats import cnn_dailymail, hh, tldr
+from prefopt.data.raw.limits import Limits
+from prefopt.data.raw.parsing import RawTables
+from prefopt.data.raw.sources import Records, describe_files, hub_rows, read_rows
+from prefopt.data.synthetic import dialogues, news, posts
 from prefopt.errors import UserError
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import write_table
+from prefopt.experiment.recipes import from_json, to_dict
+from prefopt.store.tables import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ FEW_TEST_PROMPTS = 20
 # Kinds of records of each task with the fields that are read, those of them on a hub, and its generator.
 _FILE_KINDS = {"tldr": tldr.FIELDS, "hh": hh.FIELDS, "cnndm": cnn_dailymail.FIELDS}
 _HUB_KINDS = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",)}
-_GENERATORS = {"tldr": embedded.generate, "hh": dialogues.generate, "cnndm": news.generate}
+_GENERATORS = {"tldr": posts.generate, "hh": dialogues.generate, "cnndm": news.generate}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class RecordsRecipe:
     max_malformed: int  # malformed records that are dropped and counted before one stops the stage
     max_record_mb: int  # MiB of a record, and of all records of one kind, that are read at most
     max_total_mb: int
-    embedded: dict[str, int]  # seed and sizes, see `prefopt.data.embedded.generate`
+    embedded: dict[str, int]  # seed and sizes, see `prefopt.data.synthetic.posts.generate`
 
 
 def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict[str, Any]]]:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.files import write_text
-from prefopt.finite import require_finite
-from prefopt.tables import read_table, write_table
+from prefopt.store.files import write_text
+from prefopt.store.finite import require_finite
+from prefopt.store.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 

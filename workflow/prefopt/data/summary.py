@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from prefopt.data.losses import loss_warnings
-from prefopt.files import write_text
-from prefopt.tables import read_manifest
+from prefopt.store.files import write_text
+from prefopt.store.tables import read_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

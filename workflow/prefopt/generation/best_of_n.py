@@ -14,13 +14,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.finite import require_finite
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.generation.sample import reference_logps
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table, write_table
-from prefopt.training.optimization import DTYPES
-from prefopt.usage import default_device
+from prefopt.lm.precision import DTYPES
+from prefopt.runtime.usage import default_device
+from prefopt.store.finite import require_finite
+from prefopt.store.tables import read_table, write_table
 
 _KEY = ["prompt_id", "temperature", "sample_index"]
 

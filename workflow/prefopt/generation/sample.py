@@ -18,23 +18,23 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import UserError
-from prefopt.fingerprint import fingerprint
-from prefopt.finite import require_finite
-from prefopt.flops import sampling_flops
-from prefopt.gather import BY_TEMPERATURE, total_usage
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.generation.prompting import cut_at_stop, shots_of, with_shots
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.continuations import decode_continuation
+from prefopt.lm.flops import sampling_flops
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import check_tokenizer, load_policy, max_positions, tokenizer_hash, weights_hash
+from prefopt.lm.precision import DTYPES, autocast
 from prefopt.lm.sampling import sample
 from prefopt.lm.shape import shape_of
-from prefopt.progress import Progress
-from prefopt.recipes import from_json, to_dict
-from prefopt.shards import add_shard_argument, parse_shard
-from prefopt.tables import package_versions, read_table, write_table
-from prefopt.training.optimization import DTYPES, autocast
-from prefopt.usage import Usage, default_device
+from prefopt.runtime.progress import Progress
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.fingerprint import fingerprint
+from prefopt.store.finite import require_finite
+from prefopt.store.gather import BY_TEMPERATURE, total_usage
+from prefopt.store.shards import add_shard_argument, parse_shard
+from prefopt.store.tables import package_versions, read_table, write_table
 
 logger = logging.getLogger(__name__)
 

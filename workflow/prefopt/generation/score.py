@@ -10,17 +10,17 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from prefopt.finite import require_finite
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.batching import Row
 from prefopt.lm.models import load_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.precision import DTYPES
 from prefopt.lm.shape import rows_flops, shape_of
-from prefopt.progress import Progress
-from prefopt.recipes import from_json, to_dict
-from prefopt.shards import add_shard_argument, parse_shard
-from prefopt.tables import read_table, write_table
-from prefopt.training.optimization import DTYPES
-from prefopt.training.reward import score_rows
-from prefopt.usage import Usage, default_device
+from prefopt.rewards.learned import score_rows
+from prefopt.runtime.progress import Progress
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.finite import require_finite
+from prefopt.store.shards import add_shard_argument, parse_shard
+from prefopt.store.tables import read_table, write_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

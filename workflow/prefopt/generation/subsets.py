@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from prefopt.errors import UserError
-from prefopt.files import stable_hash
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table, write_table
+from prefopt.analysis.best_of_n_curve import subset_weights
+from prefopt.experiment.recipes import from_json, to_dict
+from prefopt.store.tables import read_table, write_table
 
 _KEY = ["prompt_id", "temperature", "sample_index"]
 
@@ -29,35 +26,6 @@ class SubsetsRecipe:
     n: tuple[int, ...]
     subsets: int
     seed: int
-
-
-def subset_weights(rewards: Sequence[float], n: int, subsets: int, seed: int, name: Sequence[object]) -> np.ndarray:
-    """Share of seeded random subsets of size n of which each candidate is the best; equal rewards: the earlier one.
-
-    Args:
-        rewards: of the candidates of one prompt.
-        n: size of a subset.
-        subsets: how many are drawn.
-        seed: of the draw.
-        name: prompt and temperature, so that each has draws of its own.
-
-    Returns:
-        float64 [candidates], their sum is 1.
-
-    Raises:
-        UserError: there are fewer than n candidates.
-    """
-    values = np.asarray(rewards, dtype=np.float64)
-    if len(values) < n:
-        raise UserError(
-            f"prompt {name[0]!r} has {len(values)} candidates, the best of {n} needs {n}: raise best_of_n.n."
-        )
-    rng = np.random.default_rng(int(stable_hash([seed, n, *name]), 16) % 2**64)
-    weights = np.zeros(len(values))
-    for _ in range(subsets):
-        drawn = np.sort(rng.choice(len(values), size=n, replace=False))
-        weights[drawn[values[drawn].argmax()]] += 1 / subsets
-    return weights
 
 
 def chosen_candidates(candidates: pd.DataFrame, recipe: SubsetsRecipe) -> pd.DataFrame:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Literal
 
 from prefopt.errors import UserError
-from prefopt.files import stable_hash
 from prefopt.judging.budget import Budget, Price
 from prefopt.judging.endpoint import Endpoint
 from prefopt.judging.judge import Comparison, Verdict
@@ -17,7 +16,8 @@ from prefopt.judging.replies import parse_reply, reply_schema
 from prefopt.judging.templates import Template, fill, question
 from prefopt.judging.verdict_store import REFUSED, Reply, VerdictStore
 from prefopt.judging.watch import Watch
-from prefopt.progress import Progress
+from prefopt.runtime.progress import Progress
+from prefopt.store.files import stable_hash
 
 _SPENT_EVERY = 25  # calls between two looks at what all jobs together have spent
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.judging.judge import Judge, OrderRule, Pair, judge_pairs
 from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 

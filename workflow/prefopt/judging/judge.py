@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from prefopt.errors import UserError
-from prefopt.files import stable_hash
+from prefopt.store.files import stable_hash
 
 Winner = Literal["first", "second", "tie", "invalid"]
 Order = Literal["policy_first", "reference_first"]

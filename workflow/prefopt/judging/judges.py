@@ -10,9 +10,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_dict
 from prefopt.judging.judge import Judge, OrderRule
 from prefopt.judging.oracle import OracleJudge
-from prefopt.recipes import from_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def build_judge(args: argparse.Namespace, recipe: JudgeRecipe, prompts: pd.DataF
             gold_model, gold_data = _argument(args, recipe, "gold_model"), _argument(args, recipe, "gold_data")
             return load_judge(gold_model, gold_data, prompts, recipe.token_budget)
         case "human":
-            from prefopt.judging.human.judge import load_votes
+            from prefopt.judging.people import load_votes
 
             return load_votes(_argument(args, recipe, "votes"))
         case "chat" | "recorded":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from prefopt.data import dialogue_world, world
+from prefopt.data.synthetic import dialogue_world, world
 from prefopt.errors import UserError
 from prefopt.judging.judge import Comparison, Verdict
 

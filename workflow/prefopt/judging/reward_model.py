@@ -14,15 +14,15 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.analysis.statistics import score_interval
 from prefopt.errors import UserError
-from prefopt.finite import require_finite
 from prefopt.judging.judge import PROMPTS_AT_ONCE, Comparison, Verdict, Winner
 from prefopt.lm.batching import Row
 from prefopt.lm.continuations import encode_continuations
 from prefopt.lm.models import load_scorer, load_tokenizer, tokenizer_hash, weights_hash
-from prefopt.progress import Progress
-from prefopt.tables import read_table
-from prefopt.training.reward import score_rows
-from prefopt.usage import Usage, default_device
+from prefopt.rewards.learned import score_rows
+from prefopt.runtime.progress import Progress
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.finite import require_finite
+from prefopt.store.tables import read_table
 
 
 class RewardModelJudge:

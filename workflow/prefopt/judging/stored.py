@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from prefopt.judging.verdict_store import VerdictStore
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 

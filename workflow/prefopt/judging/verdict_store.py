@@ -26,7 +26,7 @@ from typing import Any, Self
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.files import canonical_json, stable_hash
+from prefopt.store.files import canonical_json, stable_hash
 
 MOST_TOKENS = 10**9  # of a reply that can be; what is above is no count
 REFUSED = "refused"  # finish_reason of a call that the endpoint would not answer; it cost nothing

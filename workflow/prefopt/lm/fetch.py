@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from prefopt.errors import UserError
 from prefopt.lm.loading import LOADING, check_config, check_weights, reason_of, silent
 from prefopt.lm.models import check_vocabulary, save_model
-from prefopt.tables import package_versions
+from prefopt.store.tables import package_versions
 
 _KINDS = {"causal_lm": AutoModelForCausalLM, "classifier": AutoModelForSequenceClassification}
 

@@ -23,9 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from prefopt import provenance
 from prefopt.errors import UserError
-from prefopt.files import atomic_directory, canonical_json
 from prefopt.lm.engine import position_limit, score_head
 from prefopt.lm.loading import (
     check_classifier,
@@ -37,6 +35,8 @@ from prefopt.lm.loading import (
     reason_of,
 )
 from prefopt.lm.verify import use_engine
+from prefopt.store import provenance
+from prefopt.store.files import atomic_directory, canonical_json
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 # Tokens that a tokenizer has a use for.

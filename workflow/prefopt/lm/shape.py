@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from prefopt.flops import Shape, reading_flops
 from prefopt.lm.batching import Row
 from prefopt.lm.engine import backbone, output_head, score_head
+from prefopt.lm.flops import Shape, reading_flops
 
 
 def shape_of(model: PreTrainedModel) -> Shape:

@@ -20,11 +20,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from prefopt import processes
 from prefopt.errors import UserError
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.engine import layers_of
-from prefopt.usage import default_device
+from prefopt.runtime import processes
+from prefopt.runtime.usage import default_device
 
 Result = TypeVar("Result")
 

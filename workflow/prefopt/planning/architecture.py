@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from prefopt.errors import UserError
-from prefopt.flops import Shape
+from prefopt.lm.flops import Shape
 
 MODELS = Path(__file__).with_name("models.yaml")
 
@@ -198,7 +198,7 @@ def adapter_parameters(model: Architecture, rank: int) -> int:
 
 
 def shape(model: Architecture, outputs: int | None = None) -> Shape:
-    """The shape from which `prefopt.flops` counts.
+    """The shape from which `prefopt.lm.flops` counts.
 
     Args:
         model: the architecture.

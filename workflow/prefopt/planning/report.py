@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.config import resolve
 from prefopt.errors import UserError
-from prefopt.files import write_text
+from prefopt.experiment.config import resolve
 from prefopt.planning.estimate import Estimate, hardware
 from prefopt.planning.stages import estimates
 from prefopt.planning.work import Hardware
+from prefopt.store.files import write_text
 
 Config = dict[str, Any]
 

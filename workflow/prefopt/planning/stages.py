@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from prefopt import plan
+from prefopt.experiment import targets
 from prefopt.planning import samplers, trainers
 from prefopt.planning.estimate import Estimate
 from prefopt.planning.task import Task
@@ -54,13 +54,13 @@ def estimate(config: Config, task: str, stage: str, name: str | None = None) -> 
 def estimates(config: Config, task: str) -> list[Estimate]:
     """Every training, sampling and scoring stage of a task; runs of a sweep as one entry a method."""
     section = config["tasks"][task]
-    made = ["pretrain" if name == "base" else name for name in plan.trainers(config, task)]
-    if plan.kind(section) == "frontier":
+    made = ["pretrain" if name == "base" else name for name in targets.trainers(config, task)]
+    if targets.kind(section) == "frontier":
         stages = [*made, "pair_samples", "ceiling_samples", "reference"]
         stages += [] if section["true_reward"]["source"] == "rule" else ["true_rewards"]
         return [estimate(config, task, stage) for stage in stages] + _sweep(config, task)
     stages = [*made, *(["reference"] if "dpo" in made else [])]
-    stages += ["candidates", "score"] if plan.has_candidates(config, task) else []
+    stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
     samples = [method for method in section["methods"] if not method.startswith("best_of_")]
     return [
         *(estimate(config, task, stage) for stage in stages),
@@ -70,7 +70,7 @@ def estimates(config: Config, task: str) -> list[Estimate]:
 
 def _sweep(config: Config, task: str) -> list[Estimate]:
     by_method: dict[str, list[str]] = {}
-    for run in plan.runs(config, task):
+    for run in targets.runs(config, task):
         by_method.setdefault(config["tasks"][task]["runs"][run]["method"], []).append(run)
     return [
         _renamed(estimate(config, task, "frontier_run", runs[0]), f"frontier_run {method}", len(runs))

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from prefopt import plan
+from prefopt.experiment import targets
 from prefopt.planning import work
 from prefopt.planning.architecture import Architecture, from_folder, from_hub, from_pretrain
 from prefopt.planning.estimate import gpus
@@ -39,7 +39,7 @@ class Task:
     @property
     def frontier(self) -> bool:
         """Whether it is a sweep."""
-        return plan.kind(self.section) == "frontier"
+        return targets.kind(self.section) == "frontier"
 
     @property
     def width(self) -> int:
@@ -66,9 +66,9 @@ class Task:
         Raises:
             UserError: its size is not known.
         """
-        section = self.config["tasks"][plan.home(self.config, self.name)]
+        section = self.config["tasks"][targets.home(self.config, self.name)]
         if name == "reference":
-            name = plan.reference(self.config, self.name)
+            name = targets.reference(self.config, self.name)
         if name in ("sft", "true_reward") and section[name]["source"] in ("path", "hub"):
             return self._brought(section[name], name)
         if name in ("dpo", "ppo", "reward_model"):
@@ -83,7 +83,7 @@ class Task:
     def _brought(self, source: Config, part: str) -> tuple[str, Architecture]:
         if source["source"] == "path":
             return source["path"], from_folder(source["path"])
-        fetched = Path("results", "models", plan.home(self.config, self.name), f"fetched_{part}")
+        fetched = Path("results", "models", targets.home(self.config, self.name), f"fetched_{part}")
         known = from_folder(fetched) if (fetched / "config.json").is_file() else from_hub(source["name"])
         return source["name"], known
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefopt import plan
+from prefopt.experiment import targets
 from prefopt.planning import memory, work
 from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
 from prefopt.planning.estimate import Estimate
@@ -55,7 +55,7 @@ def dpo(task: Task, stage: str, _: str | None = None) -> Estimate:
     """DPO, perhaps with the samples that are drawn from its float32 weights while it trains."""
     table, section = task.counts.pairs, task.section["dpo"]
     made = _on_examples(task, stage, "reference", section, table["train"], table["validation"], task.pair_rows)
-    if not plan.has_steps(task.config, task.name):
+    if not targets.has_steps(task.config, task.name):
         return made
     sampling, by_step = task.section["sampling"], task.section["by_step"]
     drawn = work.sampling(

@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from prefopt import plan
-from prefopt.flops import reading_flops, sampling_flops
+from prefopt.experiment import targets
 from prefopt.lm.batching import prompts_at_once
+from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.planning import architecture
 from prefopt.planning.architecture import Architecture
 from prefopt.planning.memory import ROW_BUDGET, Rows
@@ -80,13 +80,13 @@ def counts(config: Config, task: str) -> Counts:
     """
     section = config["tasks"][task]
     made, source = section["data"]["embedded"], section["data"]["source"]
-    if plan.kind(section) == "frontier":
+    if targets.kind(section) == "frontier":
         demonstrations, labelled = _reviews(section, task)
         pairs = {split: section["pairs"][f"{split}_prompts"] for split in ("train", "validation")}
         per_prompt = math.comb(section["pairs"]["completions"], 2)
         every = {split: prompts * per_prompt for split, prompts in pairs.items()}
         return Counts(demonstrations, every, {}, demonstrations["train"], labelled)
-    if plan.kind(section) == "transfer":
+    if targets.kind(section) == "transfer":
         return Counts({}, {}, {}, 0)
     prepared = _prepared(task)
     if prepared is not None:

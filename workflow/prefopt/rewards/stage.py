@@ -9,14 +9,14 @@ from typing import Literal
 
 import torch
 
-from prefopt.finite import require_finite
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.models import weights_hash
-from prefopt.progress import Progress
-from prefopt.recipes import from_json, to_dict
 from prefopt.rewards.true_reward import load_true_reward
-from prefopt.shards import add_shard_argument, parse_shard
-from prefopt.tables import read_table, write_table
-from prefopt.usage import Usage, default_device
+from prefopt.runtime.progress import Progress
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.finite import require_finite
+from prefopt.store.shards import add_shard_argument, parse_shard
+from prefopt.store.tables import read_table, write_table
 
 # Texts of a block, between two progress lines; a shard of the work holds whole blocks.
 _TEXTS_AT_ONCE = 4096

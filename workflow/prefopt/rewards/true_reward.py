@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.data import review_world
+from prefopt.data.synthetic import review_world
 from prefopt.errors import UserError
 from prefopt.lm import models
 

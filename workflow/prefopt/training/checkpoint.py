@@ -32,9 +32,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from prefopt import collectives, processes
 from prefopt.errors import UserError
-from prefopt.files import (
+from prefopt.runtime import collectives, processes
+from prefopt.runtime.interruption import Interrupted, asked_to_stop, listening
+from prefopt.store.files import (
     atomic_path,
     check_disk_space,
     flush,
@@ -44,8 +45,7 @@ from prefopt.files import (
     stable_hash,
     try_lock,
 )
-from prefopt.interruption import Interrupted, asked_to_stop, listening
-from prefopt.tables import read_manifest, read_rows
+from prefopt.store.tables import read_manifest, read_rows
 from prefopt.training.checkpoint_files import CheckpointPlanner, CheckpointReader, make_folders, require_own
 
 logger = logging.getLogger(__name__)

@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt import processes
 from prefopt.analysis.statistics import score_interval
-from prefopt.data.reviews import UNLABELLED
-from prefopt.files import write_text
-from prefopt.finite import require_finite
+from prefopt.data.formats.reviews import UNLABELLED
+from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
 from prefopt.lm.models import new_classifier
-from prefopt.recipes import from_json
 from prefopt.rewards.true_reward import positive_probabilities
-from prefopt.tables import read_table
+from prefopt.runtime import processes
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.files import write_text
+from prefopt.store.finite import require_finite
+from prefopt.store.tables import read_table
 from prefopt.training import stage
 from prefopt.training.loop import Examples, train
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.sft import split_of
-from prefopt.usage import Usage, default_device
 
 # The shortest excerpt, in tokens, and the bins of the reliability table.
 _SHORTEST = 8

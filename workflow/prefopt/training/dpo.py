@@ -17,22 +17,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt import collectives, processes
+from prefopt.experiment.recipes import from_dict, from_json, to_dict
 from prefopt.generation.sample import SampleRecipe, chosen_prompts, sample_rows
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash
+from prefopt.lm.precision import DTYPES
 from prefopt.lm.sharding import gathered
 from prefopt.objectives import dpo_loss, ipo_loss
-from prefopt.recipes import from_dict, from_json, to_dict
-from prefopt.tables import read_table, write_table
+from prefopt.runtime import collectives, processes
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.tables import read_table, write_table
 from prefopt.training import stage
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.loop import Examples, train
-from prefopt.training.optimization import DTYPES
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.reference import preference_rows, read_reference
 from prefopt.training.sft import split_of
-from prefopt.usage import Usage, default_device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt.finite import require_finite
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.kl import completion_kls
+from prefopt.lm.precision import autocast
 from prefopt.lm.sampling import Completion, sample
 from prefopt.rewards.true_reward import TrueReward
-from prefopt.training.optimization import autocast
+from prefopt.store.finite import require_finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,12 @@ import pandas as pd
 import torch
 
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_dict, from_json, to_dict
 from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, new_scorer, tokenizer_hash, weights_hash
 from prefopt.lm.sharding import recompute_activations
-from prefopt.recipes import from_dict, from_json, to_dict
 from prefopt.rewards.true_reward import TrueReward, load_true_reward
-from prefopt.tables import read_table, write_table
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.tables import read_table, write_table
 from prefopt.training import ppo, stage
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.dpo import DPORecipe, preference_examples
@@ -32,7 +33,6 @@ from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.reference import read_reference
 from prefopt.training.sft import SFTRecipe, split_of, table_examples
 from prefopt.training.unlikelihood import UnlikelihoodRecipe, unlikelihood_examples
-from prefopt.usage import Usage, default_device
 
 logger = logging.getLogger(__name__)
 

@@ -20,23 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prefopt import collectives, processes
-from prefopt.files import write_text
-from prefopt.finite import require_finite
 from prefopt.lm.batching import Row
+from prefopt.lm.precision import autocast
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.lm.sharding import dealt_micro_batches
-from prefopt.progress import Progress
+from prefopt.runtime import collectives, processes
+from prefopt.runtime.progress import Progress
+from prefopt.runtime.usage import Usage
+from prefopt.store.files import write_text
+from prefopt.store.finite import require_finite
 from prefopt.training.checkpoint import RunFolder, TrainingState
 from prefopt.training.optimization import (
-    autocast,
     build_optimizer,
     clip_gradients,
     learning_rate_factor,
     set_learning_rate,
 )
 from prefopt.training.recipe import TrainingRecipe
-from prefopt.usage import Usage
 
 logger = logging.getLogger(__name__)
 

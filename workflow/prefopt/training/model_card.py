@@ -6,14 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from prefopt.files import read_json, write_text
 from prefopt.lm.models import tokenizer_hash, weights_hash
+from prefopt.store.files import read_json, write_text
 
 _CARD = """\
 # A small base model of the embedded TL;DR world
 
 A causal language model of {parameters:,} parameters (Llama architecture, byte-level BPE) that knows the synthetic
-forum posts of `prefopt.data.world` and nothing else. It has read lists of words, posts, and quotes, notes and questions
+forum posts of `prefopt.data.synthetic.world` and nothing else. It has read lists of words, posts, and quotes, notes and questions
 about them, never a summary. It is of no use outside this workflow's embedded default, whose base it is.
 
 | | |

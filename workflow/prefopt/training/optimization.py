@@ -1,16 +1,13 @@
-"""Optimizers, learning rates and the precision of a step."""
+"""Optimizers, learning rates and the clipping of gradients."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_optimizer(
@@ -53,10 +50,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Sets the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-
-
-def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context of a forward pass: bfloat16 matrix products over float32 weights, or plain float32."""
-    if dtype == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[dtype])

@@ -20,21 +20,23 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from prefopt import collectives, objectives, processes
-from prefopt.finite import require_finite
-from prefopt.flops import reading_flops, sampling_flops
+from prefopt import objectives
+from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
+from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, tokenizer_hash
+from prefopt.lm.precision import autocast
 from prefopt.lm.shape import shape_of
 from prefopt.lm.sharding import dealt_micro_batches, place, recompute_activations
-from prefopt.progress import Progress
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.runtime import collectives, processes
+from prefopt.runtime.progress import Progress
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.finite import require_finite
+from prefopt.store.tables import read_table
 from prefopt.training import stage
 from prefopt.training.checkpoint import RunFolder, TrainingState
 from prefopt.training.optimization import (
-    autocast,
     build_optimizer,
     clip_gradients,
     learning_rate_factor,
@@ -53,7 +55,6 @@ from prefopt.training.rollouts import (
     roll_out,
 )
 from prefopt.training.sft import split_of
-from prefopt.usage import Usage, default_device
 
 logger = logging.getLogger(__name__)
 

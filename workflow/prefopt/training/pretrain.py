@@ -13,16 +13,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.errors import UserError
-from prefopt.files import stable_hash
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.models import encode
 from prefopt.lm.verify import use_engine
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.files import stable_hash
+from prefopt.store.tables import read_table
 from prefopt.training import stage
 from prefopt.training.loop import Examples, train
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.sft import completion_examples
-from prefopt.usage import Usage, default_device
 
 EOS = "<|endoftext|>"
 _VALIDATION_SHARE = 0.02

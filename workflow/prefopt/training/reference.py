@@ -12,19 +12,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from prefopt import collectives, processes
 from prefopt.errors import UserError
-from prefopt.finite import require_finite
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
+from prefopt.lm.precision import DTYPES, autocast
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.lm.sharding import dealt_micro_batches, place
-from prefopt.progress import Progress
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table, write_table
-from prefopt.training.optimization import DTYPES, autocast
-from prefopt.usage import Usage, default_device
+from prefopt.runtime import collectives, processes
+from prefopt.runtime.progress import Progress
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.finite import require_finite
+from prefopt.store.tables import read_table, write_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

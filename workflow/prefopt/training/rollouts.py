@@ -12,15 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prefopt import collectives, objectives
-from prefopt.finite import require_finite
+from prefopt import objectives
 from prefopt.lm.batching import Row
 from prefopt.lm.engine import score_head
 from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs, pad_flat
+from prefopt.lm.precision import autocast
 from prefopt.lm.sampling import Completion, sample
 from prefopt.lm.sharding import dealt_micro_batches, gathered, within
-from prefopt.training.optimization import autocast
-from prefopt.training.reward import score_rows
+from prefopt.rewards.learned import score_rows
+from prefopt.runtime import collectives
+from prefopt.store.finite import require_finite
 
 ADVICE = "lower the learning rate or look at these prompts"
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.tables import read_table
 from prefopt.training import stage
 from prefopt.training.loop import Examples, train
 from prefopt.training.recipe import TrainingRecipe
-from prefopt.usage import Usage, default_device
 
 logger = logging.getLogger(__name__)
 

@@ -9,18 +9,18 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from prefopt import collectives, processes
-from prefopt.files import stable_hash
-from prefopt.fingerprint import fingerprint
+from prefopt.experiment.recipes import from_dict, to_dict
 from prefopt.lm.adapter import AdapterRecipe, add_adapter, merged
 from prefopt.lm.models import save_model, tokenizer_hash, weights_hash
 from prefopt.lm.sharding import place, recompute_activations, whole_weights
-from prefopt.recipes import from_dict, to_dict
-from prefopt.tables import package_versions
+from prefopt.runtime import collectives, processes
+from prefopt.runtime.usage import Usage, default_device
+from prefopt.store.files import stable_hash
+from prefopt.store.fingerprint import fingerprint
+from prefopt.store.tables import package_versions
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.loop import write_metrics
 from prefopt.training.recipe import TrainingRecipe
-from prefopt.usage import Usage, default_device
 
 # Checkpoint (weights and at most two optimizer moments), best weights, the model published and spare room.
 _COPIES_OF_THE_WEIGHTS = 6

@@ -15,11 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.files import atomic_directory, stable_hash
+from prefopt.experiment.recipes import from_json
 from prefopt.judging.human.study import read_key
 from prefopt.judging.oracle import quality_score
-from prefopt.recipes import from_json
-from prefopt.tables import read_table
+from prefopt.store.files import atomic_directory, stable_hash
+from prefopt.store.tables import read_table
 
 _NOISE_SPREAD = 0.3  # of the logarithm of raters' noise
 

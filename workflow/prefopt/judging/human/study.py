@@ -24,12 +24,12 @@ from typing import Any
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.files import atomic_directory, atomic_path, canonical_json, stable_hash
+from prefopt.experiment.recipes import from_dict, from_json, to_dict
+from prefopt.experiment.targets import REFERENCE
 from prefopt.judging.human.page import rater_page
 from prefopt.judging.templates import question
-from prefopt.plan import REFERENCE
-from prefopt.recipes import from_dict, from_json, to_dict
-from prefopt.tables import read_table, write_table
+from prefopt.store.files import atomic_directory, atomic_path, canonical_json, stable_hash
+from prefopt.store.tables import read_table, write_table
 
 logger = logging.getLogger(__name__)
 

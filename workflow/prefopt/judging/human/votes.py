@@ -17,9 +17,9 @@ import pandas as pd
 
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.judging.human.study import read_key
-from prefopt.recipes import from_json, to_dict
-from prefopt.tables import read_table, write_table
+from prefopt.store.tables import read_table, write_table
 
 _VOTES = ("left", "right", "tie", "skip")
 _LONGEST = 24 * 3600.0  # seconds for one answer; more was a forgotten page

@@ -1,0 +1,561 @@
+"""A config is completed from the schema, checked in one sentence, and cut into the recipe of each stage."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prefopt.errors import UserError
+from prefopt.experiment.config import doubled_keys, leaves, load_schema, resolve
+
+CONFIG = Path(__file__).parents[3] / "config"
+
+
+def read(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = yaml.safe_load((CONFIG / name).read_text(encoding="utf-8"))
+    return result
+
+
+def merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    """What Snakemake makes of a configfile and an overlay."""
+    result = copy.deepcopy(base)
+    for key, value in overlay.items():
+        mergeable = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if mergeable else copy.deepcopy(value)
+    return result
+
+
+def with_value(path: str, value: Any) -> dict[str, Any]:
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return merged(read("config.yaml"), value)
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return resolve(read("config.yaml"))
+
+
+def test_defaults_are_filled_in_at_every_depth(config: dict[str, Any]) -> None:
+    tldr = config["tasks"]["tldr"]
+    assert tldr["dpo"]["optimizer"] == "rmsprop" and tldr["sft"]["optimizer"] == "adamw"
+    assert tldr["data"]["splits"] == {"train": 0.7, "validation": 0.1, "test": 0.2}
+    assert tldr["data"]["hub"]["posts_revision"] is None
+    assert config["compute"]["dtype"] == "float32"
+
+
+def test_resolving_again_changes_nothing_and_the_given_config_is_left_alone(config: dict[str, Any]) -> None:
+    given = read("config.yaml")
+    assert resolve(given) == config == resolve(config)
+    assert given == read("config.yaml")
+
+
+def test_no_value_stands_both_in_the_config_and_as_the_same_default_in_the_schema() -> None:
+    schema = load_schema()
+    twice = []
+    for path, value in leaves(read("config.yaml")):
+        if ".runs." in path or ".other_judges." in path:  # names of the user's own, each a section without defaults
+            continue
+        below = schema
+        for key in path.split("."):
+            below = below["properties"][key]
+        if "default" in below and below["default"] == value:
+            twice.append(path)
+    assert twice == []
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"), [("embedded", "shipped"), ("files", "scratch")], ids=["embedded", "files"]
+)
+def test_a_base_that_is_not_named_is_shipped_for_embedded_data_and_made_otherwise(
+    tmp_path: Path, data: str, expected: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    overlay = {"source": data, "posts": [str(file)], "comparisons": [str(file)], "gold_fraction": 0.3}
+    judge = {"kind": "oracle" if data == "embedded" else "reward_model"}
+    tldr = {"data": overlay, "judge": judge, "human": None}
+    resolved = resolve(merged(read("config.yaml"), {"tasks": {"tldr": tldr}}))
+    assert resolved["tasks"]["tldr"]["base"]["source"] == expected
+
+
+def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> None:
+    assert yaml.safe_load("5e-5") == "5e-5"
+    tldr = resolve(with_value("tasks.tldr.dpo", {"learning_rate": "5e-5", "beta": 1, "batch_size": 64.0}))["tasks"][
+        "tldr"
+    ]
+    assert tldr["dpo"]["learning_rate"] == 5e-5
+    assert (tldr["dpo"]["beta"], type(tldr["dpo"]["beta"])) == (1.0, float)
+    assert (tldr["dpo"]["batch_size"], type(tldr["dpo"]["batch_size"])) == (64, int)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("tasks.tldr.dpo.beta", -1, "tasks.tldr.dpo.beta is -1; allowed: a number above 0."),
+        ("tasks.tldr.dpo.beta", 0, "tasks.tldr.dpo.beta is 0; allowed: a number above 0."),
+        ("tasks.tldr.dpo.beta", "high", "tasks.tldr.dpo.beta is 'high'; allowed: a number above 0."),
+        ("tasks.tldr.dpo.beta", True, "tasks.tldr.dpo.beta is true; allowed: a number above 0."),
+        ("tasks.tldr.dpo.beta", float("inf"), "tasks.tldr.dpo.beta is inf; allowed: a finite number."),
+        ("tasks.tldr.dpo.betta", 0.1, "tasks.tldr.dpo.betta (0.1) is not a key; did you mean 'beta'? Allowed: *"),
+        ("tasks.tldr.dpo", None, "tasks.tldr.dpo is missing; methods names 'dpo', which needs this section."),
+        ("tasks.sst", {}, "tasks.sst (a section) is not a key; allowed: cnndm, hh, imdb, tldr."),
+        ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seed, tasks."),
+        ("seed", 1.5, "seed is 1.5; allowed: a whole number at least 0 and at most 4294967295."),
+        (
+            "tasks.tldr.sampling.temperatures",
+            [0.0, -0.5],
+            "tasks.tldr.sampling.temperatures[[]1] is -0.5; allowed: a number at least 0.",
+        ),
+        (
+            "tasks.tldr.methods",
+            ["dpo", "rlhf"],
+            "tasks.tldr.methods[[]1] is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, ppo or best_of_N *",
+        ),
+        ("tasks.tldr.methods", ["dpo", "dpo"], "tasks.tldr.methods is [[]'dpo', 'dpo'], where one stands twice; *"),
+        (
+            "tasks.tldr.methods",
+            ["best_of_256"],
+            "tasks.tldr.methods[[]0] is 'best_of_256', but best_of_n.n is 128; *",
+        ),
+        (
+            "tasks.tldr.judge.kind",
+            "gpt-4",
+            "tasks.tldr.judge.kind is 'gpt-4'; allowed: oracle, reward_model, chat, recorded or human.",
+        ),
+        ("tasks.tldr.data.posts", ["a.csv"], "tasks.tldr.data.posts[[]0] is 'a.csv'; allowed: a path that ends in *"),
+        (
+            "tasks.tldr.data.splits",
+            {"train": 0.5},
+            "tasks.tldr.data.splits is 0.5 + 0.1 + 0.2 = 0.8; allowed: shares that add up to 1.",
+        ),
+        (
+            "tasks.tldr.data.source",
+            "files",
+            "tasks.tldr.data.source is 'files', but data.posts and *\n"
+            "tasks.tldr.data.source is 'files', but data.comparisons and *\n"
+            "tasks.tldr.judge.kind is 'oracle', *\ntasks.tldr.data.gold_fraction is 0; with other_judges.gold.kind *",
+        ),
+        (
+            "tasks.tldr.data.source",
+            "hub",
+            "tasks.tldr.data.hub.posts is null; with data.source 'hub' it must be *\n"
+            "tasks.tldr.data.hub.comparisons is null; *\n"
+            "tasks.tldr.judge.kind is 'oracle', *\ntasks.tldr.data.gold_fraction is 0; with other_judges.gold.kind *",
+        ),
+        (
+            "tasks.tldr.data",
+            {"source": "files", "posts": ["no.jsonl"], "comparisons": ["no.jsonl"]},
+            "tasks.tldr.data.posts names 'no.jsonl'; no such file is seen from the working directory.\n"
+            "tasks.tldr.data.comparisons names 'no.jsonl'; no such file is seen from the working directory.\n"
+            "tasks.tldr.judge.kind is 'oracle', *\ntasks.tldr.data.gold_fraction is 0; with other_judges.gold.kind *",
+        ),
+        (
+            "tasks.tldr.lengths.max_length",
+            150,
+            "tasks.tldr.lengths.max_prompt_length is 160; allowed: less than lengths.max_length, which is 150.",
+        ),
+        ("tasks.tldr.lengths.max_length", 300, "tasks.tldr.lengths.max_length is 300; allowed: at most the base's *"),
+        (
+            "tasks.tldr.sampling.max_new_tokens",
+            100,
+            "tasks.tldr.sampling.max_new_tokens is 100; allowed: at most 96, *",
+        ),
+        ("tasks.tldr.base.source", "path", "tasks.tldr.base.path is null; with base.source 'path' it must be *"),
+        (
+            "tasks.tldr.base",
+            {"source": "path", "path": "nowhere"},
+            "tasks.tldr.base.path is 'nowhere', where no config.json lies; *",
+        ),
+        ("tasks.tldr.sft.source", "hub", "tasks.tldr.sft.name is null; with sft.source 'hub' it must be *"),
+        ("tasks.tldr.pretrain.heads", 3, "tasks.tldr.pretrain.hidden_size is 128; allowed: a multiple of *"),
+        ("tasks.tldr.ppo.minibatches", 1000, "tasks.tldr.ppo.minibatches is 1000; allowed: at most *"),
+        ("tasks.tldr.evaluation.test_prompts", 9999, "tasks.tldr.evaluation.test_prompts is 9999; allowed: at most *"),
+        (
+            "tasks.tldr.dpo",
+            {"loss": "ipo", "label_smoothing": 0.1},
+            "tasks.tldr.dpo.label_smoothing is 0.1; with dpo.loss 'ipo' it must be 0.",
+        ),
+        ("tasks.hh.methods", ["ppo"], "tasks.hh.ppo is missing; methods names 'ppo', which needs this section."),
+        ("tasks.hh.reference", "sft", "tasks.hh.sft is missing; reference is 'sft', which needs this section."),
+        (
+            "tasks.hh.data.source",
+            "files",
+            "tasks.hh.data.source is 'files', but data.comparisons is empty; give it *\ntasks.hh.judge.kind is 'oracle', *",
+        ),
+        (
+            "tasks.cnndm.data.source",
+            "hub",
+            "tasks.cnndm.data.hub.articles is null; with data.source 'hub' *\ntasks.cnndm.judge.kind is 'oracle', *",
+        ),
+        ("tasks.cnndm.methods", ["best_of_4"], "tasks.cnndm.methods[[]0] is 'best_of_4'; allowed: base, sft, *"),
+        (
+            "tasks.imdb.runs",
+            {"mine": {"method": "dpo"}},
+            "tasks.imdb.runs.mine.beta is missing; a run of the method 'dpo' is made by it.",
+        ),
+        (
+            "tasks.imdb.runs",
+            {"mine": {"method": "ppo", "kl_target": 3, "beta": 1}},
+            "tasks.imdb.runs.mine.beta (1) is not read by the method 'ppo'; leave it out.",
+        ),
+        ("tasks.imdb.runs", {"mine": {"beta": 1}}, "tasks.imdb.runs.mine.method is missing; allowed: dpo, *"),
+        (
+            "tasks.tldr.judge.kind",
+            "human",
+            "tasks.tldr.sampling.temperatures holds 5 temperatures; with judge.kind 'human' it must hold one, *",
+        ),
+        ("tasks.tldr.judge.kind", "chat", "tasks.tldr.judge.chat is missing; judge.kind is 'chat', which needs *"),
+        (
+            "tasks.tldr.judge",
+            {"kind": "chat", "chat": {"base_url": "http://x/v1", "model": "m", "prompt": "tldr_concise"}},
+            "tasks.tldr.judge.chat.prices has no price of 'm'; give USD *",
+        ),
+        (
+            "tasks.tldr.judge",
+            {
+                "kind": "chat",
+                "chat": {
+                    "base_url": "http://x/v1",
+                    "model": "m",
+                    "prompt": "p",
+                    "prices": {"m": {"input": 0, "output": 0}},
+                },
+            },
+            "tasks.tldr.judge.chat.prompt is 'p'; allowed: hh_helpful, news_concise, tldr_concise, tldr_simple, *",
+        ),
+        (
+            "tasks.tldr.judge",
+            {"kind": "chat", "chat": {"base_url": "http://x/v1", "model": "m", "prompt": "p", "api_key_env": "sk-1"}},
+            "tasks.tldr.judge.chat.api_key_env is no allowed value (which is not shown, *",
+        ),
+        (
+            "tasks.tldr.human",
+            {"matchups": [{"first": {"method": "dpo"}, "second": {"method": "reference"}, "items": 3}]},
+            "tasks.tldr.human.matchups[[]0].first.temperature is missing; a method needs one, *",
+        ),
+        ("tasks.tldr.other_judges", {"A": {"kind": "oracle"}}, "tasks.tldr.other_judges is 'A'; allowed: names of *"),
+        ("tasks.imdb.runs", {"mine": 3}, "tasks.imdb.runs.mine is 3; allowed: a section with method and *"),
+        ("tasks.imdb.runs", {"a b": {"method": "dpo", "beta": 1}}, "tasks.imdb.runs is 'a b'; allowed: a name of *"),
+        (
+            "tasks.imdb.data",
+            {"source": "files", "reviews": [__file__.replace("test_config.py", "x.csv")]},
+            "tasks.imdb.data.reviews names *; no such file is seen from the working directory.\n"
+            "tasks.imdb.true_reward.source is 'rule', *",
+        ),
+        ("tasks.imdb.lengths.min_prefix", 9, "tasks.imdb.lengths.max_prefix is 8; allowed: from lengths.min_prefix, *"),
+        ("tasks.imdb.ceiling.prompts", 999, "tasks.imdb.ceiling.prompts is 999; allowed: at most *"),
+        ("tasks.imdb.evaluation.prompts", 999, "tasks.imdb.evaluation.prompts is 999; allowed: at most *"),
+        (
+            "tasks.imdb.true_reward.source",
+            "hub",
+            "tasks.imdb.true_reward.name is null; with true_reward.source 'hub' *",
+        ),
+    ],
+)
+def test_a_bad_value_is_named_with_its_key_and_what_is_allowed(path: str, value: Any, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(with_value(path, value))
+    said, expected = str(caught.value).splitlines(), sentence.splitlines()
+    assert len(said) == len(expected), str(caught.value)
+    for line, pattern in zip(said, expected, strict=True):
+        assert fnmatch.fnmatchcase(line, pattern), str(caught.value)
+
+
+def test_the_judge_must_suit_the_data(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("")
+    files = {"source": "files", "posts": [str(file)], "comparisons": [str(file)]}
+    with pytest.raises(
+        UserError, match=r"judge\.kind is 'oracle', which needs data\.source 'embedded' and not 'files'"
+    ):
+        resolve(with_value("tasks.tldr.data", files))
+    with pytest.raises(
+        UserError, match=r"data\.gold_fraction is 0; with judge\.kind 'reward_model' it must be above 0"
+    ):
+        resolve(with_value("tasks.tldr", {"data": files, "judge": {"kind": "reward_model"}}))
+    embedded = {"embedded": {"gold_pairs": 0}}
+    with pytest.raises(UserError, match=r"data\.embedded\.gold_pairs is 0"):
+        resolve(with_value("tasks.tldr", {"data": embedded, "judge": {"kind": "reward_model"}}))
+
+
+def test_a_rule_is_the_true_reward_of_embedded_reviews_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    with pytest.raises(
+        UserError, match=r"^tasks\.imdb\.true_reward\.source is 'rule', which needs data\.source 'embedded'"
+    ):
+        resolve(with_value("tasks.imdb.data", {"source": "files", "reviews": [str(tmp_path / "a.csv")]}))
+
+
+def test_a_run_of_the_sweep_may_be_left_out_but_not_all() -> None:
+    runs = read("config.yaml")["tasks"]["imdb"]["runs"]
+    resolve(with_value("tasks.imdb.runs", {"dpo_1": None}))
+    with pytest.raises(UserError, match=r"^tasks\.imdb\.runs is empty; give at least one run\.$"):
+        resolve(with_value("tasks.imdb.runs", dict.fromkeys(runs)))
+
+
+def test_a_missing_key_is_named() -> None:
+    config = read("config.yaml")
+    del config["tasks"]["tldr"]["dpo"]["beta"]
+    with pytest.raises(UserError, match=r"^tasks\.tldr\.dpo\.beta is missing; allowed: a number above 0\.$"):
+        resolve(config)
+
+
+# What paper.yaml may take over from config.yaml or the schema's defaults, and why.
+INHERITED: typing.Final = (
+    "seed",
+    "tasks.tldr.methods",  # the paper's
+    "tasks.tldr.reference",
+    "tasks.imdb.runs.*",  # the paper's
+    "tasks.*.data.posts",  # empty: the source is the hub
+    "tasks.*.data.comparisons",
+    "tasks.*.data.demonstrations",
+    "tasks.*.data.preferences",
+    "tasks.*.data.articles",
+    "tasks.*.data.reviews",
+    "tasks.*.data.max_*_mb",  # how much is read at most
+    "tasks.hh.data.hub.posts*",  # HH has none
+    "tasks.*.data.embedded.*",  # not used
+    "tasks.*.pretrain.*",  # not used: the bases come from the hub
+    "tasks.imdb.classifier.*",  # not used: the true reward comes from the hub
+    "tasks.imdb.sft.*",  # name and revision: it is trained here
+    "tasks.*.base.path",
+    "tasks.tldr.sft.path",
+    "tasks.imdb.true_reward.path",
+    "tasks.imdb.ceiling.*beta*",
+    "tasks.imdb.ceiling.min_effective_samples",
+    "tasks.*.evaluation.confidence",
+    "tasks.*.evaluation.examples",
+    "tasks.*.evaluation.example_characters",
+    "tasks.*.judge.seed",
+    "tasks.*.judge.chat.*",  # how the endpoint is asked
+    "compute.mem_mb",  # computed
+    "compute.runtime",
+    "tasks.tldr.other_judges.*",
+    "tasks.*.other_judges.gold.*",
+    "tasks.tldr.human.*",  # the paper's matchups stand in config.yaml
+    "tasks.*.best_of_n.subsets",
+    "tasks.*.adapter",  # null: all weights are trained
+    "tasks.*.seed",  # null: the top-level seed; the judge's model has its own
+)
+
+
+def test_the_paper_config_inherits_only_what_is_meant() -> None:
+    paper = read("paper.yaml")
+    stated = {path for path, _ in leaves(paper)}
+    inherited = {path for path, _ in leaves(resolve(merged(read("config.yaml"), paper)))} - stated
+    unmeant = {path for path in inherited if not any(fnmatch.fnmatchcase(path, meant) for meant in INHERITED)}
+    assert unmeant == set()
+    unused = {meant for meant in INHERITED if not any(fnmatch.fnmatchcase(path, meant) for path in inherited)}
+    assert unused == set()
+
+
+def test_the_paper_config_holds_the_printed_values() -> None:
+    paper = resolve(merged(read("config.yaml"), read("paper.yaml")))
+    tldr = paper["tasks"]["tldr"]
+    dpo = tldr["dpo"]
+    assert (dpo["beta"], dpo["learning_rate"], dpo["batch_size"], dpo["warmup_steps"]) == (0.5, 1e-6, 64, 150)
+    assert (dpo["optimizer"], dpo["schedule"], dpo["loss"]) == ("rmsprop", "constant", "sigmoid")
+    assert tldr["sft"]["name"] == "CarperAI/openai_summarize_tldr_sft"
+    revisions = [value for path, value in leaves(paper) if path.endswith("revision")]
+    assert revisions == [None] * 12  # none is invented
+
+
+def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:
+    sizes = {"batch_size", "epochs", "evaluate_every", "max_new_tokens", "max_length", "max_prompt_length", "updates"}
+    fewer = {"test_prompts", "n", "methods"}  # of HH, whose candidates are long
+    for task in ("tldr", "hh", "cnndm"):
+        paths = [path for path, _ in leaves(read("files.yaml")) if path.startswith(f"tasks.{task}.")]
+        keys = {path.removeprefix(f"tasks.{task}.") for path in paths if ".data." not in path}
+        judged = {"judge.kind", "other_judges.gold", "human.matchups", "human.simulated_raters"}
+        for_a_base_from_scratch = {key for key in keys if key.startswith("pretrain.")}
+        changed = {key.rpartition(".")[2] for key in keys - for_a_base_from_scratch - judged}
+        assert changed <= (sizes if task == "tldr" else sizes | fewer)
+
+
+def sentences(config: dict[str, Any]) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        resolve(config)
+    return str(caught.value).splitlines()
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    overlay = {
+        "seed": -1,
+        "sead": 2,
+        "tasks": {
+            "tldr": {"dpo": {"betta": 1, "loss": "mine"}, "lengths": {"max_length": 150}},
+            "hh": {"methods": ["ppo", "best_of_999"], "lengths": {"max_length": 99}},
+        },
+    }
+    said = sentences(merged(read("config.yaml"), overlay))
+    starts = [
+        "sead (2) is not a key; did you mean 'seed'? Allowed: ",
+        "seed is -1; allowed: ",
+        "tasks.tldr.dpo.betta (1) is not a key; ",
+        "tasks.tldr.dpo.loss is 'mine'; allowed: ",
+        "tasks.hh.ppo is missing; ",
+        "tasks.hh.methods[1] is 'best_of_999', but ",
+        "tasks.hh.lengths.max_prompt_length is 160; allowed: less than ",
+    ]
+    assert [next((start for start in starts if line.startswith(start)), line) for line in said] == starts
+
+
+KEY = "sk-proj-1234567890abcdef"
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("api_key", KEY),
+        ("tasks.tldr.api_key", KEY),
+        ("tasks.tldr.judge", KEY),
+        ("tasks.tldr.judge.api_key", KEY),
+        ("tasks.tldr.judge.seed", KEY),
+        ("tasks.tldr.judge.chat", KEY),
+        ("tasks.tldr.judge.chat.api_key", KEY),
+        ("tasks.tldr.judge.chat.api_key", [KEY]),
+        ("tasks.tldr.judge.chat.headers", {"Authorization": KEY}),
+        ("tasks.tldr.judge.chat.api_key_env", KEY),
+        ("tasks.tldr.judge.chat.timeout", KEY),
+        ("tasks.tldr.judge.chat.prices", KEY),
+        ("tasks.tldr.judge.chat.prices", {"m": KEY}),
+        ("tasks.tldr.judge.chat.base_url", f"https://x/v1?key={KEY}"),
+        ("tasks.tldr.judge.chat.base_url", f"https://x?key={KEY}"),
+        ("tasks.tldr.judge.chat.base_url", f"https://x/v1#{KEY}"),
+        ("tasks.tldr.judge.chat.base_url", f"https://user:{KEY}@x/v1"),
+        ("tasks.tldr.judge.chat.base_url", f"https://{KEY}@x"),
+        ("tasks.tldr.judge.chat.base_url", [f"https://{KEY}@x"]),
+        ("tasks.tldr.other_judges", {"gold": {"chat": {"api_key": KEY}}}),
+        ("tasks.tldr.other_judges", {"gold": {"chat": {"max_tokens": KEY}}}),
+    ],
+)
+def test_a_key_in_the_config_is_refused_without_being_shown(place: str, value: Any) -> None:
+    said = sentences(with_value(place, value))
+    assert any(line.startswith(place) for line in said), said
+    assert KEY not in "".join(said)
+
+
+@pytest.mark.parametrize("address", ["http://localhost:8000/v1", "https://x.org/a@b/v1", "https://x.org"])
+def test_an_address_without_a_password_or_a_query_is_taken(address: str) -> None:
+    chat = {"base_url": address, "model": "m", "prompt": "tldr_concise", "prices": {"m": {"input": 0, "output": 0}}}
+    resolved = resolve(with_value("tasks.tldr.judge", {"kind": "chat", "chat": chat}))
+    assert resolved["tasks"]["tldr"]["judge"]["chat"]["base_url"] == address
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1e30, float("nan"), float("inf"), "1"])
+@pytest.mark.parametrize("place", ["seed", "tasks.tldr.dpo.seed", "tasks.imdb.evaluation.seed"])
+def test_a_seed_that_no_stream_of_random_numbers_takes_is_refused(place: str, seed: Any) -> None:
+    said = sentences(with_value(place, seed))
+    allowed = "allowed: a whole number at least 0 and at most 4294967295"
+    assert said[0].startswith(f"{place} is ") and allowed in said[0]
+
+
+def test_a_number_that_is_not_finite_is_named_at_any_depth() -> None:
+    matchup = {"first": {"method": "dpo", "temperature": float("nan")}, "second": {"method": "reference"}, "items": 3}
+    place = "tasks.tldr.human.matchups"
+    assert sentences(with_value(place, [matchup])) == [
+        f"{place}[0].first.temperature is nan; allowed: a finite number."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "tasks: {tldr: {dpo: {beta: 0,5}}}",
+            ["tasks.tldr.dpo.beta is 0; *", "tasks.tldr.dpo holds the key 5, which *"],
+        ),
+        ("tasks: {tldr: {on: 1}}", ["tasks.tldr holds the key true, which is no text: write on, off, yes and no in *"]),
+        ("2024-01-01: 1", ['the config holds the key "2024-01-01", which is no text: *']),
+        ("tasks: {tldr: {human: {matchups: [{~: 1}]}}}", ["tasks.tldr.human.matchups[[]0] holds the key null, *", "*"]),
+        ("tasks: &a {tldr: {data: *a}}", ["the config nests without end: *"]),
+    ],
+)
+def test_a_key_that_is_no_text_is_named(text: str, said: list[str]) -> None:
+    found = sentences(merged(read("config.yaml"), yaml.safe_load(text)))
+    for pattern in said:
+        assert any(fnmatch.fnmatchcase(line, pattern) for line in found), found
+
+
+def test_a_key_that_stands_twice_in_a_file_is_named_with_its_lines(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("tasks:\n  tldr: { dpo: { beta: 0.5, beta: 1 } }\ntasks:\n  hh: { dpo: { beta: 0.2 } }\n")
+    lines = [
+        f"tasks stands twice in {path}, in lines 1 and 3; keep one, since the first would be lost.",
+        f"tasks.tldr.dpo.beta stands twice in {path}, in lines 2 and 2; keep one, since the first would be lost.",
+    ]
+    assert doubled_keys(path) == lines
+    with pytest.raises(UserError) as caught:
+        resolve(read("config.yaml"), [path])
+    assert str(caught.value).splitlines() == lines
+    path.write_text('{"seed": 1,\n"tasks": {}, "seed": 2}')
+    assert doubled_keys(path) == [
+        f"seed stands twice in {path}, in lines 1 and 2; keep one, since the first would be lost."
+    ]
+
+
+def test_what_yaml_merges_or_names_again_does_not_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("a: &a { x: 1 }\nb: &b { y: 2 }\nc: { <<: *a, x: 3 }\nd: *a\ne: { <<: [*a, *b], 1: 0, '1': 0 }\n")
+    assert doubled_keys(path) == []
+    for name in ("config.yaml", "paper.yaml", "files.yaml", "chat_judge.yaml"):
+        assert doubled_keys(CONFIG / name) == []
+
+
+def test_what_belongs_to_embedded_records_falls_away_where_there_are_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.jsonl").touch()
+    files = [str(tmp_path / "a.jsonl")]
+    data = {"source": "files", "posts": files, "comparisons": files, "gold_fraction": 0.3}
+    overlay = {"tasks": {"tldr": {"data": data, "judge": {"kind": "reward_model"}}}}
+    resolved = resolve(merged(read("config.yaml"), overlay))
+    tldr = resolved["tasks"]["tldr"]
+    assert tldr["human"]["simulated_raters"] is None and len(tldr["human"]["matchups"]) == 3
+    assert tldr["other_judges"] == {}
+    assert [record.getMessage().partition(" falls away")[0] for record in caplog.records] == [
+        "tasks.tldr.human.simulated_raters",
+        "tasks.tldr.other_judges.gold",
+    ]
+    caplog.clear()
+    assert resolve(resolved) == resolved and not caplog.records
+    # A judge of its own stays, one that knows embedded records alone does not.
+    judges = {"gold": {"seed": 2}, "truth": {"kind": "oracle"}}
+    overlay["tasks"]["tldr"]["other_judges"] = judges  # type: ignore[index]
+    assert list(resolve(merged(read("config.yaml"), overlay))["tasks"]["tldr"]["other_judges"]) == ["gold"]
+
+
+CHAT = {"base_url": "http://x/v1", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"data": {"posts": ["x/{1}.jsonl"]}}, "data.posts"),
+        ({"base": {"source": "path", "path": "my {task} model"}}, "base.path"),
+        ({"sft": {"source": "path", "path": "model}"}}, "sft.path"),
+        ({"judge": {"kind": "chat", "chat": {**CHAT, "prompt": "{p}.txt"}}}, "judge.chat.prompt"),
+        ({"other_judges": {"gold": {"kind": "chat", "chat": {"prompt": "{p}.txt"}}}}, "other_judges.gold.chat.prompt"),
+    ],
+)
+def test_a_path_with_braces_is_refused_with_its_key(values: dict[str, Any], key: str) -> None:
+    said = sentences(with_value("tasks.tldr", values))
+    assert any(line.startswith(f"tasks.tldr.{key} names '") and "braces" in line for line in said), said
+
+
+def test_a_file_of_votes_with_braces_in_its_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    votes = tmp_path / "human" / "votes" / "tldr"
+    votes.mkdir(parents=True)
+    (votes / "tldr-r01 (1).json").touch()
+    resolve(read("config.yaml"))
+    (votes / "tldr-r01 {1}.json").touch()
+    (said,) = sentences(read("config.yaml"))
+    assert said.startswith("tasks.tldr.human counts the file 'human/votes/tldr/tldr-r01 {1}.json', whose braces")

@@ -1,0 +1,238 @@
+"""Each stage takes the recipe that is cut for it from the config, and no other stage's values."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from typing import Any
+
+import pytest
+from test_config import merged, read, with_value
+
+from prefopt.experiment import targets
+from prefopt.experiment.config import resolve
+from prefopt.experiment.recipes import from_dict, from_json
+from prefopt.experiment.stage_recipes import (
+    compared,
+    frontier_run_recipe,
+    judge_recipe,
+    recipe_json,
+    records_recipe,
+    stage_recipe,
+)
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return resolve(read("config.yaml"))
+
+
+RECIPES = {
+    "pretrain": "prefopt.training.pretrain",
+    "prepare": "prefopt.data.prepare",
+    "sft": "prefopt.training.sft",
+    "preferred_ft": "prefopt.training.sft",
+    "reference": "prefopt.training.reference",
+    "dpo": "prefopt.training.dpo",
+    "reward_model": "prefopt.training.reward",
+    "gold_reward_model": "prefopt.training.reward",
+    "ppo": "prefopt.training.ppo",
+    "sample": "prefopt.generation.sample",
+    "candidates": "prefopt.generation.sample",
+    "score": "prefopt.generation.score",
+    "best_of_n": "prefopt.generation.best_of_n",
+    "best_of_n_curve": "prefopt.analysis.best_of_n_curve",
+    "judge": "prefopt.judging.stage",
+    "win_rates": "prefopt.analysis.win_rates",
+    "examples": "prefopt.analysis.examples",
+    "human_study": "prefopt.judging.human.study",
+    "human_votes": "prefopt.judging.human.votes",
+}
+
+
+@pytest.mark.parametrize("stage", RECIPES)
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_each_stage_accepts_its_recipe(stage: str, overlay: str | None) -> None:
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    module = importlib.import_module(RECIPES[stage])
+    own = [
+        value
+        for name, value in vars(module).items()
+        if name.endswith("Recipe") and dataclasses.is_dataclass(value) and isinstance(value, type)
+    ]
+    recipe_type = next((value for value in own if value.__module__ == module.__name__), own[0])
+    recipe = from_json(recipe_type, recipe_json(config, "tldr", stage))
+    assert json.loads(recipe_json(config, "tldr", stage)) == json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+OTHERS = {
+    "imdb": {
+        "pretrain": "prefopt.training.pretrain",
+        "prefixes": "prefopt.data.prefixes",
+        "sft": "prefopt.training.sft",
+        "pair_samples": "prefopt.generation.sample",
+        "ceiling_samples": "prefopt.generation.sample",
+        "true_rewards": "prefopt.rewards.stage",
+        "classifier": "prefopt.training.classifier",
+        "reference": "prefopt.training.reference",
+        "reward_model": "prefopt.training.reward",
+        "optimal_frontier": "prefopt.analysis.optimal_frontier",
+        "dominance": "prefopt.analysis.dominance",
+        "frontier_figure": "prefopt.analysis.frontier_figure",
+    },
+    "hh": {
+        "prepare": "prefopt.data.prepare",
+        "preferred_ft": "prefopt.training.sft",
+        "dpo": "prefopt.training.dpo",
+        "sample": "prefopt.generation.sample",
+        "candidates": "prefopt.generation.sample",
+        "win_rate_by_step": "prefopt.analysis.win_rate_by_step",
+    },
+    "cnndm": {
+        "prepare": "prefopt.data.prepare",
+        "sample": "prefopt.generation.sample",
+        "judge": "prefopt.judging.stage",
+        "win_rates": "prefopt.analysis.win_rates",
+    },
+}
+
+
+@pytest.mark.parametrize(("task", "stage"), [(task, stage) for task in OTHERS for stage in OTHERS[task]])
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_each_stage_of_the_other_tasks_accepts_its_recipe(task: str, stage: str, overlay: str | None) -> None:
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    module = importlib.import_module(OTHERS[task][stage])
+    names = [name for name, value in vars(module).items() if name.endswith("Recipe") and isinstance(value, type)]
+    own = [vars(module)[name] for name in names if vars(module)[name].__module__ == module.__name__]
+    recipes = [value for value in own or [vars(module)[name] for name in names] if value.__name__ != "ByStepRecipe"]
+    text = recipe_json(config, task, stage)
+    assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(from_json(recipes[0], text))))
+
+
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_records_accept_the_recipe_of_each_of_their_tables(overlay: str | None) -> None:
+    from prefopt.data import records, reviews
+
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    accepted = {"imdb": (reviews.TABLES, reviews.ReviewsRecipe)}
+    for task in config["tasks"]:
+        tables, recipe_type = accepted.get(task, (records.TABLES, records.RecordsRecipe))
+        for table in tables:
+            recipe = records_recipe(config, task, table)
+            assert recipe == json.loads(json.dumps(dataclasses.asdict(from_dict(recipe_type, recipe))))
+
+
+def test_a_count_of_embedded_data_changes_the_tables_that_hold_its_rows(config: dict[str, Any]) -> None:
+    """More test prompts leave what is trained on as it is, and so do gold pairs."""
+    names = ["demonstrations", "training/demonstrations", "preferences", "gold_preferences", "pretraining"]
+
+    def different(key: str) -> set[str]:
+        changed = resolve(with_value(f"tasks.tldr.data.embedded.{key}", 999))
+        return {name for name in names if records_recipe(config, "tldr", name) != records_recipe(changed, "tldr", name)}
+
+    both = {"demonstrations", "training/demonstrations"}
+    assert different("seed") == set(names)
+    assert different("demonstrations") == different("validation_prompts") == both
+    assert different("test_prompts") == {"demonstrations"}
+    assert different("pairs") == different("validation_pairs") == {"preferences"}
+    assert different("gold_pairs") == different("gold_test_pairs") == {"gold_preferences"}
+    assert different("pretraining_documents") == {"pretraining"}
+
+
+def test_values_that_change_no_result_are_not_compared(config: dict[str, Any]) -> None:
+    """How often a trainer saves, what an endpoint costs and how it is asked; what a source or judge does not read."""
+    dpo = stage_recipe(config, "tldr", "dpo")
+    assert compared(dpo) == {key: value for key, value in dpo.items() if key != "checkpoint_every"}
+    run = frontier_run_recipe(config, "imdb", "ppo_6")
+    assert run["trainer"].keys() - compared(run)["trainer"].keys() == {"checkpoint_every"}
+    assert run["reward"].keys() - compared(run)["reward"].keys() == {"max_length", "batch_size"}
+    chat = resolve(merged(read("config.yaml"), read("chat_judge.yaml")))["tasks"]["tldr"]["judge"]
+    left_out = {"concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env", "budget_usd"}
+    for kind, more in (("chat", {"store"}), ("recorded", set())):
+        recipe = judge_recipe(config, "tldr", {**chat, "kind": kind})
+        assert recipe.keys() - compared(recipe).keys() == {"token_budget"}
+        assert recipe["chat"].keys() - compared(recipe)["chat"].keys() == left_out | more
+        assert list(recipe["chat"]["prices"]) == [chat["chat"]["model"]]
+    gold = judge_recipe(config, "tldr", config["tasks"]["tldr"]["other_judges"]["gold"])
+    assert compared(gold) == gold
+    records = records_recipe(config, "tldr", "preferences")
+    assert compared(records) == {"source": "embedded", "embedded": records["embedded"]}
+    files = compared({**records, "source": "files", "posts": ["posts.jsonl"]})
+    assert files == {key: records[key] for key in ("splits", "gold_fraction", "max_malformed")} | {"source": "files"}
+
+
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_every_run_of_the_sweep_is_accepted_by_its_trainer(overlay: str | None) -> None:
+    from prefopt.training.evaluation import EvaluationRecipe
+    from prefopt.training.frontier_run import _TRAINERS, FrontierRunRecipe
+
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    for run in targets.runs(config, "imdb"):
+        recipe = from_json(FrontierRunRecipe, recipe_json(config, "imdb", "frontier_run", run))
+        trainer = from_dict(_TRAINERS[recipe.method], recipe.trainer)
+        from_dict(EvaluationRecipe, recipe.evaluation)
+        if recipe.method.startswith("ppo"):
+            assert trainer.updates == recipe.interval * recipe.checkpoints
+            assert trainer.kl_target == recipe.conservativeness
+    seeds = [frontier_run_recipe(config, "imdb", f"preferred_ft_{seed}")["trainer"]["seed"] for seed in (0, 1)]
+    assert seeds == [0, 1]
+
+
+def test_the_sweep_is_the_papers(config: dict[str, Any]) -> None:
+    found: dict[str, list[float]] = {}
+    for run in targets.runs(config, "imdb"):
+        recipe = frontier_run_recipe(config, "imdb", run)
+        found.setdefault(recipe["method"], []).append(recipe["conservativeness"])
+    nats = [3, 6, 9, 12]
+    assert found == {
+        "dpo": [0.05, 0.1, 1, 5],
+        "ppo": nats,
+        "ppo_gt": nats,
+        "ppo_gt_trl": nats,
+        "unlikelihood": [0.05, 0.1, 0.5, 1],
+        "preferred_ft": [None, None],
+    }
+
+
+def test_trls_former_defaults(config: dict[str, Any]) -> None:
+    """PPOConfig of TRL 0.4.7: minibatches of one completion, four passes, no clipping of the gradient."""
+    trainer = frontier_run_recipe(config, "imdb", "ppo_gt_trl_6")["trainer"]
+    expected = {"learning_rate": 1e-5, "kl_coef": 0.2, "kl_target": 6, "kl_horizon": 10000, "gamma": 1, "lam": 0.95}
+    expected |= {"clip": 0.2, "value_clip": 0.2, "value_coef": 0.1, "epochs": 4, "normalize_rewards": False}
+    assert {key: trainer[key] for key in expected} == expected
+    assert trainer["prompts_per_update"] * trainer["samples_per_prompt"] == 256 == trainer["minibatches"]
+    assert trainer["max_grad_norm"] >= 1e6
+
+
+def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> None:
+    changed = resolve(with_value("tasks.tldr.dpo.beta", 0.5))
+    different = {
+        stage for stage in RECIPES if recipe_json(config, "tldr", stage) != recipe_json(changed, "tldr", stage)
+    }
+    assert different == {"dpo"}
+
+
+def test_the_top_level_seed_leaves_data_base_and_judge_alone(config: dict[str, Any]) -> None:
+    changed = resolve(with_value("seed", 1))
+    same = {stage for stage in RECIPES if recipe_json(config, "tldr", stage) == recipe_json(changed, "tldr", stage)}
+    assert same == {"pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"} | {
+        "human_study",
+        "human_votes",
+    }
+
+
+def test_a_section_may_name_a_seed_of_its_own(config: dict[str, Any]) -> None:
+    changed = resolve(with_value("tasks.tldr.dpo.seed", 7))
+    assert stage_recipe(changed, "tldr", "dpo")["seed"] == 7
+    assert stage_recipe(changed, "tldr", "ppo")["seed"] == stage_recipe(config, "tldr", "dpo")["seed"] == 0
+
+
+def test_the_judge_never_publishes_the_weights_that_suit_its_own_test_pairs(config: dict[str, Any]) -> None:
+    assert stage_recipe(config, "tldr", "gold_reward_model")["keep"] == "last"
+
+
+def test_candidates_are_drawn_at_temperatures_above_zero(config: dict[str, Any]) -> None:
+    recipe = stage_recipe(config, "tldr", "candidates")
+    assert recipe["n"] == 128 and recipe["temperatures"] == [0.25, 0.5, 0.75, 1.0]
+    assert stage_recipe(config, "tldr", "sample")["n"] == 1

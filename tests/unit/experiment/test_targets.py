@@ -1,0 +1,58 @@
+"""Which models and files a config asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_config import read, with_value
+
+from prefopt.experiment import targets
+from prefopt.experiment.config import resolve
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return resolve(read("config.yaml"))
+
+
+def test_the_reference_is_the_model_that_the_config_names(config: dict[str, Any]) -> None:
+    assert targets.model_folder(config, "tldr", "reference", "shipped") == "results/models/tldr/sft"
+    assert targets.model_folder(config, "tldr", "base", "shipped") == "shipped"
+    assert targets.model_folder(config, "imdb", "base", "shipped") == "results/models/imdb/base"
+
+
+def test_a_model_of_the_users_own_is_used_where_it_lies_and_not_trained(tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    config = resolve(with_value("tasks.tldr.sft", {"source": "path", "path": str(tmp_path)}))
+    assert targets.model_folder(config, "tldr", "reference", "shipped") == str(tmp_path)
+    assert targets.trainers(config, "tldr") == ["preferred_ft", "dpo", "reward_model", "ppo", "gold_reward_model"]
+    fetched = resolve(with_value("tasks.tldr.sft", {"source": "hub", "name": "someone/sft"}))
+    assert targets.model_folder(fetched, "tldr", "sft", "shipped") == "results/models/tldr/fetched_sft"
+
+
+def test_a_method_that_is_not_named_needs_no_model(config: dict[str, Any]) -> None:
+    assert targets.trainers(config, "tldr") == [
+        "sft",
+        "preferred_ft",
+        "dpo",
+        "reward_model",
+        "ppo",
+        "gold_reward_model",
+    ]
+    few = resolve(with_value("tasks.tldr.methods", ["sft", "dpo"]))
+    assert targets.trainers(few, "tldr") == ["sft", "dpo", "gold_reward_model"]
+    assert targets.matchups(few, "tldr") == [] and targets.studies(few) == []
+    assert not targets.has_candidates(few, "tldr")
+
+
+def test_the_sweep_is_the_runs_that_are_not_null() -> None:
+    config = resolve(with_value("tasks.imdb.runs", {"ppo_12": None, "dpo_2": {"method": "dpo", "beta": 2}}))
+    runs = targets.runs(config, "imdb")
+    assert len(runs) == 22 and "ppo_12" not in runs and "dpo_2" in runs
+    files = targets.result_files(config)
+    assert "results/frontier/imdb/dpo_2.parquet" in files and "results/imdb_dominance.csv" in files
+    assert "results/frontier/imdb/ppo_12.parquet" not in files
+    assert targets.trainers(config, "imdb") == ["base", "sft", "reward_model"]
+    without = {f"ppo_{target}": None for target in (3, 6, 9, 12)}
+    assert "reward_model" not in targets.trainers(resolve(with_value("tasks.imdb.runs", without)), "imdb")

@@ -1,0 +1,1 @@
+"""Raw records, before anybody knows their format."""

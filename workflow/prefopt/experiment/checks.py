@@ -1,0 +1,355 @@
+"""Checks of a config's values against each other, which no schema of single values can make.
+
+Each check yields sentences without the leading "tasks.NAME.".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from prefopt.experiment import targets
+
+Config = dict[str, Any]
+Check = Callable[[Config, str], Iterator[str]]
+
+# With the source `files` a task needs records of one kind of each group; with `hub` a name of each of these keys.
+_FILES = {
+    "tldr": (("posts", "demonstrations"), ("comparisons", "preferences")),
+    "hh": (("comparisons",),),
+    "cnndm": (("articles",),),
+    "imdb": (("reviews",),),
+}
+_HUB = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",), "imdb": ("name",)}
+
+# What a run of the sweep varies.
+VARIED = {"dpo": "beta", "unlikelihood": "alpha", "ppo": "kl_target", "ppo_gt": "kl_target", "ppo_gt_trl": "kl_target"}
+
+
+def problems(section: Config, task: str) -> Iterator[str]:
+    """What is wrong with a task's section."""
+    for check in _CHECKS[targets.kind(section)]:
+        yield from check(section, task)
+
+
+def leave_out_embedded(section: Config) -> list[str]:
+    """Takes out of a task's section what belongs to embedded records, where it has others.
+
+    Returns:
+        A sentence for each thing that is left out.
+    """
+    source = section["data"]["source"]
+    if source == "embedded" or targets.kind(section) == "frontier":
+        return []
+    left_out = []
+    if section.get("human", {}).get("simulated_raters") is not None:
+        section["human"]["simulated_raters"] = None
+        left_out.append(
+            f"human.simulated_raters falls away: with data.source {source!r} there are no hidden facts to simulate raters "
+            f"from, and the votes of people count (human: null leaves the study out)."
+        )
+    for name, judge in list(section["other_judges"].items()):
+        if judge["kind"] == "oracle" or judge == section["judge"]:
+            del section["other_judges"][name]
+            reason = (
+                "it is the task's own judge" if judge["kind"] != "oracle" else "an oracle knows embedded records alone"
+            )
+            left_out.append(f"other_judges.{name} falls away with data.source {source!r}: {reason}.")
+    return left_out
+
+
+def _check_paths(section: Config, task: str) -> Iterator[str]:
+    paths = [(f"data.{key}", path) for key in targets.RECORD_FILES for path in section["data"].get(key, [])]
+    for name in ("base", "sft", "true_reward"):
+        if section.get(name, {}).get("source") == "path":
+            paths.append((f"{name}.path", section[name]["path"] or ""))
+    if "judge" in section:
+        chats = {key: judge["chat"] for key, judge in _judges(section).items() if "chat" in judge}
+        paths += [(f"{key}.chat.prompt", chat.get("prompt", "")) for key, chat in chats.items()]
+    for key, path in paths:
+        if re.search("[{}]", path):
+            yield f"{key} names {path!r}; a path may hold no braces, which Snakemake reads as wildcards: rename it."
+
+
+def _check_votes(section: Config, task: str) -> Iterator[str]:
+    for path in targets.exported_votes(task):
+        if re.search("[{}]", path):
+            yield f"human counts the file {path!r}, whose braces Snakemake reads as wildcards: rename it."
+
+
+def _check_data(section: Config, task: str) -> Iterator[str]:
+    data = section["data"]
+    total = sum(data.get("splits", {"all": 1}).values())
+    if abs(total - 1) > 1e-6:
+        shares = " + ".join(f"{share:g}" for share in data["splits"].values())
+        yield f"data.splits is {shares} = {total:g}; allowed: shares that add up to 1."
+    if data["source"] == "files":
+        for group in _FILES[task]:
+            if not any(data[key] for key in group):
+                named = " and ".join(f"data.{key}" for key in group)
+                verb, give = ("are", "one") if len(group) > 1 else ("is", "it")
+                yield f"data.source is 'files', but {named} {verb} empty; give {give} a path."
+        for key in targets.RECORD_FILES:
+            for path in data.get(key, []):
+                if not Path(path).is_file():
+                    yield f"data.{key} names {path!r}; no such file is seen from the working directory."
+    if data["source"] == "hub":
+        for key in _HUB[task]:
+            if data["hub"][key] is None:
+                yield f"data.hub.{key} is null; with data.source 'hub' it must be the name of a data set."
+
+
+def _check_judge(section: Config, task: str) -> Iterator[str]:
+    for key, judge in _judges(section).items():
+        yield from _check_one_judge(section, key, judge)
+
+
+def _judges(section: Config) -> Config:
+    """A task's judges by their keys."""
+    return {
+        "judge": section["judge"],
+        **{f"other_judges.{name}": judge for name, judge in section["other_judges"].items()},
+    }
+
+
+def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
+    kind, data = judge["kind"], section["data"]
+    if key == "judge" and kind == "human" and len(section["sampling"]["temperatures"]) > 1:
+        yield (
+            f"sampling.temperatures holds {len(section['sampling']['temperatures'])} temperatures; with judge.kind "
+            f"'human' it must hold one, since people vote on test prompts only and none can be selected on others."
+        )
+    if kind == "oracle" and data["source"] != "embedded":
+        yield (
+            f"{key}.kind is 'oracle', which needs data.source 'embedded' and not {data['source']!r}; "
+            f"allowed here: reward_model, chat, recorded or human."
+        )
+    if kind == "reward_model" and targets.kind(section) == "comparison":
+        if data["source"] == "embedded":
+            for size in ("gold_pairs", "gold_test_pairs"):
+                if data["embedded"][size] == 0:
+                    yield f"data.embedded.{size} is 0; with {key}.kind 'reward_model' it must be at least 1."
+        elif data["gold_fraction"] == 0:
+            yield f"data.gold_fraction is 0; with {key}.kind 'reward_model' it must be above 0, e.g. 0.5."
+    if kind in ("chat", "recorded"):
+        if "chat" not in judge:
+            yield f"{key}.chat is missing; {key}.kind is {kind!r}, which needs this section."
+            return
+        missing = [name for name in ("base_url", "model", "prompt") if name not in judge["chat"]]
+        for name in missing:
+            yield f"{key}.chat.{name} is missing; {key}.kind is {kind!r}, which needs it."
+        if missing:
+            return
+        if judge["chat"]["model"] not in judge["chat"]["prices"]:
+            yield (
+                f"{key}.chat.prices has no price of {judge['chat']['model']!r}; give USD per million tokens as "
+                f"{{input: X, output: Y}}, and 0 for a server of your own."
+            )
+        if not targets.judge_prompt(judge).is_file():
+            yield (
+                f"{key}.chat.prompt is {judge['chat']['prompt']!r}; allowed: "
+                f"{', '.join(sorted(path.stem for path in targets.PROMPTS.glob('*.txt')))}, or the path of a file."
+            )
+
+
+def _check_human(section: Config, task: str) -> Iterator[str]:
+    if "human" not in section:
+        for key, judge in _judges(section).items():
+            if judge["kind"] == "human":
+                yield f"human is missing; {key}.kind is 'human', which needs this section."
+        return
+    human = section["human"]
+    for key in ("question", "matchups"):
+        if key not in human:
+            yield f"human.{key} is missing; a study needs it."
+    for index, matchup in enumerate(human.get("matchups", [])):
+        for side in ("first", "second"):
+            reference, given = matchup[side]["method"] == targets.REFERENCE, "temperature" in matchup[side]
+            if reference == given:
+                yield (
+                    f"human.matchups[{index}].{side}.temperature is {'given' if given else 'missing'}; a method needs "
+                    f"one, the reference has none."
+                )
+
+
+def _check_sections(section: Config, task: str) -> Iterator[str]:
+    needed = {"sft": "reference is 'sft'"} if section["reference"] == "sft" else {}
+    needed |= {"preferred_ft": "reference is 'preferred_ft'"} if section["reference"] == "preferred_ft" else {}
+    for method in section["methods"]:
+        best_of_n = method.startswith("best_of_")
+        if best_of_n or method == "ppo":
+            needed.setdefault("reward_model", f"methods names {method!r}")
+        if best_of_n or method in ("sft", "preferred_ft", "dpo", "ppo"):
+            needed.setdefault("best_of_n" if best_of_n else method, f"methods names {method!r}")
+    if "reward_model" in targets.judge_kinds(section):
+        needed["gold_reward_model"] = "a judge's kind is 'reward_model'"
+    for name, reason in needed.items():
+        if name not in section:
+            yield f"{name} is missing; {reason}, which needs this section."
+
+
+def _check_methods(section: Config, task: str) -> Iterator[str]:
+    for index, method in enumerate(section["methods"]):
+        if match := re.fullmatch(r"best_of_(\d+)", method):
+            if int(match[1]) > section.get("best_of_n", {}).get("n", math.inf):
+                yield (
+                    f"methods[{index}] is {method!r}, but best_of_n.n is {section['best_of_n']['n']}; "
+                    f"allowed: best_of_N with N up to that."
+                )
+            if not any(temperature > 0 for temperature in section["sampling"]["temperatures"]):
+                yield f"methods[{index}] is {method!r}, which needs a temperature above 0 in sampling.temperatures."
+
+
+def _check_lengths(section: Config, task: str) -> Iterator[str]:
+    lengths = section["lengths"]
+    if lengths["max_prompt_length"] >= lengths["max_length"]:
+        yield (
+            f"lengths.max_prompt_length is {lengths['max_prompt_length']}; allowed: less than "
+            f"lengths.max_length, which is {lengths['max_length']}."
+        )
+    if section.get("base", {}).get("source") in ("scratch", "shipped"):
+        longest = section["pretrain"]["max_positions"]
+        if lengths["max_length"] > longest:
+            yield (
+                f"lengths.max_length is {lengths['max_length']}; allowed: at most the base's "
+                f"pretrain.max_positions, which is {longest}."
+            )
+        for name in ("sampling", "ppo"):
+            tokens = section.get(name, {}).get("max_new_tokens", 0)
+            if lengths["max_prompt_length"] + tokens > longest:
+                yield (
+                    f"{name}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prompt_length']}, "
+                    f"so that it fits into pretrain.max_positions after a prompt of lengths.max_prompt_length."
+                )
+
+
+def _check_prefix_lengths(section: Config, task: str) -> Iterator[str]:
+    lengths, longest = section["lengths"], section["pretrain"]["max_positions"]
+    if not lengths["min_prefix"] <= lengths["max_prefix"] < lengths["max_length"]:
+        yield (
+            f"lengths.max_prefix is {lengths['max_prefix']}; allowed: from lengths.min_prefix, "
+            f"{lengths['min_prefix']}, to less than lengths.max_length, {lengths['max_length']}."
+        )
+    if section["base"]["source"] != "scratch":
+        return
+    if lengths["max_length"] > longest:
+        yield f"lengths.max_length is {lengths['max_length']}; allowed: at most pretrain.max_positions, {longest}."
+    for name in ("pairs", "evaluation", "ppo", "ppo_gt", "ppo_gt_trl"):
+        tokens = section[name]["max_new_tokens"]
+        if lengths["max_prefix"] + tokens > longest:
+            yield (
+                f"{name}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prefix']}, "
+                f"so that it fits into pretrain.max_positions after a prefix of lengths.max_prefix."
+            )
+
+
+def _check_models(section: Config, task: str) -> Iterator[str]:
+    shape = section["pretrain"]
+    if shape["hidden_size"] % shape["heads"]:
+        yield f"pretrain.hidden_size is {shape['hidden_size']}; allowed: a multiple of pretrain.heads, {shape['heads']}."
+    for name in ("base", "sft", "true_reward"):
+        model = section.get(name, {"source": None})
+        if model["source"] == "path" and model["path"] is None:
+            yield f"{name}.path is null; with {name}.source 'path' it must be a local folder of a model."
+        elif model["source"] == "path" and not (Path(model["path"]) / "config.json").is_file():
+            yield f"{name}.path is {model['path']!r}, where no config.json lies; it must be a folder of a model."
+        if model["source"] == "hub" and model["name"] is None:
+            yield f"{name}.name is null; with {name}.source 'hub' it must be the name of a model there."
+    for name in ("ppo", "ppo_gt", "ppo_gt_trl"):
+        if name in section and section[name]["minibatches"] > section[name]["prompts_per_update"]:
+            yield (
+                f"{name}.minibatches is {section[name]['minibatches']}; allowed: at most {name}.prompts_per_update, "
+                f"which is {section[name]['prompts_per_update']}."
+            )
+    if section.get("dpo", {}).get("loss") == "ipo" and section["dpo"].get("label_smoothing", 0) > 0:
+        yield f"dpo.label_smoothing is {section['dpo']['label_smoothing']}; with dpo.loss 'ipo' it must be 0."
+
+
+def _check_evaluation(section: Config, task: str) -> Iterator[str]:
+    if section["data"]["source"] == "embedded":
+        for key in ("validation_prompts", "test_prompts"):
+            wanted, made = section["evaluation"][key], section["data"]["embedded"][key]
+            if wanted > made:
+                yield f"evaluation.{key} is {wanted}; allowed: at most data.embedded.{key}, which is {made}."
+
+
+def _check_sizes(section: Config, task: str) -> Iterator[str]:
+    made = section["data"]["embedded"]
+    if section["data"]["source"] == "embedded":
+        for name, key, split in (
+            ("pairs", "train_prompts", "train"),
+            ("pairs", "validation_prompts", "validation"),
+            ("evaluation", "prompts", "test"),
+        ):
+            if section[name][key] > made[split]:
+                yield f"{name}.{key} is {section[name][key]}; allowed: at most data.embedded.{split}, {made[split]}."
+
+
+def _check_ceiling(section: Config, task: str) -> Iterator[str]:
+    prompts, evaluated = section["ceiling"]["prompts"], section["evaluation"]["prompts"]
+    if prompts > evaluated:
+        yield f"ceiling.prompts is {prompts}; allowed: at most evaluation.prompts, which is {evaluated}."
+    if section["ceiling"]["smallest_beta"] >= section["ceiling"]["largest_beta"]:
+        yield f"ceiling.smallest_beta is {section['ceiling']['smallest_beta']:g}; allowed: less than ceiling.largest_beta."
+
+
+def _check_runs(section: Config, task: str) -> Iterator[str]:
+    runs = {name: run for name, run in section["runs"].items() if run is not None}
+    if not runs:
+        yield "runs is empty; give at least one run."
+    for name, run in runs.items():
+        if "method" not in run:
+            yield f"runs.{name}.method is missing; allowed: {', '.join([*VARIED, 'preferred_ft'])}."
+            continue
+        wanted = {key for key in [VARIED.get(run["method"])] if key}
+        given = set(run) - {"method", "seed"}
+        for key in sorted(wanted - given):
+            yield f"runs.{name}.{key} is missing; a run of the method {run['method']!r} is made by it."
+        for key in sorted(given - wanted):
+            yield f"runs.{name}.{key} ({run[key]:g}) is not read by the method {run['method']!r}; leave it out."
+
+
+def _check_true_reward(section: Config, task: str) -> Iterator[str]:
+    if section["true_reward"]["source"] == "rule" and section["data"]["source"] != "embedded":
+        yield (
+            f"true_reward.source is 'rule', which needs data.source 'embedded' and not {section['data']['source']!r}; "
+            f"allowed here: classifier, path or hub."
+        )
+
+
+_CHECKS: dict[str, tuple[Check, ...]] = {
+    "comparison": (
+        _check_paths,
+        _check_votes,
+        _check_data,
+        _check_judge,
+        _check_human,
+        _check_sections,
+        _check_methods,
+        _check_lengths,
+        _check_models,
+        _check_evaluation,
+    ),
+    "transfer": (
+        _check_paths,
+        _check_votes,
+        _check_data,
+        _check_judge,
+        _check_human,
+        _check_lengths,
+        _check_evaluation,
+    ),
+    "frontier": (
+        _check_paths,
+        _check_data,
+        _check_prefix_lengths,
+        _check_models,
+        _check_sizes,
+        _check_ceiling,
+        _check_runs,
+        _check_true_reward,
+    ),
+}

@@ -1,0 +1,307 @@
+"""A config, checked and completed.
+
+The Snakefile and every command that plans a run resolve a config by `resolve`, so that they see the same values.
+Only the standard library, yaml and jsonschema are imported: the Snakefile is read again in every remote job.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import json
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from prefopt.errors import UserError
+from prefopt.experiment.checks import leave_out_embedded, problems
+
+SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
+
+Config = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+# PyYAML follows YAML 1.1, where 5e-5 without a point is text.
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Config:
+    """The config with every default filled in and every value checked.
+
+    What belongs to embedded records falls away where a task has others, with a line in the log.
+
+    Args:
+        config: config/config.yaml with overlays merged over it; paths in it are relative to the working directory.
+        files: the files that it was merged from, in which a key must not stand twice: YAML would keep the last.
+
+    Returns:
+        A new config in which every key of the schema has a value and `base.source` is not null. Resolving it
+        again changes nothing.
+
+    Raises:
+        UserError: an unknown, missing or doubled key, a wrong type, an impossible value, or values that exclude each
+            other. All that is wrong is said at once, a line each: a sentence that names the key, the value and what
+            is allowed. A text that may be a key of an endpoint is not shown.
+    """
+    schema = load_schema()
+    found = [sentence for path in files for sentence in doubled_keys(path)]
+    try:
+        resolved, odd = _text_keys(copy.deepcopy(dict(config)))
+    except RecursionError:
+        raise UserError("the config nests without end: an alias of YAML may stand within what it names.") from None
+    resolved = _complete(resolved, schema)
+    found += odd + list(_schema_problems(resolved, schema))
+    for task, section in resolved["tasks"].items() if isinstance(resolved.get("tasks"), dict) else ():
+        if any(sentence.startswith(f"tasks.{task}") for sentence in found):
+            continue  # values that are no values cannot be held against each other
+        if "base" in section and section["base"]["source"] is None:
+            section["base"]["source"] = "shipped" if section["data"]["source"] == "embedded" else "scratch"
+        for line in leave_out_embedded(section):
+            logger.warning("tasks.%s.%s", task, line)
+        found += [f"tasks.{task}.{problem}" for problem in problems(section, task)]
+    if found:
+        raise UserError("\n".join(dict.fromkeys(found)))
+    return resolved
+
+
+@functools.cache
+def load_schema() -> dict[str, Any]:
+    """The JSON schema of a config, which is read once and not to be changed."""
+    schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    return schema
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of everything in a config that is not a section."""
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from leaves(below, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Fills in defaults, and reads numbers as their type: 1 as 1.0 where a fraction is meant, "5e-5" as a number."""
+    if isinstance(value, dict) and "properties" in schema:
+        for key, below in schema["properties"].items():
+            if below.get("x-optional") and key in value and value[key] is None:
+                del value[key]  # an overlay leaves the section out
+            elif key in value:
+                value[key] = _complete(value[key], below)
+            elif "default" in below:
+                value[key] = _complete(copy.deepcopy(below["default"]), below)
+            elif "properties" in below and not below.get("x-optional"):
+                value[key] = _complete({}, below)
+    elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
+        kept = {key: below for key, below in value.items() if below is not None or not schema.get("x-null-leaves-out")}
+        value = {key: _complete(below, schema["additionalProperties"]) for key, below in kept.items()}
+    elif isinstance(value, list) and "items" in schema:
+        value = [_complete(item, schema["items"]) for item in value]
+    elif "number" in _types(schema) and _is_number(value):
+        value = float(value)
+    elif schema.get("type") == "integer" and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, str):
+        return _EXPONENT.fullmatch(value) is not None
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def doubled_keys(path: str | Path) -> list[str]:
+    """A sentence for each key that stands twice in one section of a YAML or JSON file."""
+    try:
+        top = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return []  # whoever loads it says so
+    found: list[str] = []
+    waiting = [("", top)]
+    walked = set()
+    while waiting:
+        place, node = waiting.pop()
+        if node is None or id(node) in walked:
+            continue  # an alias
+        walked.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += [(place, item) for item in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            first: dict[tuple[str, str], int] = {}
+            for key, value in node.value:
+                here = f"{place}.{_word(str(key.value))}".lstrip(".")
+                line = key.start_mark.line + 1
+                if key.tag != "tag:yaml.org,2002:merge" and (key.tag, str(key.value)) in first:
+                    found.append(
+                        f"{here} stands twice in {path}, in lines {first[key.tag, str(key.value)]} and {line}; "
+                        f"keep one, since the first would be lost."
+                    )
+                first.setdefault((key.tag, str(key.value)), line)
+                waiting.append((here, value))
+    return sorted(found)
+
+
+def _text_keys(value: Any, path: str = "") -> tuple[Any, list[str]]:
+    """A config without keys that are no text, and a sentence for each of them."""
+    found: list[str] = []
+    if isinstance(value, Mapping):
+        kept = {}
+        for key, below in value.items():
+            if isinstance(key, str):
+                kept[key], odd = _text_keys(below, f"{path}.{key}".lstrip("."))
+                found += odd
+            else:
+                found.append(
+                    f"{path or 'the config'} holds the key {_show(key)}, which is no text: write on, off, yes and no in "
+                    f"quotes, and a decimal point where a comma stands."
+                )
+        return kept, found
+    if isinstance(value, list):
+        items = [_text_keys(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        return [item for item, _ in items], [sentence for _, odd in items for sentence in odd]
+    return value, found
+
+
+def _schema_problems(config: Config, schema: Mapping[str, Any]) -> Iterator[str]:
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(config)
+    for error in sorted(errors, key=lambda error: [str(part) for part in error.absolute_path]):
+        yield from _sentences(error)
+    yield from _not_finite(config)
+    yield from _missing(config, schema, "")
+
+
+def _not_finite(value: Any, path: str = "") -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, below in value.items():
+            yield from _not_finite(below, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _not_finite(item, f"{path}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{path} is {value}; allowed: a finite number."
+
+
+def _sentences(error: jsonschema.ValidationError) -> Iterator[str]:
+    """What an error of the schema says, a sentence for each key."""
+    path, schema = _dotted(error.absolute_path), _schema_of(error)
+    instance: Any = error.instance
+    if error.validator == "additionalProperties":
+        known = sorted(schema["properties"])
+        for unknown in sorted(key for key in instance if key not in known):
+            near = difflib.get_close_matches(unknown, known, n=1)
+            hint = f"did you mean {near[0]!r}? Allowed" if near else "allowed"
+            found = f"{path}.{_word(unknown)} ({_kind(instance[unknown])})".lstrip(".")
+            yield f"{found} is not a key; {hint}: {', '.join(known)}."
+    elif error.validator == "required":
+        for lacking in schema["required"]:
+            if lacking not in instance:
+                yield f"{path}.{lacking} is missing; allowed: {_allowed(schema['properties'][lacking])}."
+    elif error.validator == "uniqueItems":
+        yield f"{path} is {_show(instance)}, where one stands twice; each may stand once."
+    else:
+        yield f"{path} is {_found(error)}; allowed: {_allowed(schema)}."
+
+
+def _schema_of(error: jsonschema.ValidationError) -> dict[str, Any]:
+    schema: Any = error.schema
+    return dict(schema)
+
+
+def _found(error: jsonschema.ValidationError) -> str:
+    """The wrong value, unless it may be a key of an endpoint that was pasted where something else belongs."""
+    schema = _schema_of(error)
+    place = list(error.absolute_path)[2:3]
+    of_judge = place in (["judge"], ["other_judges"]) and "propertyNames" not in error.absolute_schema_path
+    if isinstance(error.instance, str | list) and ("x-secret" in schema or (of_judge and "enum" not in schema)):
+        return "no allowed value (which is not shown, as it may hold a key)"
+    return _show(error.instance)
+
+
+def _kind(value: Any) -> str:
+    """The value of a key that is not known; no text, which may be a key of an endpoint."""
+    if isinstance(value, str | list):
+        return "a text, which is not shown" if isinstance(value, str) else "a list"
+    return _show(value)
+
+
+def _missing(config: Config, schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, below in schema["properties"].items():
+        here = f"{path}.{key}".lstrip(".")
+        if key not in config and below.get("x-optional"):
+            continue
+        if key not in config:
+            yield f"{here} is missing; allowed: {_allowed(below)}."
+        elif "properties" in below and isinstance(config[key], dict):
+            yield from _missing(config[key], below, here)
+
+
+def _word(key: str) -> str:
+    """A key as it stands in a message, without what a terminal would obey."""
+    return key if key.isprintable() else repr(key)
+
+
+def _dotted(parts: Any) -> str:
+    text = ""
+    for part in parts:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.lstrip(".")
+
+
+def _show(value: Any) -> str:
+    """A value as the user will recognise it."""
+    if isinstance(value, Mapping):
+        return "a section"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a schema allows, in words."""
+    if "x-allowed" in schema:
+        return str(schema["x-allowed"])
+    if "enum" in schema:
+        return _or(["null" if option is None else str(option) for option in schema["enum"]])
+    return _or([_TYPES[name](schema) for name in _types(schema)])
+
+
+def _types(schema: Mapping[str, Any]) -> list[str]:
+    types = schema.get("type", [])
+    return types if isinstance(types, list) else [types]
+
+
+def _or(options: list[str]) -> str:
+    return options[0] if len(options) == 1 else f"{', '.join(options[:-1])} or {options[-1]}"
+
+
+def _filled(schema: Mapping[str, Any]) -> str:
+    return " of at least one" if schema.get("minItems") else ""
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    bounds = [f"{word} {schema[key]}" for key, word in words.items() if key in schema]
+    return f" {' and '.join(bounds)}" if bounds else ""
+
+
+_TYPES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "integer": lambda schema: f"a whole number{_bounds(schema)}",
+    "number": lambda schema: f"a number{_bounds(schema)}",
+    "string": lambda schema: "text",
+    "boolean": lambda schema: "true or false",
+    "null": lambda schema: "null",
+    "array": lambda schema: (
+        f"a list{' of at least one' if schema.get('minItems') else ''}: {_allowed(schema['items'])}"
+    ),
+    "object": lambda schema: f"a section with the keys {', '.join(sorted(schema['properties']))}",
+}

@@ -1,0 +1,357 @@
+"""The recipe of each stage, read from a resolved config: the JSON object of its `--recipe`.
+
+A stage's recipe holds nothing that it does not read, so that a change of one stage's values reruns no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefopt.experiment import targets
+from prefopt.experiment.checks import VARIED
+from prefopt.store.files import canonical_json
+
+Config = dict[str, Any]
+
+# The last line of a task's prompts, which a cut never removes.
+PROMPT_SUFFIX = {"tldr": "\n\nTL;DR:", "hh": "\n\nAssistant:", "cnndm": "\n\nTL;DR:"}
+
+
+def stage_recipe(config: Config, task: str, stage: str) -> Config:
+    """The values that a stage of a task is started with: the JSON object of its `--recipe`.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        stage: a rule's name; `candidates` and `gold_reward_model` are the stages `sample` and `reward` with values of
+            their own.
+    """
+    return _RECIPES[stage](config, config["tasks"][task], task)
+
+
+def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
+    """The values that a run of a task's sweep is started with.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        run: key of its `runs`.
+    """
+    section = config["tasks"][task]
+    values = section["runs"][run]
+    method, evaluation = values["method"], section["evaluation"]
+    of_kind = _ppo if method.startswith("ppo") else _training
+    trainer = {**of_kind(config, section[method]), **{key: values[key] for key in values if key != "method"}}
+    interval = trainer.pop("interval")
+    # The last weights are all that is evaluated at the end, as at every other checkpoint.
+    trainer |= {"evaluate_every": interval, "keep": "last"}
+    if method.startswith("ppo"):
+        trainer |= {"updates": interval * evaluation["checkpoints"], "validation_prompts": 0}
+    else:
+        trainer["epochs"] = 1  # not read: a run has a number of steps
+    of_method: dict[str, Config] = {"dpo": {"label_smoothing": 0.0}, "preferred_ft": {"completion": "chosen"}}
+    trainer |= of_method.get(method, {})
+    return {
+        "run": run,
+        "method": method,
+        "conservativeness": values.get(VARIED.get(method)),
+        "interval": interval,
+        "checkpoints": evaluation["checkpoints"],
+        "trainer": trainer,
+        "evaluation": {
+            **_engine(config),
+            **{key: evaluation[key] for key in ("prompts", "samples_per_prompt", "max_new_tokens", "seed")},
+        },
+        "reward": _true_reward(section),
+    }
+
+
+def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -> str:
+    """`stage_recipe`, or `frontier_run_recipe` of that run, as text: equal values give equal text."""
+    return canonical_json(stage_recipe(config, task, stage) if run is None else frontier_run_recipe(config, task, run))
+
+
+# How a stage goes about its work, which changes no result: how often it saves, how it asks an endpoint and what it may
+# spend there.
+_OF_NO_RESULT = frozenset(
+    {
+        *("checkpoint_every", "concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env"),
+        "budget_usd",
+    }
+)
+# What decides the records of each source; files themselves are compared by their content.
+_OF_SOURCE = {
+    "embedded": ("source", "embedded"),
+    "files": ("source", "splits", "gold_fraction", "max_malformed"),
+    "hub": ("source", "hub", "splits", "gold_fraction", "max_malformed"),
+}
+
+
+# What a judge or a true reward of some kind does not read.
+_NOT_READ = {
+    "rule": ("max_length", "batch_size"),
+    **dict.fromkeys(("oracle", "recorded", "human"), ("token_budget",)),
+    # Where replies are kept is where a recorded judge reads them.
+    "chat": ("token_budget", "store"),
+}
+
+
+def compared(recipe: Config, kind: str | None = None) -> Config:
+    """What of a recipe decides the stage's result: a change of the rest makes nothing again.
+
+    Args:
+        recipe: a stage's, or a section of it.
+        kind: of the judge or true reward that the section belongs to.
+    """
+    if "embedded" in recipe:
+        return {key: recipe[key] for key in _OF_SOURCE[recipe["source"]] if key in recipe}
+    kind = recipe.get("kind", kind)
+    kept = {
+        key: value for key, value in recipe.items() if key not in _OF_NO_RESULT.union(_NOT_READ.get(kind or "", ()))
+    }
+    if "prompt" in kept:  # a file's content is compared, and its name is part of the judge's
+        kept["prompt"] = Path(kept["prompt"]).stem
+    return {key: compared(value, kind) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _training(config: Config, section: Config, **others: Any) -> Config:
+    """The recipe of a trainer on fixed examples: its section, and what all trainers share."""
+    return {"adapter": None, **_ppo(config, section), **others}
+
+
+def _ppo(config: Config, section: Config) -> Config:
+    """The recipe of PPO, which has no adapter."""
+    values = {key: value for key, value in section.items() if key not in ("source", "path", "name", "revision")}
+    shared = {"activation_checkpointing": config["compute"]["activation_checkpointing"]}
+    return {**_engine(config), **shared, **values, "seed": _seed(config, section)}
+
+
+def _seed(config: Config, section: Config) -> int:
+    seed: int = config["seed"] if section["seed"] is None else section["seed"]
+    return seed
+
+
+def _engine(config: Config) -> Config:
+    return {key: config["compute"][key] for key in ("dtype", "token_budget")}
+
+
+def compute_recipe(config: Config) -> Config:
+    """The values of the stage `compute`, which reads all tasks."""
+    tasks = targets.tasks_of(config, "comparison", "transfer")
+    return {
+        "methods": {task: config["tasks"][task]["methods"] for task in tasks},
+        "reference": {task: targets.reference(config, task) for task in tasks},
+        "home": {task: targets.home(config, task) for task in tasks},
+    }
+
+
+def paper_recipe(config: Config) -> Config:
+    """The values of the stage `paper`: the scale of each task with win rates, in words."""
+    scale = {}
+    for task in targets.tasks_of(config, "comparison", "transfer"):
+        section, base = config["tasks"][task], config["tasks"][targets.home(config, task)]["base"]
+        model = {"hub": base["name"], "path": base["path"]}.get(base["source"], f"{base['source']} base")
+        scale[task] = f"{section['data']['source']} records, {model}, judge {section['judge']['kind']}"
+    return {"scale": scale}
+
+
+def agreement_recipe(config: Config) -> Config:
+    """The values of the stage `judge_agreement`: whose its verdict tables are, in their order."""
+    tables = [[task, judge] for task, judge, _ in targets.verdict_tables(config)]
+    tasks = targets.tasks_with_judges(config)
+    confidence = config["tasks"][tasks[0]]["evaluation"]["confidence"] if tasks else 0.95
+    return {"tables": tables, "confidence": confidence, "seed": config["seed"]}
+
+
+def human_agreement_recipe(config: Config) -> Config:
+    """The values of the stage `human_agreement`: whose its tables are, in their order."""
+    tasks = targets.counted_studies(config)
+    confidence = config["tasks"][tasks[0]]["evaluation"]["confidence"] if tasks else 0.95
+    tables = [[task, judge] for task, judge, _ in targets.study_tables(config)]
+    return {"tasks": tasks, "tables": tables, "confidence": confidence, "seed": config["seed"]}
+
+
+def judge_recipe(config: Config, task: str, judge: Config) -> Config:
+    """The values that a judge of a task is made with.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        judge: its section `judge`, or one of `other_judges`.
+    """
+    values = {"chat": None, **judge, "suffix": PROMPT_SUFFIX[task], "token_budget": config["compute"]["token_budget"]}
+    if judge["kind"] not in ("chat", "recorded"):
+        return values | {"chat": None, "repeat": 0.0}
+    model = judge["chat"]["model"]
+    return values | {"chat": {**judge["chat"], "prices": {model: judge["chat"]["prices"][model]}}}
+
+
+# What of embedded data each raw table holds. No review stands twice, so that each split depends on those before it.
+_EMBEDDED = {
+    "demonstrations": ("demonstrations", "validation_prompts", "test_prompts"),
+    "training/demonstrations": ("demonstrations", "validation_prompts"),
+    "preferences": ("pairs", "validation_pairs"),
+    "gold_preferences": ("gold_pairs", "gold_test_pairs"),
+    "pretraining": ("pretraining_documents", "train", "unlabelled"),
+    "training/reviews": ("train", "unlabelled", "validation"),
+    "reviews": ("train", "unlabelled", "validation", "test"),
+}
+
+
+def records_recipe(config: Config, task: str, table: str) -> Config:
+    """The values that a raw table of a task is made with: of embedded data no row that another table holds.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        table: a raw table.
+    """
+    data = config["tasks"][task]["data"]
+    made = {key: size if key in ("seed", *_EMBEDDED[table]) else 0 for key, size in data["embedded"].items()}
+    if targets.kind(config["tasks"][task]) == "frontier":
+        return {**data, "embedded": made}
+    # Every key that some task's data have; a transfer task's articles are for evaluation only.
+    data = {**{kind: [] for kind in targets.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **data}
+    if "validation_share" in data:
+        share = data.pop("validation_share")
+        data["splits"] = {"train": 0.0, "validation": share, "test": 1 - share}
+    return {**data, "embedded": made}
+
+
+_STUDY = (
+    *("title", "question", "shown", "prompt_heading", "judgments_per_rater", "swapped_repeats", "attention_checks"),
+    "seed",
+)
+
+
+def _sides(matchup: Config) -> Config:
+    sides = {side: {"temperature": None, **matchup[side]} for side in ("first", "second")}
+    return {**matchup, **sides}
+
+
+def _curve(section: Config) -> list[int]:
+    return [n for n in section["best_of_n"]["curve"] if n <= section["best_of_n"]["n"]]
+
+
+def _true_reward(section: Config) -> Config:
+    source = section["true_reward"]["source"]
+    shared = {key: section["true_reward"][key] for key in ("max_length", "batch_size")}
+    return {"kind": "rule" if source == "rule" else "classifier", **shared}
+
+
+def _sampling(config: Config, task: Config, **others: Any) -> Config:
+    prompts = {key: task["evaluation"][key] for key in ("validation_prompts", "test_prompts")}
+    values = {**task["sampling"], **prompts, "train_prompts": 0, "n": 1, "seed": _seed(config, task["sampling"])}
+    return {**_engine(config), **values, **others}
+
+
+_RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
+    "pretrain": lambda config, task, name: _training(config, task["pretrain"]),
+    "prepare": lambda config, task, name: {
+        **task["lengths"],
+        "suffix": PROMPT_SUFFIX[name],
+        "evaluation_only": targets.kind(task) == "transfer",
+    },
+    "sft": lambda config, task, name: _training(config, task["sft"], completion="response"),
+    "preferred_ft": lambda config, task, name: _training(config, task["preferred_ft"], completion="chosen"),
+    "reference": lambda config, task, name: _engine(config),
+    "dpo": lambda config, task, name: _training(config, task["dpo"]),
+    "by_step": lambda config, task, name: {
+        "points": task["by_step"]["points"],
+        "sampling": _sampling(config, task, validation_prompts=0, temperatures=task["by_step"]["temperatures"]),
+    },
+    "win_rate_by_step": lambda config, task, name: {"task": name, "confidence": task["evaluation"]["confidence"]},
+    "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
+    "gold_reward_model": lambda config, task, name: _training(config, task["gold_reward_model"]),
+    "ppo": lambda config, task, name: _ppo(config, task["ppo"]),
+    "sample": lambda config, task, name: _sampling(config, task),
+    # At temperature 0 all candidates would be equal; Best-of-N takes the greedy completion there.
+    "candidates": lambda config, task, name: _sampling(
+        config,
+        task,
+        n=task["best_of_n"]["n"],
+        temperatures=[temperature for temperature in task["sampling"]["temperatures"] if temperature > 0],
+    ),
+    "score": lambda config, task, name: _engine(config),
+    "best_of_n": lambda config, task, name: _engine(config),
+    "judge": lambda config, task, name: judge_recipe(config, name, task["judge"]),
+    "win_rates": lambda config, task, name: {
+        "task": name,
+        "confidence": task["evaluation"]["confidence"],
+        "seed": config["seed"],
+        "methods": task["methods"],
+        "judge": {"kind": task["judge"]["kind"]},
+    },
+    "subsets": lambda config, task, name: {
+        "n": _curve(task),
+        "subsets": task["best_of_n"]["subsets"],
+        "seed": config["seed"],
+    },
+    "best_of_n_curve": lambda config, task, name: {
+        "task": name,
+        "n": _curve(task),
+        "subsets": task["best_of_n"]["subsets"] if targets.judges_subsets(config, name) else None,
+        "confidence": task["evaluation"]["confidence"],
+        "seed": config["seed"],
+    },
+    "prefixes": lambda config, task, name: task["lengths"],
+    # The preferences are among completions as the policy writes them, at temperature 1.
+    "pair_samples": lambda config, task, name: {
+        **_engine(config),
+        "temperatures": [1.0],
+        "stop": [],
+        "n": task["pairs"]["completions"],
+        "max_new_tokens": task["pairs"]["max_new_tokens"],
+        "train_prompts": task["pairs"]["train_prompts"],
+        "validation_prompts": task["pairs"]["validation_prompts"],
+        "test_prompts": 0,
+        "seed": _seed(config, task["pairs"]),
+    },
+    "ceiling_samples": lambda config, task, name: {
+        **_engine(config),
+        "temperatures": [1.0],
+        "stop": [],
+        "n": task["ceiling"]["samples"],
+        "max_new_tokens": task["evaluation"]["max_new_tokens"],
+        "train_prompts": 0,
+        "validation_prompts": 0,
+        "test_prompts": task["ceiling"]["prompts"],
+        "seed": task["evaluation"]["seed"],
+    },
+    "true_rewards": lambda config, task, name: _true_reward(task),
+    "classifier": lambda config, task, name: _training(config, task["classifier"]),
+    "optimal_frontier": lambda config, task, name: {
+        key: task["ceiling"][key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
+    },
+    "frontier_figure": lambda config, task, name: {"task": name, "true_reward": _true_reward(task)["kind"]},
+    "dominance": lambda config, task, name: {
+        "confidence": task["evaluation"]["confidence"],
+        "bootstrap": task["evaluation"]["bootstrap"],
+        "seed": config["seed"],
+        "at_kl": task["evaluation"]["at_kl"],
+    },
+    "human_study": lambda config, task, name: {
+        "task": name,
+        "suffix": PROMPT_SUFFIX[name],
+        **{key: task["human"][key] for key in _STUDY},
+        "simulated": task["human"]["simulated_raters"] is not None,
+        "matchups": [{"raters_per_item": 1, **_sides(matchup)} for matchup in targets.matchups(config, name)],
+    },
+    "simulated_votes": lambda config, task, name: {
+        **task["human"]["simulated_raters"],
+        "seed": task["human"]["seed"],
+    },
+    "human_votes": lambda config, task, name: {
+        **{key: task["human"][key] for key in ("min_seconds", "failed_checks_allowed")},
+        "simulated": task["human"]["simulated_raters"] is not None,
+    },
+    "examples": lambda config, task, name: {
+        "task": name,
+        "methods": task["methods"],
+        "count": task["evaluation"]["examples"],
+        "seed": config["seed"],
+        "max_characters": task["evaluation"]["example_characters"],
+    },
+}

@@ -1,0 +1,290 @@
+"""What a config asks for: the kind of each task, its models and where they lie, and the files of a whole run.
+
+The Snakefile's input functions read it; like `prefopt.experiment.config` it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+Config = dict[str, Any]
+
+REFERENCE = "reference"  # a side of a matchup: the reference text of the prompt
+PROMPTS = Path(__file__).parents[2] / "prompts"
+
+# Keys of a task's `data` that hold paths of records.
+RECORD_FILES = ("posts", "comparisons", "demonstrations", "preferences", "articles", "reviews")
+
+# What reads or makes the records of each task; embedded ones come from the first, all others from the second.
+_READERS = {
+    "tldr": ("prefopt.data.synthetic.posts:generate", "prefopt.data.formats.tldr:raw_tables"),
+    "hh": ("prefopt.data.synthetic.dialogues:generate", "prefopt.data.formats.hh:raw_tables"),
+    "cnndm": ("prefopt.data.synthetic.news:generate", "prefopt.data.formats.cnn_dailymail:raw_tables"),
+}
+# What makes the judge of each kind.
+_JUDGES = {
+    "oracle": "prefopt.judging.oracle:OracleJudge",
+    "reward_model": "prefopt.judging.reward_model:load_judge",
+    "human": "prefopt.judging.people:load_votes",
+    "chat": "prefopt.judging.judges:_chat_judge",
+    "recorded": "prefopt.judging.judges:_chat_judge",
+}
+
+
+def other_readers(config: Config, task: str) -> frozenset[str]:
+    """Code of the stage `records` that reads other tasks' records, or this task's from another source."""
+    own = _READERS[task][config["tasks"][task]["data"]["source"] != "embedded"]
+    return frozenset(reader for readers in _READERS.values() for reader in readers) - {own}
+
+
+def other_judges(judge: Config) -> frozenset[str]:
+    """Code of judging stages that makes judges of other kinds."""
+    return frozenset(_JUDGES.values()) - {_JUDGES[judge["kind"]]}
+
+
+def kind(section: Config) -> Literal["comparison", "transfer", "frontier"]:
+    """What is asked of a task: win rates of its methods, win rates of another task's models, or reward against KL."""
+    if "runs" in section:
+        return "frontier"
+    return "transfer" if "models_of" in section else "comparison"
+
+
+def tasks_of(config: Config, *kinds: str) -> list[str]:
+    """Names of the tasks of these kinds, in the config's order."""
+    return [task for task, section in config["tasks"].items() if kind(section) in kinds]
+
+
+def home(config: Config, task: str) -> str:
+    """The task whose models this one samples: itself, unless it transfers another's."""
+    name: str = config["tasks"][task].get("models_of", task)
+    return name
+
+
+def reference(config: Config, task: str) -> str:
+    """The model that is the reference policy of a task's methods."""
+    name: str = config["tasks"][home(config, task)].get("reference", "sft")
+    return name
+
+
+def model_folder(config: Config, task: str, name: str, shipped: str) -> str:
+    """Folder of a task's model, made by a rule or brought by the user.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        name: base, reference, a trainer's name, or true_reward.
+        shipped: folder of the base model that the repository holds.
+    """
+    task = home(config, task)
+    section = config["tasks"][task]
+    if name == "reference":
+        name = reference(config, task)
+    if name == "base_2shot":
+        name = "base"
+    if name == "true_reward" and section["true_reward"]["source"] == "classifier":
+        return f"results/models/{task}/classifier"
+    if name in ("base", "sft", "true_reward"):
+        source = section[name]["source"]
+        if source == "shipped":
+            return shipped
+        if source == "path":
+            folder: str = section[name]["path"]
+            return folder
+        if source == "hub":
+            return f"results/models/{task}/fetched_{name}"
+    return f"results/models/{task}/{name}"
+
+
+def trainers(config: Config, task: str) -> list[str]:
+    """Names of the models that this workflow trains for a task, in the order of the paper."""
+    section = config["tasks"][task]
+    if kind(section) == "transfer":
+        return []
+    wanted = {"base": section["base"]["source"] == "scratch", "sft": False}
+    if kind(section) == "frontier":
+        methods = {run["method"] for run in section["runs"].values() if run is not None}
+        wanted |= {
+            "sft": section["sft"]["source"] == "train",
+            "reward_model": "ppo" in methods,
+            "classifier": section["true_reward"]["source"] == "classifier",
+        }
+    else:
+        used = {*section["methods"], reference(config, task)}
+        rewarded = any(method == "ppo" or method.startswith("best_of_") for method in used)
+        wanted |= {
+            "sft": "sft" in used and section["sft"]["source"] == "train",
+            "preferred_ft": "preferred_ft" in used,
+            "dpo": "dpo" in used,
+            "reward_model": rewarded,
+            "ppo": "ppo" in used,
+            "gold_reward_model": "reward_model" in judge_kinds(section),
+        }
+    return [name for name, needed in wanted.items() if needed]
+
+
+def judge_kinds(section: Config) -> set[str]:
+    """Kinds of all the judges of a task."""
+    return {section["judge"]["kind"], *(judge["kind"] for judge in section["other_judges"].values())}
+
+
+def judge_prompt(judge: Config) -> Path:
+    """The file of a chat judge's prompt: one that the repository holds, or the user's own."""
+    name: str = judge["chat"]["prompt"]
+    return Path(name) if name.endswith(".txt") else PROMPTS / f"{name}.txt"
+
+
+def judge_section(config: Config, task: str, judge: str) -> Config:
+    """A task's judge: "main" is the one of its tables, any other name is a key of `other_judges`."""
+    section: Config = config["tasks"][task]
+    found: Config = section["judge"] if judge == "main" else section["other_judges"][judge]
+    return found
+
+
+def tasks_with_judges(config: Config) -> list[str]:
+    """Tasks that have more judges than one."""
+    return [task for task in tasks_of(config, "comparison", "transfer") if config["tasks"][task]["other_judges"]]
+
+
+def verdict_tables(config: Config) -> list[tuple[str, str, str]]:
+    """Task, judge and path of every verdict table of tasks that have more judges than one."""
+    return [
+        (task, judge, f"results/verdicts/{task}/{'' if judge == 'main' else judge + '/'}{method}.parquet")
+        for task in tasks_with_judges(config)
+        for judge in ("main", *config["tasks"][task]["other_judges"])
+        for method in config["tasks"][task]["methods"]
+    ]
+
+
+def matchups(config: Config, task: str) -> list[Config]:
+    """Whom people compare; a matchup of a method or temperature that is not sampled is left out."""
+    section = config["tasks"][task]
+
+    def sampled(side: Config) -> bool:
+        if side["method"] == REFERENCE:
+            return True
+        return side["method"] in section["methods"] and side["temperature"] in section["sampling"]["temperatures"]
+
+    every = section["human"]["matchups"] if "human" in section else []
+    return [matchup for matchup in every if sampled(matchup["first"]) and sampled(matchup["second"])]
+
+
+def studies(config: Config) -> list[str]:
+    """Tasks that have a study with people."""
+    return [task for task in tasks_of(config, "comparison", "transfer") if matchups(config, task)]
+
+
+def exported_votes(task: str) -> list[str]:
+    """What raters of a task have sent back, in the working directory."""
+    return sorted(str(path) for path in Path("human", "votes", task).glob("*.json"))
+
+
+def counted_studies(config: Config) -> list[str]:
+    """Tasks whose votes are there, or are simulated."""
+    return [
+        task for task in studies(config) if config["tasks"][task]["human"]["simulated_raters"] or exported_votes(task)
+    ]
+
+
+def study_tables(config: Config) -> list[tuple[str, str, str]]:
+    """Task, judge and path of the verdicts of every judge, but people, on what people compare."""
+    return [
+        (task, judge, f"results/human/{task}/verdicts_{judge}.parquet")
+        for task in counted_studies(config)
+        for judge in ("main", *config["tasks"][task]["other_judges"])
+        if judge_section(config, task, judge)["kind"] != "human"
+    ]
+
+
+def study_files(config: Config) -> list[str]:
+    """The raters' pages, and what became of their votes where there are any."""
+    files = [
+        f"results/human/{task}/{name}" for task in studies(config) for name in ("pages", "items.parquet", "key.json")
+    ]
+    counted = counted_studies(config)
+    files += [f"results/human/{task}/{name}" for task in counted for name in ("votes.parquet", "raters.csv")]
+    return [*files, "results/human_agreement.csv"] if counted and study_tables(config) else files
+
+
+def training_metrics(config: Config, task: str) -> list[str]:
+    """The metrics file of each of a task's trainers."""
+    names = ["pretrain" if name == "base" else name for name in trainers(config, task)]
+    return [f"results/training/{task}/{name}.jsonl" for name in names]
+
+
+def runs(config: Config, task: str) -> list[str]:
+    """Names of the runs of a task's sweep; one that an overlay sets to null is left out."""
+    return [name for name, run in config["tasks"][task]["runs"].items() if run is not None]
+
+
+def has_candidates(config: Config, task: str) -> bool:
+    """Whether some method of the task is Best-of-N."""
+    return any(method.startswith("best_of_") for method in config["tasks"][task].get("methods", []))
+
+
+def judges_subsets(config: Config, task: str) -> bool:
+    """Whether only the best candidates of seeded subsets are judged, because the judge costs money or time."""
+    return config["tasks"][task]["judge"]["kind"] in ("chat", "recorded", "human")
+
+
+def has_steps(config: Config, task: str) -> bool:
+    """Whether DPO is sampled while it trains."""
+    section = config["tasks"][task]
+    return "dpo" in section.get("methods", []) and "by_step" in section
+
+
+def compute_files(config: Config) -> dict[str, list[str]]:
+    """What the stage `compute` reads, by argument: what every stage that runs a model recorded of itself."""
+    compared = tasks_of(config, "comparison", "transfer")
+    candidates = [task for task in compared if has_candidates(config, task)]
+    samples = [
+        f"results/samples/{task}/{method}.parquet"
+        for task in compared
+        for method in config["tasks"][task]["methods"]
+        if not method.startswith("best_of_")
+    ]
+    files = {
+        "models": [f"results/models/{task}/{name}" for task in config["tasks"] for name in trainers(config, task)],
+        "reference": [
+            f"results/logprobs/{task}/reference.parquet" for task in compared if "dpo" in trainers(config, task)
+        ],
+        "samples": samples,
+        "candidates": [f"results/candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")],
+        "win_rates": [f"results/{task}_winrates.csv" for task in compared],
+        "curves": [f"results/candidates/{task}_curve.csv" for task in candidates],
+        "runs": [
+            f"results/frontier/{task}/{run}.parquet"
+            for task in tasks_of(config, "frontier")
+            for run in runs(config, task)
+        ],
+    }
+    return {name: paths for name, paths in files.items() if paths}
+
+
+def result_files(config: Config) -> list[str]:
+    """Tables and figures of every task, and all that they are made of: a deleted model or table is made again."""
+    files = [f"results/best_of_n.{ending}" for ending in ("csv", "svg", "png")]
+    if not any(has_candidates(config, task) for task in config["tasks"]):
+        files = []
+    files += ["results/compute.csv", "results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
+    files += study_files(config)
+    files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
+    for task, section in config["tasks"].items():
+        if kind(section) == "frontier":
+            files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance")]
+            files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png")]
+            files += [f"results/frontier/{task}/{run}.parquet" for run in runs(config, task)]
+            files += [f"results/{task}_classifier.csv"] if "classifier" in trainers(config, task) else []
+        else:
+            files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]
+            files += [f"results/{task}_comparisons.csv", f"results/{task}_examples.md"]
+            files += [
+                f"results/{table}/{task}/{name}.parquet"
+                for table in ("samples", "verdicts")
+                for name in section["methods"]
+            ]
+        if has_steps(config, task):
+            files += [f"results/{task}_winrate_by_step.{ending}" for ending in ("csv", "svg", "png")]
+        files += [f"results/{task}_training.svg"] if trainers(config, task) else []
+        files += [f"results/models/{task}/{name}" for name in trainers(config, task)]
+    return files

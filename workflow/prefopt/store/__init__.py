@@ -1,0 +1,1 @@
+"""What is kept: tables, files, and what they were made by."""
