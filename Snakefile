@@ -9,7 +9,7 @@ min_version("9.20")
 HOME = str(workflow.current_basedir)  # `workflow.basedir` is another folder where Snakemake loads this as a module
 sys.path.insert(0, f"{HOME}/workflow")
 
-from prefopt.experiment import targets, stage_recipes
+from prefopt.experiment import methods, stage_recipes, targets
 from prefopt.experiment.config import resolve
 from prefopt.errors import UserError
 from prefopt.store.fingerprint import fingerprint
@@ -32,7 +32,7 @@ report: "workflow/report/workflow.rst"
 
 wildcard_constraints:
     task="|".join(config["tasks"]),
-    method="base|base_2shot|sft|preferred_ft|dpo|ppo|best_of_[0-9]+|dpo_by_step",
+    method="|".join([*methods.sampled(), "best_of_[0-9]+", "dpo_by_step"]),
     n="[0-9]+",
     judge="[a-z][a-z0-9_]*",
 

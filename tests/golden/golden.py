@@ -95,9 +95,12 @@ def _run_of_sweep(task: Task, method: str, trainer: dict[str, Any]) -> dict[str,
     path = task.folder / "with_test.parquet"
     tokenizer_hash = read_manifest(task.prompts)["tokenizer_hash"]
     write_table(path, "prompts", pd.concat([prompts, held_out]), tokenizer_hash=tokenizer_hash)
+    ppo = method == "ppo_gt"
+    kinds = {"kind": "ppo" if ppo else method, "learned_reward": False, "models": 3 if ppo else 2}
     recipe = {
+        **kinds,
         **{"run": method, "method": method, "conservativeness": 0.5, "evaluation": _EVALUATION, "trainer": trainer},
-        **({"interval": 2, "checkpoints": 2} if method == "ppo_gt" else {"interval": 10, "checkpoints": 2}),
+        **({"interval": 2, "checkpoints": 2} if ppo else {"interval": 10, "checkpoints": 2}),
         "reward": {"kind": "rule", "max_length": 64, "batch_size": 8},
     }
     out = task.folder / method
@@ -152,7 +155,11 @@ def tables() -> dict[str, pd.DataFrame]:
     verdicts, sampled = make_frames(drawn)
     sampled["reference_logp"] -= rng.gamma(2.0, 3.0, len(sampled))
     verdicts["tokens"] = rng.integers(8, 40, len(verdicts))
-    recipe = WinRatesRecipe(task="tldr", confidence=0.95, seed=0, methods=tuple(methods), judge={"kind": "oracle"})
+    recipe = WinRatesRecipe(
+        **{"task": "tldr", "confidence": 0.95, "seed": 0, "judge": {"kind": "oracle"}},
+        methods=tuple(methods),
+        opponents=("sft", "preferred_ft", "dpo"),
+    )
     win_rates = win_rate_table(verdicts, sampled, recipe)
     found = {"win_rates": win_rates, "comparisons": comparison_table(verdicts, win_rates, recipe)}
 
@@ -184,7 +191,8 @@ def tables() -> dict[str, pd.DataFrame]:
     measured = _measured(rng)
     found["frontier"] = frontier_table(measured)
     found["dominance"] = dominance_table(
-        measured, DominanceRecipe(confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0))
+        measured,
+        DominanceRecipe(methods=("dpo", "ppo"), confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0)),
     )
     ceiling = OptimalFrontierRecipe(largest_beta=4.0, smallest_beta=0.1, betas=8, min_effective_samples=20.0)
     found["ceiling"] = ceiling_table(rng.beta(2, 2, size=(16, 256)), ceiling)

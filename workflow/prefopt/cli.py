@@ -10,6 +10,7 @@ import sys
 from contextlib import nullcontext
 
 from prefopt.errors import UserError
+from prefopt.experiment.methods import METHODS
 from prefopt.runtime import devices, processes
 from prefopt.runtime.interruption import RUN_AGAIN, Interrupted
 from prefopt.runtime.launch import launch
@@ -69,7 +70,8 @@ STAGES = {
 }
 
 # Stages that several processes share, each with a device of its own.
-SHARED = ("pretrain", "classifier", "sft", "reference", "dpo", "reward", "ppo")
+_TRAINERS = {"pretrain", "classifier", "reference", "reward", *(method.trainer for method in METHODS.values())}
+SHARED = tuple(stage for stage in STAGES if stage in _TRAINERS)
 
 
 def build_parser(stage: str | None) -> argparse.ArgumentParser:

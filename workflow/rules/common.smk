@@ -262,7 +262,8 @@ def true_reward_files(wildcards):
 def reward_files(wildcards):
     """The rewards that a run of the sweep needs."""
     method = config["tasks"][wildcards.task]["runs"][wildcards.run]["method"]
-    learned = {"reward_model": f"results/models/{wildcards.task}/reward_model"} if method == "ppo" else {}
+    learned = {"reward_model": f"results/models/{wildcards.task}/reward_model"}
+    learned = learned if "reward_model" in methods.METHODS[method].needs else {}
     return {**learned, **true_reward_files(wildcards)}
 
 
@@ -285,7 +286,7 @@ def one_of(names):
 
 
 # Methods whose samples are a policy's own; Best-of-N's are chosen among candidates.
-SAMPLED = "base|base_2shot|sft|preferred_ft|dpo|ppo"
+SAMPLED = one_of(methods.sampled())
 # Tables below results/ that are made in shards where a scatter process has several, by that process.
 SCATTERED = {
     "sampling": rf"samples/[a-z]+/({SAMPLED})|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples",

@@ -131,15 +131,6 @@ def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
     assert row["bought_high"] - row["bought"] == pytest.approx(1.96 * 0.02 / 3**0.5, abs=1e-6)
 
 
-def test_the_stages_of_every_method() -> None:
-    stages = {
-        **{"base": [], "base_2shot": [], "sft": ["sft"], "preferred_ft": ["preferred_ft"]},
-        **{"dpo": ["sft", "reference_logprobs", "dpo"], "ppo": ["sft", "reward_model", "ppo"]},
-        **{"best_of_128": ["sft", "reward_model"], "unlikelihood": ["unlikelihood"]},
-    }
-    assert {method: compute.stages_of(method, "sft") for method in stages} == stages
-
-
 def cost(flops: float | None, **values: float | None) -> dict[str, Any]:
     """What a stage recorded, every figure another number."""
     names = ("generated_tokens", "models", "seconds", "device_seconds", "peak_memory_mib")

@@ -20,7 +20,8 @@ from prefopt.errors import UserError
 from prefopt.store.tables import write_table
 from test_optimal_frontier import PROBABILITIES, REWARDS, draw
 
-RECIPE = DominanceRecipe(confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0))
+METHODS = ("dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft")
+RECIPE = DominanceRecipe(methods=METHODS, confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0))
 
 
 def measured(
@@ -155,7 +156,7 @@ class TestDominance:
         places = [(0.8, 0.62), (1.5, 0.7), (2.4, 0.68), (3.0, 0.8)]
         data = measured({"ppo": [(1.0, 0.6), (3.5, 0.7)], "dpo": places}, prompts=9, noise=0.2, seed=9)
         data.kl[:, 1:] += np.random.default_rng(9).uniform(0, 0.4, (9, 7)) * (data.kl[:, 1:] > 0)
-        recipe = DominanceRecipe(confidence=0.8, bootstrap=30, seed=2, at_kl=(0.5, 1.0, 9.0))
+        recipe = DominanceRecipe(methods=METHODS, confidence=0.8, bootstrap=30, seed=2, at_kl=(0.5, 1.0, 9.0))
         table = dominance_table(data, recipe)
         (row,) = table.to_dict("records")
 
@@ -263,7 +264,7 @@ def test_the_stages_from_evaluations_to_figure(tmp_path: Path, caplog: pytest.Lo
     frontier.run(argparse.Namespace(**named, out=table))
     found = pd.read_csv(table)
     assert len(found) == 4 and found["on_frontier"].all() and found["conservativeness"].isna().all()
-    values = {"confidence": 0.95, "bootstrap": 20, "seed": 0, "at_kl": [0.5]}
+    values = {"methods": METHODS, "confidence": 0.95, "bootstrap": 20, "seed": 0, "at_kl": [0.5]}
     dominance.run(argparse.Namespace(evaluations=paths, recipe=json.dumps(values), out=out))
     assert pd.read_csv(out).iloc[0]["difference_at_0.5"] == pytest.approx(0.05)
     images = [tmp_path / "f.svg", tmp_path / "f.png"]

@@ -43,6 +43,7 @@ def recipe(**changes: Any) -> WinRatesRecipe:
         "confidence": 0.95,
         "seed": 1,
         "methods": tuple(OUTCOMES),
+        "opponents": ("sft", "preferred_ft", "dpo"),
         "judge": {"kind": "oracle"},
     }
     return WinRatesRecipe(**{**values, **changes})
@@ -344,7 +345,7 @@ def arguments(files: dict[str, list[str]], folder: Path, text: str) -> argparse.
 
 def as_json(**changes: Any) -> str:
     made = recipe(**changes)
-    return json.dumps({**made.__dict__, "methods": list(made.methods)})
+    return json.dumps(made.__dict__)
 
 
 def test_the_stage_writes_table_comparisons_and_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

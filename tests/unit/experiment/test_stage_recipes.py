@@ -170,7 +170,7 @@ def test_every_run_of_the_sweep_is_accepted_by_its_trainer(overlay: str | None) 
     config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
     for run in targets.runs(config, "imdb"):
         recipe = from_json(FrontierRunRecipe, recipe_json(config, "imdb", "frontier_run", run))
-        trainer = from_dict(_TRAINERS[recipe.method], recipe.trainer)
+        trainer = from_dict(_TRAINERS[recipe.kind], recipe.trainer)
         from_dict(EvaluationRecipe, recipe.evaluation)
         if recipe.method.startswith("ppo"):
             assert trainer.updates == recipe.interval * recipe.checkpoints

@@ -51,6 +51,9 @@ def arguments(task: Task, inputs: dict[str, Path], folder: Path, method: str, **
     recipe = {
         "run": f"{method}_x",
         "method": method,
+        "kind": {"preferred_ft": "sft", "ppo_gt": "ppo"}.get(method, method),
+        "learned_reward": False,
+        "models": 3 if method == "ppo_gt" else 2,
         "conservativeness": None if method == "preferred_ft" else 0.5,
         "interval": 2,
         "checkpoints": 2,
@@ -132,6 +135,6 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 
 def test_the_learned_reward_must_be_given(task: Task, inputs: dict[str, Path], tmp_path: Path) -> None:
     args = arguments(task, inputs, tmp_path, "ppo_gt")
-    args.recipe = args.recipe.replace('"method": "ppo_gt"', '"method": "ppo"')
-    with pytest.raises(UserError, match="the method ppo learns from a reward model; give --reward-model"):
+    args.recipe = args.recipe.replace('"learned_reward": false', '"learned_reward": true')
+    with pytest.raises(UserError, match="ppo_gt learns from a reward model; give --reward-model"):
         frontier_run.run(args)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
+from prefopt.experiment.methods import n_of, stages_of
 from prefopt.experiment.recipes import from_json
 from prefopt.store.files import read_json
 from prefopt.store.tables import read_csv, read_manifest, read_table
@@ -41,22 +42,6 @@ class Records:
     samples: Mapping[tuple[str, str], Mapping[str, Any]]  # whole manifests
     win_rates: pd.DataFrame
     curves: pd.DataFrame
-
-
-def stages_of(method: str, reference: str) -> list[str]:
-    """The training stages that a method needs, in their order; `reference_logprobs` is the cached table.
-
-    Nothing before the base is counted: it is given to all of them alike.
-    """
-    if method.startswith("base"):
-        return []
-    if method == "dpo":
-        return [reference, "reference_logprobs", "dpo"]
-    if method == "ppo":
-        return [reference, "reward_model", "ppo"]
-    if method.startswith("best_of_"):
-        return [reference, "reward_model"]
-    return [method]
 
 
 def method_rows(task: str, method: str, records: Records, recipe: ComputeRecipe) -> Iterator[dict[str, Any]]:
@@ -115,8 +100,8 @@ def _sampling(task: str, method: str, reference: str, records: Records) -> dict[
     """
     selected = records.win_rates.query("task == @task and method == @method and selected")
     temperature = selected["temperature"].item() if len(selected) else None
-    if method.startswith("best_of_") and temperature != 0:
-        n = int(method.removeprefix("best_of_"))
+    n = n_of(method)
+    if n and temperature != 0:
         own = records.curves[(records.curves["task"] == task) & (records.curves["n"] == n)]
         row = own[own["temperature"] == temperature].head(1)
         scores = records.samples.get((task, "candidate_scores"), {}).get("used")
@@ -131,7 +116,7 @@ def _sampling(task: str, method: str, reference: str, records: Records) -> dict[
             "device_seconds": _sum(both, "device_seconds"),
             "peak_memory_mib": max(part["peak_memory_mib"] or 0 for part in both),
         }
-    manifest = records.samples[task, reference if method.startswith("best_of_") else method]
+    manifest = records.samples[task, reference if n else method]
     used = _figures(manifest.get("used"))
     answers = manifest["rows"]
     return {

@@ -19,8 +19,6 @@ from prefopt.analysis.frontier import Measured, read_evaluations, upper_frontier
 from prefopt.analysis.texts import write_csv
 from prefopt.experiment.recipes import from_json
 
-# In the order of the paper's Fig. 2; each pair is compared once.
-METHODS = ("dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft")
 _GRID = 201
 # A frontier that ends at a smaller KL is the reference policy alone.
 _SMALLEST_RANGE = 0.05
@@ -28,8 +26,9 @@ _SMALLEST_RANGE = 0.05
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DominanceRecipe:
-    """Intervals, and the KLs at which the difference is also given."""
+    """Methods, intervals, and the KLs at which the difference is also given."""
 
+    methods: tuple[str, ...]  # each pair is compared once, the earlier with the later
     confidence: float
     bootstrap: int
     seed: int
@@ -103,7 +102,7 @@ def dominance_table(measured: Measured, recipe: DominanceRecipe) -> pd.DataFrame
     weights = weights_of_resamples(len(measured.prompts), recipe)
     of_method = {
         method: (measured.checkpoints["method"] == method).to_numpy()
-        for method in METHODS
+        for method in recipe.methods
         if (measured.checkpoints["method"] == method).any()
     }
     ends = {method: frontier_end(measured, chosen) for method, chosen in of_method.items()}

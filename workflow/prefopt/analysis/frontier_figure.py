@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from scipy.stats import norm
 
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
-from prefopt.analysis.dominance import METHODS
 from prefopt.analysis.style import annotate, display_name, figure_style, line_style, save, task_name
 from prefopt.errors import UserError
+from prefopt.experiment.methods import METHODS, swept
 from prefopt.experiment.recipes import from_json
 from prefopt.store.tables import read_csv
 
@@ -34,14 +34,6 @@ _BEYOND = 1.5
 _ROOM = 1.5
 
 
-# What a method's runs differ in.
-_VARIED = {
-    "dpo": "β",
-    "unlikelihood": "α",
-    "ppo": "target KL",
-    "ppo_gt": "target KL",
-    "ppo_gt_trl": "target KL",
-}
 # A marker's size in points, from the run that stays nearest to the reference policy to the one that goes farthest.
 _SMALLEST, _LARGEST = 3.0, 7.5
 _MIDDLE = 5.0  # where there is nothing to tell apart
@@ -76,7 +68,7 @@ def frontier_figure(
             handles.append(handle)
             labels.append(label)
         ends: list[float] = []
-        for method in METHODS:
+        for method in swept():
             rows = table[table["method"] == method]
             if rows.empty:
                 continue
@@ -118,7 +110,7 @@ def marker_sizes(method: str, conservativeness: pd.Series) -> dict[float, float]
         method: a larger beta or alpha holds a policy back, a larger target lets it go.
         conservativeness: the values; a method that varies nothing has none.
     """
-    values = sorted(conservativeness.dropna().unique(), reverse=_VARIED.get(method) != "target KL")
+    values = sorted(conservativeness.dropna().unique(), reverse=METHODS[method].varies != "kl_target")
     if len(values) < 2:
         return dict.fromkeys(values, _MIDDLE)
     step = (_LARGEST - _SMALLEST) / (len(values) - 1)
@@ -160,10 +152,10 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, method: str) -> tuple[Any, ...]
 
 
 def _label(method: str, values: Sequence[float]) -> str:
-    varied = _VARIED.get(method)
-    if varied is None or not values:
+    symbol = METHODS[method].symbol
+    if not symbol or not values:
         return display_name(method)
-    return f"{display_name(method)}\n{varied} = {', '.join(f'{value:g}' for value in values)}"
+    return f"{display_name(method)}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
 
 
 def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any], outside: int) -> str:

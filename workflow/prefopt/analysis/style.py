@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from prefopt.experiment.methods import METHODS, method_of, n_of, section_of
 from prefopt.store.files import atomic_path
 
 matplotlib.use("Agg")
@@ -63,19 +64,8 @@ _REFERENCES = {
     "hh": "the chosen response",
     "cnndm": "the reference summary",
 }
-_METHODS = ["dpo", "ppo", "best_of_n", "sft", "preferred_ft", "base"]
-# Methods that stand in no figure with the one whose style they take.
-_ALIASES = {"ppo_gt": "best_of_n", "ppo_gt_trl": "base", "unlikelihood": "sft", "base_2shot": "base"}
-_NAMES = {
-    "dpo": "DPO",
-    "ppo": "PPO",
-    "sft": "SFT",
-    "preferred_ft": "Preferred-FT",
-    "base": "Base (zero-shot)",
-    "base_2shot": "Base (2-shot)",
-    "ppo_gt": "PPO-GT",
-    "ppo_gt_trl": "PPO-GT (TRL defaults)",
-    "unlikelihood": "Unlikelihood",
+# Models that are no methods.
+_MODELS = {
     "classifier": "Classifier",
     "reward_model": "Reward model",
     "gold_reward_model": "Gold reward model (judge)",
@@ -96,11 +86,11 @@ def reference_name(task: str) -> str:
 
 def display_name(method: str) -> str:
     """The method's name for a reader: "best_of_128" becomes "Best of 128"."""
-    if method.startswith("best_of_"):
-        return "Best of " + method.removeprefix("best_of_")
+    if n := n_of(method):
+        return f"Best of {n}"
     if method.startswith("dpo_step_"):
         return f"DPO after {method.removeprefix('dpo_step_')} steps"
-    return _NAMES.get(method, method)
+    return METHODS[method].label if method in METHODS else _MODELS.get(method, method)
 
 
 def position_style(position: int) -> LineStyle:
@@ -110,9 +100,10 @@ def position_style(position: int) -> LineStyle:
 
 def line_style(method: str, position: int = 0) -> LineStyle:
     """A method's style, the same in every figure; an unknown method takes one by its position."""
-    family = "best_of_n" if method.startswith("best_of_") else _ALIASES.get(method, method)
-    index = _METHODS.index(family) if family in _METHODS else len(_METHODS) + position
-    return position_style(index)
+    known = section_of(method) in METHODS
+    return position_style(
+        method_of(method).style if known else 1 + max(one.style for one in METHODS.values()) + position
+    )
 
 
 @contextmanager

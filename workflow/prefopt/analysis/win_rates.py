@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from prefopt.analysis.statistics import (
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts, select_temperatures
 from prefopt.errors import UserError
+from prefopt.experiment.methods import n_of
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.store.files import sha256_of_file, write_text
 from prefopt.store.tables import read_table
@@ -43,7 +43,6 @@ JUDGE_COLUMNS = [
     *("judge_accuracy", "judge_accuracy_low", "judge_accuracy_high", "longer_wins_accuracy", "interpretable"),
     "self_agreement",
 ]
-OPPONENTS = ("sft", "preferred_ft", "dpo")  # of the paired comparisons
 
 _CHAT = ("template", "served_models", "cost_usd", "repeated")  # what is known of a chat judge
 
@@ -89,6 +88,7 @@ class WinRatesRecipe:
     confidence: float
     seed: int
     methods: tuple[str, ...]  # in the order of the table
+    opponents: tuple[str, ...]  # of the paired comparisons; those that are no methods of the table are left out
     judge: dict[str, Any]
 
 
@@ -166,15 +166,14 @@ def best_of_n_bound(method: str, temperature: float) -> float:
 
     At temperature 0 there is one completion to choose from, and no choice.
     """
-    match = re.fullmatch(r"best_of_(\d+)", method)
-    if match is None or temperature == 0:
+    n = n_of(method)
+    if n is None or temperature == 0:
         return 0.0
-    n = int(match.group(1))
     return math.log(n) - (n - 1) / n
 
 
 def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRatesRecipe) -> pd.DataFrame:
-    """Paired differences of each method to each of `OPPONENTS`, both at their selected temperatures.
+    """Paired differences of each method to each of the opponents, both at their selected temperatures.
 
     Args:
         verdicts: as for `win_rate_table`.
@@ -189,7 +188,7 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
     scores = {method: _prompt_scores(verdicts, method, chosen[method]) for method in recipe.methods}
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, str]] = set()
-    for opponent in (name for name in OPPONENTS if name in scores):
+    for opponent in (name for name in recipe.opponents if name in scores):
         for method in recipe.methods:
             if method == opponent or (opponent, method) in seen:
                 continue

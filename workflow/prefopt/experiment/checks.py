@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.experiment import targets
+from prefopt.experiment.methods import METHODS, method_of, n_of, section_of, swept, trained_by
 
 Config = dict[str, Any]
 Check = Callable[[Config, str], Iterator[str]]
@@ -24,9 +25,6 @@ _FILES = {
     "imdb": (("reviews",),),
 }
 _HUB = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",), "imdb": ("name",)}
-
-# What a run of the sweep varies.
-VARIED = {"dpo": "beta", "unlikelihood": "alpha", "ppo": "kl_target", "ppo_gt": "kl_target", "ppo_gt_trl": "kl_target"}
 
 
 def problems(section: Config, task: str) -> Iterator[str]:
@@ -176,14 +174,13 @@ def _check_human(section: Config, task: str) -> Iterator[str]:
 
 
 def _check_sections(section: Config, task: str) -> Iterator[str]:
-    needed = {"sft": "reference is 'sft'"} if section["reference"] == "sft" else {}
-    needed |= {"preferred_ft": "reference is 'preferred_ft'"} if section["reference"] == "preferred_ft" else {}
-    for method in section["methods"]:
-        best_of_n = method.startswith("best_of_")
-        if best_of_n or method == "ppo":
-            needed.setdefault("reward_model", f"methods names {method!r}")
-        if best_of_n or method in ("sft", "preferred_ft", "dpo", "ppo"):
-            needed.setdefault("best_of_n" if best_of_n else method, f"methods names {method!r}")
+    needed = {section["reference"]: f"reference is {section['reference']!r}"}
+    for name in section["methods"]:
+        method = method_of(name)
+        if "reward_model" in method.needs:
+            needed.setdefault("reward_model", f"methods names {name!r}")
+        if method.section:
+            needed.setdefault(section_of(name), f"methods names {name!r}")
     if "reward_model" in targets.judge_kinds(section):
         needed["gold_reward_model"] = "a judge's kind is 'reward_model'"
     for name, reason in needed.items():
@@ -193,8 +190,8 @@ def _check_sections(section: Config, task: str) -> Iterator[str]:
 
 def _check_methods(section: Config, task: str) -> Iterator[str]:
     for index, method in enumerate(section["methods"]):
-        if match := re.fullmatch(r"best_of_(\d+)", method):
-            if int(match[1]) > section.get("best_of_n", {}).get("n", math.inf):
+        if n := n_of(method):
+            if n > section.get("best_of_n", {}).get("n", math.inf):
                 yield (
                     f"methods[{index}] is {method!r}, but best_of_n.n is {section['best_of_n']['n']}; "
                     f"allowed: best_of_N with N up to that."
@@ -217,7 +214,7 @@ def _check_lengths(section: Config, task: str) -> Iterator[str]:
                 f"lengths.max_length is {lengths['max_length']}; allowed: at most the base's "
                 f"pretrain.max_positions, which is {longest}."
             )
-        for name in ("sampling", "ppo"):
+        for name in ("sampling", *trained_by("ppo")):
             tokens = section.get(name, {}).get("max_new_tokens", 0)
             if lengths["max_prompt_length"] + tokens > longest:
                 yield (
@@ -237,7 +234,7 @@ def _check_prefix_lengths(section: Config, task: str) -> Iterator[str]:
         return
     if lengths["max_length"] > longest:
         yield f"lengths.max_length is {lengths['max_length']}; allowed: at most pretrain.max_positions, {longest}."
-    for name in ("pairs", "evaluation", "ppo", "ppo_gt", "ppo_gt_trl"):
+    for name in ("pairs", "evaluation", *trained_by("ppo")):
         tokens = section[name]["max_new_tokens"]
         if lengths["max_prefix"] + tokens > longest:
             yield (
@@ -258,7 +255,7 @@ def _check_models(section: Config, task: str) -> Iterator[str]:
             yield f"{name}.path is {model['path']!r}, where no config.json lies; it must be a folder of a model."
         if model["source"] == "hub" and model["name"] is None:
             yield f"{name}.name is null; with {name}.source 'hub' it must be the name of a model there."
-    for name in ("ppo", "ppo_gt", "ppo_gt_trl"):
+    for name in trained_by("ppo"):
         if name in section and section[name]["minibatches"] > section[name]["prompts_per_update"]:
             yield (
                 f"{name}.minibatches is {section[name]['minibatches']}; allowed: at most {name}.prompts_per_update, "
@@ -302,9 +299,9 @@ def _check_runs(section: Config, task: str) -> Iterator[str]:
         yield "runs is empty; give at least one run."
     for name, run in runs.items():
         if "method" not in run:
-            yield f"runs.{name}.method is missing; allowed: {', '.join([*VARIED, 'preferred_ft'])}."
+            yield f"runs.{name}.method is missing; allowed: {', '.join(swept())}."
             continue
-        wanted = {key for key in [VARIED.get(run["method"])] if key}
+        wanted = {key for key in [METHODS[run["method"]].varies] if key}
         given = set(run) - {"method", "seed"}
         for key in sorted(wanted - given):
             yield f"runs.{name}.{key} is missing; a run of the method {run['method']!r} is made by it."

@@ -21,6 +21,7 @@ import jsonschema
 import yaml
 
 from prefopt.errors import UserError
+from prefopt.experiment import methods
 from prefopt.experiment.checks import leave_out_embedded, problems
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
@@ -76,7 +77,17 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
 def load_schema() -> dict[str, Any]:
     """The JSON schema of a config, which is read once and not to be changed."""
     schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    _name_methods(schema)
     return schema
+
+
+def _name_methods(schema: dict[str, Any]) -> None:
+    """Puts what methods there are where the schema has the mark `x-methods`."""
+    if "x-methods" in schema:
+        schema |= methods.allowed(schema["x-methods"])
+    for below in schema.values():
+        if isinstance(below, dict):
+            _name_methods(below)
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.experiment import targets
-from prefopt.experiment.checks import VARIED
+from prefopt.experiment.methods import METHODS, names, swept
 from prefopt.store.files import canonical_json
 
 Config = dict[str, Any]
@@ -28,7 +28,11 @@ def stage_recipe(config: Config, task: str, stage: str) -> Config:
         stage: a rule's name; `candidates` and `gold_reward_model` are the stages `sample` and `reward` with values of
             their own.
     """
-    return _RECIPES[stage](config, config["tasks"][task], task)
+    section = config["tasks"][task]
+    if stage in METHODS and METHODS[stage].trainer:
+        of_kind = _ppo if METHODS[stage].trainer == "ppo" else _training
+        return {**of_kind(config, section[stage]), **dict(METHODS[stage].values)}
+    return _RECIPES[stage](config, section, task)
 
 
 def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
@@ -41,22 +45,26 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
     """
     section = config["tasks"][task]
     values = section["runs"][run]
-    method, evaluation = values["method"], section["evaluation"]
-    of_kind = _ppo if method.startswith("ppo") else _training
-    trainer = {**of_kind(config, section[method]), **{key: values[key] for key in values if key != "method"}}
+    name, evaluation = values["method"], section["evaluation"]
+    method = METHODS[name]
+    by_updates = method.trainer == "ppo"
+    of_kind = _ppo if by_updates else _training
+    given = {key: value for key, value in values.items() if key != "method"}
+    trainer = {**of_kind(config, section[name]), **given, **dict(method.values)}
     interval = trainer.pop("interval")
     # The last weights are all that is evaluated at the end, as at every other checkpoint.
     trainer |= {"evaluate_every": interval, "keep": "last"}
-    if method.startswith("ppo"):
+    if by_updates:
         trainer |= {"updates": interval * evaluation["checkpoints"], "validation_prompts": 0}
     else:
         trainer["epochs"] = 1  # not read: a run has a number of steps
-    of_method: dict[str, Config] = {"dpo": {"label_smoothing": 0.0}, "preferred_ft": {"completion": "chosen"}}
-    trainer |= of_method.get(method, {})
     return {
         "run": run,
-        "method": method,
-        "conservativeness": values.get(VARIED.get(method)),
+        "method": name,
+        "kind": method.trainer,
+        "learned_reward": "reward_model" in method.needs,
+        "models": method.models,
+        "conservativeness": values.get(method.varies),
         "interval": interval,
         "checkpoints": evaluation["checkpoints"],
         "trainer": trainer,
@@ -254,10 +262,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "suffix": PROMPT_SUFFIX[name],
         "evaluation_only": targets.kind(task) == "transfer",
     },
-    "sft": lambda config, task, name: _training(config, task["sft"], completion="response"),
-    "preferred_ft": lambda config, task, name: _training(config, task["preferred_ft"], completion="chosen"),
     "reference": lambda config, task, name: _engine(config),
-    "dpo": lambda config, task, name: _training(config, task["dpo"]),
     "by_step": lambda config, task, name: {
         "points": task["by_step"]["points"],
         "sampling": _sampling(config, task, validation_prompts=0, temperatures=task["by_step"]["temperatures"]),
@@ -265,7 +270,6 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "win_rate_by_step": lambda config, task, name: {"task": name, "confidence": task["evaluation"]["confidence"]},
     "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
     "gold_reward_model": lambda config, task, name: _training(config, task["gold_reward_model"]),
-    "ppo": lambda config, task, name: _ppo(config, task["ppo"]),
     "sample": lambda config, task, name: _sampling(config, task),
     # At temperature 0 all candidates would be equal; Best-of-N takes the greedy completion there.
     "candidates": lambda config, task, name: _sampling(
@@ -282,6 +286,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seed"],
         "methods": task["methods"],
+        "opponents": names("opponent"),
         "judge": {"kind": task["judge"]["kind"]},
     },
     "subsets": lambda config, task, name: {
@@ -327,6 +332,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     },
     "frontier_figure": lambda config, task, name: {"task": name, "true_reward": _true_reward(task)["kind"]},
     "dominance": lambda config, task, name: {
+        "methods": swept(),
         "confidence": task["evaluation"]["confidence"],
         "bootstrap": task["evaluation"]["bootstrap"],
         "seed": config["seed"],

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from prefopt.experiment.methods import METHODS, method_of
+
 Config = dict[str, Any]
 
 REFERENCE = "reference"  # a side of a matchup: the reference text of the prompt
@@ -80,8 +82,8 @@ def model_folder(config: Config, task: str, name: str, shipped: str) -> str:
     section = config["tasks"][task]
     if name == "reference":
         name = reference(config, task)
-    if name == "base_2shot":
-        name = "base"
+    if name in METHODS and METHODS[name].trainer is None:
+        name = METHODS[name].starts_from
     if name == "true_reward" and section["true_reward"]["source"] == "classifier":
         return f"results/models/{task}/classifier"
     if name in ("base", "sft", "true_reward"):
@@ -97,35 +99,33 @@ def model_folder(config: Config, task: str, name: str, shipped: str) -> str:
 
 
 def trainers(config: Config, task: str) -> list[str]:
-    """Names of the models that this workflow trains for a task, in the order of the paper."""
+    """Names of the models that this workflow trains for a task; none comes before one that it is made from."""
     section = config["tasks"][task]
     if kind(section) == "transfer":
         return []
-    wanted = {"base": section["base"]["source"] == "scratch", "sft": False}
     if kind(section) == "frontier":
-        methods = {run["method"] for run in section["runs"].values() if run is not None}
-        wanted |= {
-            "sft": section["sft"]["source"] == "train",
-            "reward_model": "ppo" in methods,
-            "classifier": section["true_reward"]["source"] == "classifier",
-        }
+        # What the runs train are evaluations, and no models.
+        used = ["sft", *(run["method"] for run in section["runs"].values() if run is not None)]
+        own = ["sft"]
     else:
-        used = {*section["methods"], reference(config, task)}
-        rewarded = any(method == "ppo" or method.startswith("best_of_") for method in used)
-        wanted |= {
-            "sft": "sft" in used and section["sft"]["source"] == "train",
-            "preferred_ft": "preferred_ft" in used,
-            "dpo": "dpo" in used,
-            "reward_model": rewarded,
-            "ppo": "ppo" in used,
-            "gold_reward_model": "reward_model" in judge_kinds(section),
-        }
-    return [name for name, needed in wanted.items() if needed]
+        used = [*section["methods"], reference(config, task)]
+        own = [name for name, method in METHODS.items() if method.trainer and name in used]
+    own = [name for name in own if name != "sft" or section["sft"]["source"] == "train"]
+    rewarded = [name for name in own if "reward_model" in METHODS[name].needs]
+    return [
+        *(["base"] if section["base"]["source"] == "scratch" else []),
+        *(name for name in own if name not in rewarded),
+        *(["reward_model"] if any("reward_model" in method_of(name).needs for name in used) else []),
+        *rewarded,
+        *(["gold_reward_model"] if "reward_model" in judge_kinds(section) else []),
+        *(["classifier"] if section.get("true_reward", {}).get("source") == "classifier" else []),
+    ]
 
 
 def judge_kinds(section: Config) -> set[str]:
-    """Kinds of all the judges of a task."""
-    return {section["judge"]["kind"], *(judge["kind"] for judge in section["other_judges"].values())}
+    """Kinds of all the judges of a task; a sweep has none."""
+    own = [section["judge"]] if "judge" in section else []
+    return {judge["kind"] for judge in [*own, *section.get("other_judges", {}).values()]}
 
 
 def judge_prompt(judge: Config) -> Path:
@@ -217,9 +217,14 @@ def runs(config: Config, task: str) -> list[str]:
     return [name for name, run in config["tasks"][task]["runs"].items() if run is not None]
 
 
+def caches_reference(config: Config, task: str) -> bool:
+    """Whether some model that a task trains needs the reference policy's log-probabilities."""
+    return any("reference_logprobs" in METHODS[name].needs for name in trainers(config, task) if name in METHODS)
+
+
 def has_candidates(config: Config, task: str) -> bool:
     """Whether some method of the task is Best-of-N."""
-    return any(method.startswith("best_of_") for method in config["tasks"][task].get("methods", []))
+    return any("candidates" in method_of(name).needs for name in config["tasks"][task].get("methods", []))
 
 
 def judges_subsets(config: Config, task: str) -> bool:
@@ -241,12 +246,12 @@ def compute_files(config: Config) -> dict[str, list[str]]:
         f"results/samples/{task}/{method}.parquet"
         for task in compared
         for method in config["tasks"][task]["methods"]
-        if not method.startswith("best_of_")
+        if "candidates" not in method_of(method).needs
     ]
     files = {
         "models": [f"results/models/{task}/{name}" for task in config["tasks"] for name in trainers(config, task)],
         "reference": [
-            f"results/logprobs/{task}/reference.parquet" for task in compared if "dpo" in trainers(config, task)
+            f"results/logprobs/{task}/reference.parquet" for task in compared if caches_reference(config, task)
         ],
         "samples": samples,
         "candidates": [f"results/candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")],

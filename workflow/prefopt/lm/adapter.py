@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, LoraModel
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+# Loading peft takes most of a second, which a stage without an adapter is spared.
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 _NAME = "default"
 
@@ -35,6 +39,8 @@ def add_adapter(model: PreTrainedModel, recipe: AdapterRecipe, seed: int) -> Pre
     Returns:
         The same model.
     """
+    from peft import LoraModel
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted = LoraModel(model, _config(model, recipe), _NAME).model
@@ -52,6 +58,8 @@ def merged(model: PreTrainedModel, weights: Mapping[str, Tensor], recipe: Adapte
         weights: of the adapted model, whole and on the CPU; one that serves twice comes once.
         recipe: as the adapters were made.
     """
+    from peft import LoraModel
+
     tuner = LoraModel(model, _config(model, recipe), _NAME)
     lacking = tuner.model.load_state_dict(weights, strict=False)
     absent = set(lacking.missing_keys) & {name for name, _ in tuner.model.named_parameters()}
@@ -62,5 +70,7 @@ def merged(model: PreTrainedModel, weights: Mapping[str, Tensor], recipe: Adapte
 
 
 def _config(model: PreTrainedModel, recipe: AdapterRecipe) -> LoraConfig:
+    from peft import LoraConfig
+
     transposed = any(isinstance(module, Conv1D) for module in model.modules())  # as GPT-2 keeps its weights
     return LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules="all-linear", fan_in_fan_out=transposed)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefopt.experiment import targets
+from prefopt.experiment.methods import sampled, trained_by
 from prefopt.planning import samplers, trainers
 from prefopt.planning.estimate import Estimate
 from prefopt.planning.task import Task
@@ -15,8 +16,7 @@ Config = dict[str, Any]
 
 _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "pretrain": trainers.pretrain,
-    "sft": trainers.sft,
-    "preferred_ft": trainers.preferred_ft,
+    **dict.fromkeys(trained_by("sft"), trainers.fine_tuning),
     "dpo": trainers.dpo,
     "reward_model": trainers.reward_model,
     "gold_reward_model": trainers.gold_reward_model,
@@ -59,9 +59,9 @@ def estimates(config: Config, task: str) -> list[Estimate]:
         stages = [*made, "pair_samples", "ceiling_samples", "reference"]
         stages += [] if section["true_reward"]["source"] == "rule" else ["true_rewards"]
         return [estimate(config, task, stage) for stage in stages] + _sweep(config, task)
-    stages = [*made, *(["reference"] if "dpo" in made else [])]
+    stages = [*made, *(["reference"] if targets.caches_reference(config, task) else [])]
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
-    samples = [method for method in section["methods"] if not method.startswith("best_of_")]
+    samples = [method for method in section["methods"] if method in sampled()]
     return [
         *(estimate(config, task, stage) for stage in stages),
         *(_renamed(estimate(config, task, "sample", method), f"sample {method}") for method in samples),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.experiment import targets
+from prefopt.experiment.methods import METHODS
 from prefopt.planning import work
 from prefopt.planning.architecture import Architecture, from_folder, from_hub, from_pretrain
 from prefopt.planning.estimate import gpus
@@ -71,7 +72,7 @@ class Task:
             name = targets.reference(self.config, self.name)
         if name in ("sft", "true_reward") and section[name]["source"] in ("path", "hub"):
             return self._brought(section[name], name)
-        if name in ("dpo", "ppo", "reward_model"):
+        if name == "reward_model" or (name in METHODS and METHODS[name].starts_from == "reference"):
             return self.model("reference")
         base = section["base"]
         if base["source"] == "shipped":

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefopt.experiment import targets
+from prefopt.experiment.methods import METHODS
 from prefopt.planning import memory, work
 from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
 from prefopt.planning.estimate import Estimate
@@ -31,24 +32,15 @@ def pretrain(task: Task, stage: str, _: str | None = None) -> Estimate:
     return _on_examples(task, stage, "base", section, documents - held_out, held_out, rows)
 
 
-def sft(task: Task, stage: str, _: str | None = None) -> Estimate:
-    """SFT on the demonstrations."""
-    table = task.counts.demonstrations
+def fine_tuning(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """SFT on the demonstrations, or on the chosen completion of each pair."""
+    completion = dict(METHODS[stage].values)["completion"]
+    table = task.counts.demonstrations if completion == "response" else task.counts.pairs
 
     def rows(long: bool) -> Rows:
-        return task.rows("response", long=long)
+        return task.rows(completion, long=long)
 
-    return _on_examples(task, stage, "base", task.section["sft"], table["train"], table["validation"], rows)
-
-
-def preferred_ft(task: Task, stage: str, _: str | None = None) -> Estimate:
-    """SFT on the chosen completion of each pair."""
-    table = task.counts.pairs
-
-    def rows(long: bool) -> Rows:
-        return task.rows("chosen", long=long)
-
-    return _on_examples(task, stage, "base", task.section["preferred_ft"], table["train"], table["validation"], rows)
+    return _on_examples(task, stage, "base", task.section[stage], table["train"], table["validation"], rows)
 
 
 def dpo(task: Task, stage: str, _: str | None = None) -> Estimate:
@@ -115,8 +107,8 @@ def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
     parameters = language_model_parameters(model)
     judge = None if task.section["true_reward"]["source"] == "rule" else task.model("true_reward")[1]
     others = [Resident(scorer_parameters(judge, 2))] if judge else []
-    if method.startswith("ppo"):
-        learned = method == "ppo"
+    if METHODS[method].trainer == "ppo":
+        learned = "reward_model" in METHODS[method].needs
         parts = _ppo_parts(task, model, values, engine, learned=learned, others=others)
         updates = values["interval"] * task.section["evaluation"]["checkpoints"]
         phases = [phase.times(updates) for phase in _ppo_update(task, model, values, learned=learned)]
@@ -155,7 +147,7 @@ def _on_pairs(
 
     def rows(long: bool) -> Rows:
         both = task.pair_rows(long)
-        return Rows(both.prompt, both.completions[:1]) if method == "preferred_ft" else both
+        return Rows(both.prompt, both.completions[:1]) if METHODS[method].trainer == "sft" else both
 
     batch = micro_batch(rows(True), engine, values["batch_size"])
     micro_batches = _micro_batches(values["batch_size"], batch, engine)

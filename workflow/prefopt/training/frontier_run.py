@@ -36,14 +36,11 @@ from prefopt.training.unlikelihood import UnlikelihoodRecipe, unlikelihood_examp
 
 logger = logging.getLogger(__name__)
 
-# The method decides which values its trainer takes.
 _TRAINERS: dict[str, type[Any]] = {
+    "sft": SFTRecipe,
     "dpo": DPORecipe,
     "unlikelihood": UnlikelihoodRecipe,
-    "preferred_ft": SFTRecipe,
     "ppo": ppo.PPORecipe,
-    "ppo_gt": ppo.PPORecipe,
-    "ppo_gt_trl": ppo.PPORecipe,
 }
 
 
@@ -52,7 +49,10 @@ class FrontierRunRecipe:
     """A run of the sweep."""
 
     run: str
-    method: Literal["dpo", "unlikelihood", "preferred_ft", "ppo", "ppo_gt", "ppo_gt_trl"]
+    method: str  # its name in tables
+    kind: Literal["sft", "dpo", "unlikelihood", "ppo"]  # of trainer
+    learned_reward: bool  # PPO's reward is a reward model, else the true reward
+    models: int  # in memory: a policy and the reference that it is compared with; PPO's value network and reward model
     conservativeness: float | None  # DPO's beta, PPO's target KL, unlikelihood's alpha; None has none
     interval: int  # optimizer steps (of PPO: updates) between two checkpoints
     checkpoints: int  # evaluated after the reference policy itself, step 0
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains one policy of the sweep and writes the evaluations of its checkpoints."""
     recipe = from_json(FrontierRunRecipe, args.recipe)
-    trainer = from_dict(_TRAINERS[recipe.method], recipe.trainer)
+    trainer = from_dict(_TRAINERS[recipe.kind], recipe.trainer)
     evaluation = from_dict(EvaluationRecipe, recipe.evaluation)
     prompts = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
     device = default_device()
@@ -92,9 +92,7 @@ def run(args: argparse.Namespace) -> None:
         **stage.model_hashes("reference", args.model),
         **({"true_reward": weights_hash(args.true_reward_model)} if args.true_reward_model else {}),
     }
-    # A policy and the reference that it is compared with; PPO has a value network, and a reward model or none.
-    resident = {"ppo": 4, "ppo_gt": 3, "ppo_gt_trl": 3}.get(recipe.method, 2)
-    usage = Usage("frontier_run", device, torch.float32, models=resident)
+    usage = Usage("frontier_run", device, torch.float32, models=recipe.models)
     torch.manual_seed(trainer.seed)
 
     if trainer.activation_checkpointing:
@@ -183,15 +181,15 @@ def _ppo_models(
 ) -> tuple[ppo.Models, dict[str, str]]:
     """The four models of PPO: the learned reward with a value network from it, or the true reward with a new one."""
     device = default_device()
-    if recipe.method == "ppo" and args.reward_model is None:
-        raise UserError(f"{recipe.run}: the method ppo learns from a reward model; give --reward-model.")
-    start = load_scorer(args.reward_model) if recipe.method == "ppo" else new_scorer(args.model, seed=trainer.seed)[0]
-    if recipe.method == "ppo":
+    if recipe.learned_reward and args.reward_model is None:
+        raise UserError(f"{recipe.run}: {recipe.method} learns from a reward model; give --reward-model.")
+    start = load_scorer(args.reward_model) if recipe.learned_reward else new_scorer(args.model, seed=trainer.seed)[0]
+    if recipe.learned_reward:
         check_tokenizer(args.reward_model, args.model)
     value = start.to(device)
     if trainer.activation_checkpointing:
         recompute_activations(value)
-    if recipe.method == "ppo":
+    if recipe.learned_reward:
         learned = ppo.learned_reward(load_scorer(args.reward_model, device=device), trainer)
         return ppo.Models(policy, value, reference, learned), stage.model_hashes("reward", args.reward_model)
 

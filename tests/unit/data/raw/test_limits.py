@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefopt.data.raw.limits import Limits, Meter, size_of
 from prefopt.data.raw import sources
+from prefopt.data.raw.limits import Limits, Meter, size_of
 from prefopt.data.raw.sources import read_rows
 from prefopt.errors import UserError
 

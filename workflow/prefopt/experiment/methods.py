@@ -1,0 +1,200 @@
+"""Every method, once: what it is trained by, what it needs, and how it is shown.
+
+What the schema allows, checks, targets, the rules' constraints, recipes, ledger, plan, dominance and figures have of a
+method follows from its entry here. Stages that train are told by their recipes, so that a new label trains nothing again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, Literal
+
+Need = Literal["reference_logprobs", "reward_model", "candidates"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to get a policy, or a choice among completions."""
+
+    label: str  # for a reader
+    style: int  # of its lines, see `analysis.style`; methods that stand in no figure together may share one
+    trainer: Literal["sft", "dpo", "unlikelihood", "ppo"] | None = None  # None: nothing is trained for it alone
+    values: tuple[tuple[str, str], ...] = ()  # keys and values of the trainer's recipe that make this method of it
+    starts_from: Literal["base", "reference"] = "base"  # the model that is trained or, without a trainer, taken
+    needs: tuple[Need, ...] = ()  # what is made before, beside that model
+    models: int = 2  # in memory while a run of a sweep trains: the policy and the reference policy of its evaluation
+    varies: str | None = None  # what the runs of a sweep differ in, a key of the trainer's recipe
+    symbol: str = ""  # of that, in figures
+    reported: bool = False  # may be a row of a table of win rates
+    transfers: bool = False  # also on the prompts of another task
+    swept: int = 0  # its place in a sweep's comparisons (the paper's Fig. 2), from 1; 0: it is no run of a sweep
+    opponent: bool = False  # of the paired comparisons
+
+    @property
+    def section(self) -> bool:
+        """Whether a task has a section of its values, under its name."""
+        return self.trainer is not None or "candidates" in self.needs
+
+
+METHODS: dict[str, Method] = {
+    "base": Method(label="Base (zero-shot)", style=5, reported=True, transfers=True),
+    "base_2shot": Method(label="Base (2-shot)", style=5, reported=True),
+    "sft": Method(
+        label="SFT",
+        style=3,
+        trainer="sft",
+        values=(("completion", "response"),),
+        reported=True,
+        transfers=True,
+        opponent=True,
+    ),
+    "preferred_ft": Method(
+        label="Preferred-FT",
+        style=4,
+        trainer="sft",
+        values=(("completion", "chosen"),),
+        reported=True,
+        transfers=True,
+        swept=6,
+        opponent=True,
+    ),
+    "dpo": Method(
+        label="DPO",
+        style=0,
+        trainer="dpo",
+        starts_from="reference",
+        needs=("reference_logprobs",),
+        varies="beta",
+        symbol="β",
+        reported=True,
+        transfers=True,
+        swept=1,
+        opponent=True,
+    ),
+    "ppo": Method(
+        label="PPO",
+        style=1,
+        trainer="ppo",
+        starts_from="reference",
+        needs=("reward_model",),
+        models=4,
+        varies="kl_target",
+        symbol="target KL",
+        reported=True,
+        transfers=True,
+        swept=4,
+    ),
+    # In tables and configs best_of_N.
+    "best_of_n": Method(
+        label="Best of N",
+        style=2,
+        starts_from="reference",
+        needs=("reward_model", "candidates"),
+        reported=True,
+    ),
+    "unlikelihood": Method(
+        label="Unlikelihood",
+        style=3,
+        trainer="unlikelihood",
+        starts_from="reference",
+        varies="alpha",
+        symbol="α",
+        swept=5,
+    ),
+    "ppo_gt": Method(
+        label="PPO-GT",
+        style=2,
+        trainer="ppo",
+        starts_from="reference",
+        models=3,
+        varies="kl_target",
+        symbol="target KL",
+        swept=2,
+    ),
+    "ppo_gt_trl": Method(
+        label="PPO-GT (TRL defaults)",
+        style=5,
+        trainer="ppo",
+        starts_from="reference",
+        models=3,
+        varies="kl_target",
+        symbol="target KL",
+        swept=3,
+    ),
+}
+
+
+def n_of(name: str) -> int | None:
+    """The N of "best_of_N"; None of any other name."""
+    match = re.fullmatch(r"best_of_([0-9]+)", name)
+    return int(match[1]) if match else None
+
+
+def method_of(name: str) -> Method:
+    """The method of a table's row: "best_of_128" is the method best_of_n.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    return METHODS["best_of_n" if n_of(name) else name]
+
+
+def section_of(name: str) -> str:
+    """Key of a task's section that holds a method's values."""
+    return "best_of_n" if n_of(name) else name
+
+
+def names(where: Literal["reported", "transfers", "opponent"]) -> list[str]:
+    """Keys of `METHODS` that are reported, that transfer or that are opponents."""
+    return [name for name, method in METHODS.items() if getattr(method, where)]
+
+
+def swept() -> list[str]:
+    """Those that may be runs of a sweep, in the order in which they are compared."""
+    return sorted((name for name in METHODS if METHODS[name].swept), key=lambda name: METHODS[name].swept)
+
+
+def trained_by(trainer: str) -> list[str]:
+    """Keys of `METHODS` with this trainer."""
+    return [name for name, method in METHODS.items() if method.trainer == trainer]
+
+
+def sampled() -> list[str]:
+    """Methods with samples of their own; the others choose among candidates."""
+    return [name for name in names("reported") if "candidates" not in METHODS[name].needs]
+
+
+def stages_of(name: str, reference: str) -> list[str]:
+    """The training stages that a method needs, in their order; `reference_logprobs` is the cached table.
+
+    Nothing before the base is counted: it is given to all of them alike.
+
+    Args:
+        name: a row of a table of win rates.
+        reference: the method that is the task's reference policy.
+    """
+    method = method_of(name)
+    before = [reference] if method.starts_from == "reference" else []
+    made = [need for need in method.needs if need != "candidates"]
+    return [*before, *made, *([name] if method.trainer else [])]
+
+
+def allowed(which: str) -> dict[str, Any]:
+    """What the schema's mark `x-methods` stands for: keywords of a JSON schema.
+
+    Args:
+        which: reported, transfers, swept, reference (those that may be a reference policy) or side (of a matchup).
+    """
+    if which in ("swept", "reference"):
+        return {"enum": swept() if which == "swept" else trained_by("sft")}
+    plain = sampled() if which != "transfers" else names("transfers")
+    if which == "transfers":
+        return {"type": "string", "pattern": rf"^({'|'.join(plain)})\Z", "x-allowed": _or(plain)}
+    plain = ["reference", *plain] if which == "side" else plain
+    words = "a method or reference" if which == "side" else f"{', '.join(plain)} or best_of_N (N a whole number)"
+    return {"type": "string", "pattern": rf"^({'|'.join(plain)}|best_of_[1-9][0-9]*)\Z", "x-allowed": words}
+
+
+def _or(options: list[str]) -> str:
+    return f"{', '.join(options[:-1])} or {options[-1]}"
