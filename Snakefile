@@ -9,7 +9,7 @@ min_version("9.20")
 HOME = str(workflow.current_basedir)  # `workflow.basedir` is another folder where Snakemake loads this as a module
 sys.path.insert(0, f"{HOME}/workflow")
 
-from prefopt.experiment import methods, stage_recipes, targets
+from prefopt.experiment import methods, stage_recipes, targets, tasks
 from prefopt.experiment.config import resolve
 from prefopt.errors import UserError
 from prefopt.store.fingerprint import fingerprint

@@ -97,7 +97,7 @@ def record_files(wildcards):
     data = config["tasks"][wildcards.task]["data"]
     if data["source"] != "files":
         return {}
-    return {f"{key}_{i}": path for key in targets.RECORD_FILES for i, path in enumerate(data.get(key, []))}
+    return {f"{key}_{i}": path for key in tasks.RECORD_FILES for i, path in enumerate(data.get(key, []))}
 
 
 def records_params():

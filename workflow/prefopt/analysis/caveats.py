@@ -11,6 +11,7 @@ import pandas as pd
 
 from prefopt.analysis.style import display_name, task_name
 from prefopt.errors import UserError
+from prefopt.experiment.tasks import TASKS
 
 # With fewer the 95% interval of a win rate is wider than 28 points, more than lies between most methods.
 FEW_PROMPTS = 50
@@ -93,17 +94,9 @@ def data_notes(facts: Iterable[Mapping[str, Any]], judges: Mapping[str, str]) ->
         yield from (of_task + capitalised(warning) for warning in one["warnings"])
 
 
-_WRITTEN = {
-    "tldr": "posts, references, preferences",
-    "hh": "dialogues, responses, preferences",
-    "cnndm": "articles, references",
-    "imdb": "reviews",
-}
-
-
 def written_by_a_program(task: str) -> str:
     """What a program wrote where a task's records are synthetic."""
-    return _WRITTEN.get(task, "records")
+    return TASKS[task].written if task in TASKS else "records"
 
 
 def synthetic_note(task: str, judge: str) -> str:

@@ -13,6 +13,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from prefopt.experiment.methods import METHODS, method_of, n_of, section_of
+from prefopt.experiment.tasks import TASKS
 from prefopt.store.files import atomic_path
 
 matplotlib.use("Agg")
@@ -52,18 +53,6 @@ _STYLES = [
     LineStyle("#56B4E9", "P", (0, (8, 2))),
     LineStyle("#E69F00", "X", (0, (4, 1.5, 1, 1.5, 1, 1.5))),
 ]
-_TASKS = {
-    "tldr": "TL;DR summarization",
-    "hh": "Anthropic HH dialogue",
-    "cnndm": "CNN/DailyMail news",
-    "imdb": "IMDb sentiment",
-}
-# What a completion is held against.
-_REFERENCES = {
-    "tldr": "the reference summary",
-    "hh": "the chosen response",
-    "cnndm": "the reference summary",
-}
 # Models that are no methods.
 _MODELS = {
     "classifier": "Classifier",
@@ -76,12 +65,12 @@ _MODELS = {
 
 def task_name(task: str) -> str:
     """The task's name for a reader."""
-    return _TASKS.get(task, task)
+    return TASKS[task].title if task in TASKS else task
 
 
 def reference_name(task: str) -> str:
     """What the task's win rates are against, for a reader."""
-    return _REFERENCES.get(task, "the reference")
+    return TASKS[task].reference if task in TASKS else "the reference"
 
 
 def display_name(method: str) -> str:

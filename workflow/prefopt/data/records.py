@@ -31,9 +31,8 @@ TABLES = {
 }
 # Fewer test prompts than this give win rates that say next to nothing.
 FEW_TEST_PROMPTS = 20
-# Kinds of records of each task with the fields that are read, those of them on a hub, and its generator.
+# Kinds of records of each task with the fields that are read, and its generator.
 _FILE_KINDS = {"tldr": tldr.FIELDS, "hh": hh.FIELDS, "cnndm": cnn_dailymail.FIELDS}
-_HUB_KINDS = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",)}
 _GENERATORS = {"tldr": posts.generate, "hh": dialogues.generate, "cnndm": news.generate}
 
 
@@ -72,7 +71,11 @@ def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
         ]
         records = {kind: read_rows(paths[kind], fields, allowed) for kind, fields in _FILE_KINDS[task].items()}
     else:
-        named = {kind: (_hub_name(recipe, kind), recipe.hub.get(f"{kind}_revision")) for kind in _HUB_KINDS[task]}
+        named = {
+            kind: (_hub_name(recipe, kind), recipe.hub.get(f"{kind}_revision"))
+            for kind in _FILE_KINDS[task]
+            if kind in recipe.hub
+        }
         inputs = [
             {"kind": kind, "name": name, "revision": revision, "pinned": revision is not None}
             for kind, (name, revision) in named.items()

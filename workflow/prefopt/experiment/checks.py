@@ -13,18 +13,10 @@ from typing import Any
 
 from prefopt.experiment import targets
 from prefopt.experiment.methods import METHODS, method_of, n_of, section_of, swept, trained_by
+from prefopt.experiment.tasks import RECORD_FILES, TASKS
 
 Config = dict[str, Any]
 Check = Callable[[Config, str], Iterator[str]]
-
-# With the source `files` a task needs records of one kind of each group; with `hub` a name of each of these keys.
-_FILES = {
-    "tldr": (("posts", "demonstrations"), ("comparisons", "preferences")),
-    "hh": (("comparisons",),),
-    "cnndm": (("articles",),),
-    "imdb": (("reviews",),),
-}
-_HUB = {"tldr": ("posts", "comparisons"), "hh": ("comparisons",), "cnndm": ("articles",), "imdb": ("name",)}
 
 
 def problems(section: Config, task: str) -> Iterator[str]:
@@ -60,7 +52,7 @@ def leave_out_embedded(section: Config) -> list[str]:
 
 
 def _check_paths(section: Config, task: str) -> Iterator[str]:
-    paths = [(f"data.{key}", path) for key in targets.RECORD_FILES for path in section["data"].get(key, [])]
+    paths = [(f"data.{key}", path) for key in RECORD_FILES for path in section["data"].get(key, [])]
     for name in ("base", "sft", "true_reward"):
         if section.get(name, {}).get("source") == "path":
             paths.append((f"{name}.path", section[name]["path"] or ""))
@@ -85,17 +77,17 @@ def _check_data(section: Config, task: str) -> Iterator[str]:
         shares = " + ".join(f"{share:g}" for share in data["splits"].values())
         yield f"data.splits is {shares} = {total:g}; allowed: shares that add up to 1."
     if data["source"] == "files":
-        for group in _FILES[task]:
+        for group in TASKS[task].files:
             if not any(data[key] for key in group):
                 named = " and ".join(f"data.{key}" for key in group)
                 verb, give = ("are", "one") if len(group) > 1 else ("is", "it")
                 yield f"data.source is 'files', but {named} {verb} empty; give {give} a path."
-        for key in targets.RECORD_FILES:
+        for key in RECORD_FILES:
             for path in data.get(key, []):
                 if not Path(path).is_file():
                     yield f"data.{key} names {path!r}; no such file is seen from the working directory."
     if data["source"] == "hub":
-        for key in _HUB[task]:
+        for key in TASKS[task].hub:
             if data["hub"][key] is None:
                 yield f"data.hub.{key} is null; with data.source 'hub' it must be the name of a data set."
 

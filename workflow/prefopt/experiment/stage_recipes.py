@@ -11,12 +11,10 @@ from typing import Any
 
 from prefopt.experiment import targets
 from prefopt.experiment.methods import METHODS, names, swept
+from prefopt.experiment.tasks import RECORD_FILES, TASKS
 from prefopt.store.files import canonical_json
 
 Config = dict[str, Any]
-
-# The last line of a task's prompts, which a cut never removes.
-PROMPT_SUFFIX = {"tldr": "\n\nTL;DR:", "hh": "\n\nAssistant:", "cnndm": "\n\nTL;DR:"}
 
 
 def stage_recipe(config: Config, task: str, stage: str) -> Config:
@@ -189,7 +187,7 @@ def judge_recipe(config: Config, task: str, judge: Config) -> Config:
         task: key of `tasks`.
         judge: its section `judge`, or one of `other_judges`.
     """
-    values = {"chat": None, **judge, "suffix": PROMPT_SUFFIX[task], "token_budget": config["compute"]["token_budget"]}
+    values = {"chat": None, **judge, "suffix": TASKS[task].suffix, "token_budget": config["compute"]["token_budget"]}
     if judge["kind"] not in ("chat", "recorded"):
         return values | {"chat": None, "repeat": 0.0}
     model = judge["chat"]["model"]
@@ -221,7 +219,7 @@ def records_recipe(config: Config, task: str, table: str) -> Config:
     if targets.kind(config["tasks"][task]) == "frontier":
         return {**data, "embedded": made}
     # Every key that some task's data have; a transfer task's articles are for evaluation only.
-    data = {**{kind: [] for kind in targets.RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **data}
+    data = {**{kind: [] for kind in RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **data}
     if "validation_share" in data:
         share = data.pop("validation_share")
         data["splits"] = {"train": 0.0, "validation": share, "test": 1 - share}
@@ -259,7 +257,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "pretrain": lambda config, task, name: _training(config, task["pretrain"]),
     "prepare": lambda config, task, name: {
         **task["lengths"],
-        "suffix": PROMPT_SUFFIX[name],
+        "suffix": TASKS[name].suffix,
         "evaluation_only": targets.kind(task) == "transfer",
     },
     "reference": lambda config, task, name: _engine(config),
@@ -340,7 +338,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     },
     "human_study": lambda config, task, name: {
         "task": name,
-        "suffix": PROMPT_SUFFIX[name],
+        "suffix": TASKS[name].suffix,
         **{key: task["human"][key] for key in _STUDY},
         "simulated": task["human"]["simulated_raters"] is not None,
         "matchups": [{"raters_per_item": 1, **_sides(matchup)} for matchup in targets.matchups(config, name)],

@@ -9,21 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefopt.experiment.methods import METHODS, method_of
+from prefopt.experiment.tasks import TASKS
 
 Config = dict[str, Any]
 
 REFERENCE = "reference"  # a side of a matchup: the reference text of the prompt
 PROMPTS = Path(__file__).parents[2] / "prompts"
 
-# Keys of a task's `data` that hold paths of records.
-RECORD_FILES = ("posts", "comparisons", "demonstrations", "preferences", "articles", "reviews")
-
-# What reads or makes the records of each task; embedded ones come from the first, all others from the second.
-_READERS = {
-    "tldr": ("prefopt.data.synthetic.posts:generate", "prefopt.data.formats.tldr:raw_tables"),
-    "hh": ("prefopt.data.synthetic.dialogues:generate", "prefopt.data.formats.hh:raw_tables"),
-    "cnndm": ("prefopt.data.synthetic.news:generate", "prefopt.data.formats.cnn_dailymail:raw_tables"),
-}
 # What makes the judge of each kind.
 _JUDGES = {
     "oracle": "prefopt.judging.oracle:OracleJudge",
@@ -36,8 +28,8 @@ _JUDGES = {
 
 def other_readers(config: Config, task: str) -> frozenset[str]:
     """Code of the stage `records` that reads other tasks' records, or this task's from another source."""
-    own = _READERS[task][config["tasks"][task]["data"]["source"] != "embedded"]
-    return frozenset(reader for readers in _READERS.values() for reader in readers) - {own}
+    own = TASKS[task].readers[config["tasks"][task]["data"]["source"] != "embedded"]
+    return frozenset(reader for one in TASKS.values() for reader in one.readers) - {own}
 
 
 def other_judges(judge: Config) -> frozenset[str]:
