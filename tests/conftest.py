@@ -9,6 +9,15 @@ from running import TINY, copy_workflow, snakemake
 
 from prefopt.store.files import sha256_of_file
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a fixture that takes long stays in one process: a file's tests, and those of the finished run."""
+    for item in items:
+        whole = "finished" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("finished" if whole else str(item.path)))
+
+
 MADE = {"results", "logs", "work", ".snakemake"}
 
 

@@ -44,13 +44,16 @@ def job(output: str, *inputs: str, values: dict[str, Any] | None = None, **param
 def test_a_table_says_what_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
     write_table("by_hand.parquet", "pretraining", ROWS)
     assert provenance.made_by("by_hand.parquet") is None
-    make("made.parquet", monkeypatch, recipe=json.dumps(RECIPE), texts=[Path("by_hand.parquet"), Path("gone")], n=1)
+    before = {"out": Path("by_hand.parquet"), "earlier": Path("by_hand.parquet")}
+    write_table("text.parquet", "pretraining", ROWS)
+    texts = [Path("text.parquet"), Path("gone")]
+    make("made.parquet", monkeypatch, recipe=json.dumps(RECIPE), texts=texts, n=1, **before)
     assert provenance.made_by("made.parquet") == {
         "stage": "pretrain",
         "recipe": RECIPE,
         "by_step": None,
         "code": "abc",
-        "inputs": {"by_hand.parquet": read_manifest("by_hand.parquet")["content_hash"]},
+        "inputs": {"text.parquet": read_manifest("text.parquet")["content_hash"]},
     }
     monkeypatch.delenv("PREFOPT_CODE")
     provenance.begin("pretrain", "prefopt.errors", argparse.Namespace())

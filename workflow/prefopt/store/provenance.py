@@ -21,6 +21,9 @@ MODEL_FILE = "manifest.json"
 
 Manifest = dict[str, Any]
 
+# Arguments that name what a stage makes, or what it made before.
+_MADE = ("out", "earlier")
+
 _present: Manifest | None = None
 
 
@@ -33,7 +36,8 @@ def begin(stage: str, module: str, args: argparse.Namespace) -> None:
         args: its parsed arguments. Of paths that lead to a table or a model the content is noted.
     """
     global _present
-    contents = {str(path): content(path) for value in vars(args).values() for path in _paths(value)}
+    given = (value for name, value in vars(args).items() if name not in _MADE)
+    contents = {str(path): content(path) for value in given for path in _paths(value)}
     _present = {
         "stage": stage,
         "recipe": _parsed(getattr(args, "recipe", None)),
