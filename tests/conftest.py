@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from running import TINY, copy_workflow, snakemake
 
+from prefopt.store import provenance
 from prefopt.store.files import sha256_of_file
 
 
@@ -16,6 +18,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         whole = "finished" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("finished" if whole else str(item.path)))
+
+
+@pytest.fixture(autouse=True)
+def no_stage_is_begun() -> Iterator[None]:
+    """A stage that a test runs in this process does not sign what the next one writes."""
+    yield
+    provenance._present = None
 
 
 MADE = {"results", "logs", "work", ".snakemake"}

@@ -22,9 +22,8 @@ ROWS = [{"text": "one"}]
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of results, and no stage begun."""
+    """A folder of results."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(provenance, "_present", None)
     monkeypatch.delenv("PREFOPT_CODE", raising=False)
 
 
