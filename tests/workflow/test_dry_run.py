@@ -83,6 +83,17 @@ def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
     assert not jobs.keys() & {"preferred_ft", "reward_model", "ppo", "candidates", "gold_reward_model"}
 
 
+def test_a_task_that_is_null_makes_nothing(tmp_path: Path) -> None:
+    path = overlay(tmp_path, {"tasks": {"imdb": None, "hh": None, "cnndm": None}})
+    jobs = planned("all", "--configfile", path, folder=tmp_path)
+    assert (jobs["dpo"], jobs["win_rates"], jobs["paper"], jobs["compute_figure"]) == (1, 1, 1, 1)
+    assert not jobs.keys() & {"reviews", "frontier_run", "dpo_with_samples", "win_rate_by_step"}
+    path = overlay(tmp_path, {"tasks": {"tldr": None, "hh": None, "cnndm": None}})
+    jobs = planned("all", "--configfile", path, folder=tmp_path)
+    assert jobs["frontier_run"] == 22 and jobs["compute"] == 1
+    assert not jobs.keys() & {"records", "win_rates", "judge", "paper", "compute_figure"}
+
+
 def test_a_chat_model_judges_by_config_alone(tmp_path: Path) -> None:
     targets = [f"results/{task}_winrates.csv" for task in ("tldr", "hh", "cnndm")]
     plain = planned(*targets, "results/best_of_n.csv", folder=tmp_path)

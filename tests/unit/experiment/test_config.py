@@ -50,6 +50,16 @@ def test_defaults_are_filled_in_at_every_depth(config: dict[str, Any]) -> None:
     assert config["compute"]["dtype"] == "float32"
 
 
+def test_a_task_that_is_null_is_left_out() -> None:
+    few = resolve(with_value("tasks", {"imdb": None, "hh": None}))
+    assert list(few["tasks"]) == ["tldr", "cnndm"] and resolve(few) == few
+    sentence = "tasks.cnndm.models_of is 'tldr', a task that is left out; leave this one out too, or neither."
+    with pytest.raises(UserError, match=f"^{sentence}$"):
+        resolve(with_value("tasks.tldr", None))
+    with pytest.raises(UserError, match="^tasks holds nothing; leave at least one in.$"):
+        resolve(with_value("tasks", dict.fromkeys(("imdb", "tldr", "hh", "cnndm"))))
+
+
 def test_resolving_again_changes_nothing_and_the_given_config_is_left_alone(config: dict[str, Any]) -> None:
     given = read("config.yaml")
     assert resolve(given) == config == resolve(config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ Config = dict[str, Any]
 Check = Callable[[Config, str], Iterator[str]]
 
 
-def problems(section: Config, task: str) -> Iterator[str]:
-    """What is wrong with a task's section."""
+def problems(section: Config, task: str, tasks: Collection[str]) -> Iterator[str]:
+    """What is wrong with a task's section, beside these tasks."""
+    if section.get("models_of", task) not in tasks:
+        yield f"models_of is {section['models_of']!r}, a task that is left out; leave this one out too, or neither."
     for check in _CHECKS[targets.kind(section)]:
         yield from check(section, task)
 

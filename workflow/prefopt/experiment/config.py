@@ -67,7 +67,7 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
             section["base"]["source"] = "shipped" if section["data"]["source"] == "embedded" else "scratch"
         for line in leave_out_embedded(section):
             logger.warning("tasks.%s.%s", task, line)
-        found += [f"tasks.{task}.{problem}" for problem in problems(section, task)]
+        found += [f"tasks.{task}.{problem}" for problem in problems(section, task, resolved["tasks"])]
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
     return resolved
@@ -215,6 +215,8 @@ def _sentences(error: jsonschema.ValidationError) -> Iterator[str]:
         for lacking in schema["required"]:
             if lacking not in instance:
                 yield f"{path}.{lacking} is missing; allowed: {_allowed(schema['properties'][lacking])}."
+    elif error.validator == "minProperties":
+        yield f"{path} holds nothing; leave at least one in."
     elif error.validator == "uniqueItems":
         yield f"{path} is {_show(instance)}, where one stands twice; each may stand once."
     else:

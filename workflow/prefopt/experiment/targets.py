@@ -263,7 +263,9 @@ def result_files(config: Config) -> list[str]:
     files = [f"results/best_of_n.{ending}" for ending in ("csv", "svg", "png")]
     if not any(has_candidates(config, task) for task in config["tasks"]):
         files = []
-    files += ["results/compute.csv", "results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
+    files.append("results/compute.csv")
+    if tasks_of(config, "comparison", "transfer"):
+        files += ["results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
     files += study_files(config)
     files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
     for task, section in config["tasks"].items():
