@@ -56,7 +56,7 @@ def test_a_task_that_is_null_is_left_out() -> None:
     sentence = "tasks.cnndm.models_of is 'tldr', a task that is left out; leave this one out too, or neither."
     with pytest.raises(UserError, match=f"^{sentence}$"):
         resolve(with_value("tasks.tldr", None))
-    with pytest.raises(UserError, match="^tasks holds nothing; leave at least one in.$"):
+    with pytest.raises(UserError, match=r"^tasks holds nothing; leave at least one in\.$"):
         resolve(with_value("tasks", dict.fromkeys(("imdb", "tldr", "hh", "cnndm"))))
 
 
