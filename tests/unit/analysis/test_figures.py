@@ -11,7 +11,7 @@ import pytest
 
 from prefopt.analysis import figures, training_curves
 from prefopt.analysis.figures import footnote, read_win_rates, win_rate_figure
-from prefopt.analysis.style import display_name, line_style
+from prefopt.analysis.style import display_name, line_style, position_style
 from prefopt.analysis.training_curves import read_metrics, training_figure
 from prefopt.errors import UserError
 
@@ -143,6 +143,13 @@ def test_an_uninterpretable_judge_is_called_so(table: pd.DataFrame) -> None:
 def test_invalid_verdicts_are_mentioned(table: pd.DataFrame) -> None:
     table.loc[0, "invalid"] = 7
     assert "7 invalid verdicts" in footnote(table, MANIFEST)
+
+
+def test_no_two_of_many_lines_look_alike() -> None:
+    styles = [position_style(position) for position in range(49)]
+    assert len(set(styles)) == 49
+    for part in ("color", "marker", "dashes"):
+        assert len({getattr(style, part) for style in styles[:7]}) == 7
 
 
 def test_no_two_methods_share_marker_or_colour() -> None:
