@@ -78,7 +78,7 @@ def read_reference(path: str | Path, model: str | Path, pairs: pd.DataFrame) -> 
 
     Raises:
         UserError: the table was made from other weights, another tokenizer, other lengths or other rows, or a
-            pair is not in it exactly once, or has a log-probability that is not finite.
+            pair is not in it exactly once.
     """
     table = read_table(
         path,
@@ -93,10 +93,6 @@ def read_reference(path: str | Path, model: str | Path, pairs: pd.DataFrame) -> 
         raise UserError(f"{path} lacks the pair {missing[0]!r}: run the stage `reference` again.")
     if len(by_pair) != len(pairs):
         raise UserError(f"{path} has {len(by_pair)} pairs, the preferences have {len(pairs)}: run it again.")
-    require_finite(
-        *(by_pair[["chosen_logp", "rejected_logp"]], by_pair.index, f"{path}: a log-probability"),
-        "look at these pairs, and run the stage `reference` again",
-    )
     return by_pair.loc[pairs["pair_id"]].reset_index()
 
 
