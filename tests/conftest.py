@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import TINY, copy_workflow, snakemake
+from xdist.scheduler import LoadScopeScheduling
 
 from prefopt.store import provenance
 from prefopt.store.files import sha256_of_file
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a fixture that takes long stays in one process: a file's tests, and those of the finished run."""
-    for item in items:
-        whole = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished" if whole else str(item.path)))
+class OneProcessAFile(LoadScopeScheduling):  # type: ignore[misc]
+    """A file's tests in one process, as `--dist loadfile`; the files that share the finished run in one together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::")[0]
+        text = (self.config.rootpath / path).read_text(encoding="utf-8")
+        return "finished" if "finished: Path" in text else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessAFile:
+    """How tests are dealt to processes."""
+    return OneProcessAFile(config, log)
 
 
 @pytest.fixture(autouse=True)

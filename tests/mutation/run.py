@@ -43,7 +43,7 @@ CONFIG = """
 source_paths = ["prefopt"]
 only_mutate = {modules}
 also_copy = ["workflow/", "config/", "profiles/", "Snakefile", "README.md", "docs/"]
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-q", "-x", "-n", "0"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-q", "-x"]
 pytest_add_cli_args_test_selection = {tests}
 timeout_constant = 20.0
 debug = true
@@ -86,6 +86,8 @@ def build(lab: Path, modules: list[str], tests: list[str]) -> None:
     files = [f"prefopt/{module.replace('.', '/')}.py" for module in modules]
     settings = CONFIG.format(modules=json.dumps(files), tests=json.dumps(tests))
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    # In this process: mutmut sees which test runs which function by watching them here.
+    text = text.replace(" -n 2 --dist loadfile --no-loadscope-reorder", "")
     (lab / "pyproject.toml").write_text(text + settings, encoding="utf-8")
 
 
