@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ class OneProcessAFile(LoadScopeScheduling):  # type: ignore[misc]
     """A file's tests in one process, as `--dist loadfile`; the files that share the finished run in one together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.split("::")[0]
-        text = (self.config.rootpath / path).read_text(encoding="utf-8")
-        return "finished" if "finished: Path" in text else path
+        return _process_of(self.config.rootpath, nodeid.split("::")[0])
+
+
+@functools.cache
+def _process_of(root: Path, file: str) -> str:
+    return "finished" if "finished: Path" in (root / file).read_text(encoding="utf-8") else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessAFile:

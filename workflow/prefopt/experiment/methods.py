@@ -23,9 +23,7 @@ class Method:
     values: tuple[tuple[str, str], ...] = ()  # keys and values of the trainer's recipe that make this method of it
     starts_from: Literal["base", "reference"] = "base"  # the model that is trained or, without a trainer, taken
     needs: tuple[Need, ...] = ()  # what is made before, beside that model
-    models: int = 2  # in memory while a run of a sweep trains: the policy and the reference policy of its evaluation
     varies: str | None = None  # what the runs of a sweep differ in, a key of the trainer's recipe
-    symbol: str = ""  # of that, in figures
     reported: bool = False  # may be a row of a table of win rates
     transfers: bool = False  # also on the prompts of another task
     swept: int = 0  # its place in a sweep's comparisons (the paper's Fig. 2), from 1; 0: it is no run of a sweep
@@ -35,6 +33,16 @@ class Method:
     def section(self) -> bool:
         """Whether a task has a section of its values, under its name."""
         return self.trainer is not None or "candidates" in self.needs
+
+    @property
+    def models(self) -> int:
+        """In memory while a run of a sweep trains: policy and reference; PPO's value network and reward model."""
+        return 2 + (self.trainer == "ppo") + ("reward_model" in self.needs)
+
+    @property
+    def symbol(self) -> str:
+        """Of what runs differ in, in figures; empty where there is nothing."""
+        return {None: "", "beta": "β", "alpha": "α", "kl_target": "target KL"}[self.varies]
 
 
 METHODS: dict[str, Method] = {
@@ -66,7 +74,6 @@ METHODS: dict[str, Method] = {
         starts_from="reference",
         needs=("reference_logprobs",),
         varies="beta",
-        symbol="β",
         reported=True,
         transfers=True,
         swept=1,
@@ -78,9 +85,7 @@ METHODS: dict[str, Method] = {
         trainer="ppo",
         starts_from="reference",
         needs=("reward_model",),
-        models=4,
         varies="kl_target",
-        symbol="target KL",
         reported=True,
         transfers=True,
         swept=4,
@@ -99,7 +104,6 @@ METHODS: dict[str, Method] = {
         trainer="unlikelihood",
         starts_from="reference",
         varies="alpha",
-        symbol="α",
         swept=5,
     ),
     "ppo_gt": Method(
@@ -107,9 +111,7 @@ METHODS: dict[str, Method] = {
         style=2,
         trainer="ppo",
         starts_from="reference",
-        models=3,
         varies="kl_target",
-        symbol="target KL",
         swept=2,
     ),
     "ppo_gt_trl": Method(
@@ -117,9 +119,7 @@ METHODS: dict[str, Method] = {
         style=5,
         trainer="ppo",
         starts_from="reference",
-        models=3,
         varies="kl_target",
-        symbol="target KL",
         swept=3,
     ),
 }
@@ -137,7 +137,7 @@ def method_of(name: str) -> Method:
     Raises:
         KeyError: there is none of this name.
     """
-    return METHODS["best_of_n" if n_of(name) else name]
+    return METHODS[section_of(name)]
 
 
 def section_of(name: str) -> str:

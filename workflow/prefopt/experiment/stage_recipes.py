@@ -28,8 +28,7 @@ def stage_recipe(config: Config, task: str, stage: str) -> Config:
     """
     section = config["tasks"][task]
     if stage in METHODS and METHODS[stage].trainer:
-        of_kind = _ppo if METHODS[stage].trainer == "ppo" else _training
-        return {**of_kind(config, section[stage]), **dict(METHODS[stage].values)}
+        return _trainer(config, section, stage)
     return _RECIPES[stage](config, section, task)
 
 
@@ -45,14 +44,12 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
     values = section["runs"][run]
     name, evaluation = values["method"], section["evaluation"]
     method = METHODS[name]
-    by_updates = method.trainer == "ppo"
-    of_kind = _ppo if by_updates else _training
     given = {key: value for key, value in values.items() if key != "method"}
-    trainer = {**of_kind(config, section[name]), **given, **dict(method.values)}
+    trainer = {**_trainer(config, section, name), **given}
     interval = trainer.pop("interval")
     # The last weights are all that is evaluated at the end, as at every other checkpoint.
     trainer |= {"evaluate_every": interval, "keep": "last"}
-    if by_updates:
+    if method.trainer == "ppo":
         trainer |= {"updates": interval * evaluation["checkpoints"], "validation_prompts": 0}
     else:
         trainer["epochs"] = 1  # not read: a run has a number of steps
@@ -120,6 +117,12 @@ def compared(recipe: Config, kind: str | None = None) -> Config:
     if "prompt" in kept:  # a file's content is compared, and its name is part of the judge's
         kept["prompt"] = Path(kept["prompt"]).stem
     return {key: compared(value, kind) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def _trainer(config: Config, section: Config, method: str) -> Config:
+    """The recipe of a method's trainer from its section of a task."""
+    of_kind = _ppo if METHODS[method].trainer == "ppo" else _training
+    return {**of_kind(config, section[method]), **dict(METHODS[method].values)}
 
 
 def _training(config: Config, section: Config, **others: Any) -> Config:

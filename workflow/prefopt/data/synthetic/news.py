@@ -13,6 +13,7 @@ from typing import Any
 from prefopt.data.formats.cnn_dailymail import news_prompt
 from prefopt.data.raw.parsing import Account, RawTables
 from prefopt.data.synthetic import world
+from prefopt.data.synthetic.drawing import row_stream
 
 STATEMENT = (
     "Synthetic: articles and highlights come from a seeded program (prefopt.data.synthetic.news), not from people. "
@@ -90,7 +91,7 @@ def generate(values: Mapping[str, int]) -> RawTables:
 
 
 def _article(seed: int, stream: str, i: int, split: str) -> dict[str, Any]:
-    rng = random.Random(f"{seed}/{stream}/{i}")
+    rng = row_stream(seed, stream, i)
     post = world.make_post(rng)
     return {
         "prompt_id": f"{stream}-{i:05d}",

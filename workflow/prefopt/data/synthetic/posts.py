@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.raw.parsing import Account, RawTables
+from prefopt.data.raw.parsing import RawTables
 from prefopt.data.synthetic import world
+from prefopt.data.synthetic.drawing import drawn_tables, row_stream
 
 STATEMENT = (
     "Synthetic: posts, summaries and labels come from a seeded program (prefopt.data.synthetic.world), not from people. "
@@ -43,36 +43,15 @@ def generate(values: Mapping[str, int]) -> RawTables:
     demonstrations = [
         _demonstration(seed, stream, i, split) for stream, split, count in _DEMONSTRATIONS for i in range(values[count])
     ]
-    drawn = [_pair(seed, stream, i, split) for stream, split, count in _PREFERENCES for i in range(values[count])]
-    agreements = [agrees for _, agrees in drawn if agrees is not None]
+    pairs = [_pair(seed, stream, i, split) for stream, split, count in _PREFERENCES for i in range(values[count])]
     pretraining = [
-        world.pretraining_document(_stream(seed, "pretraining", i)) for i in range(values["pretraining_documents"])
+        world.pretraining_document(row_stream(seed, "pretraining", i)) for i in range(values["pretraining_documents"])
     ]
-    preferences = [row for row, _ in drawn]
-    counts = {
-        "raw_demonstrations": len(demonstrations),
-        "raw_preferences": len(preferences),
-        "pretraining": len(pretraining),
-    }
-    return RawTables(
-        demonstrations=demonstrations,
-        preferences=preferences,
-        pretraining=pretraining,
-        accounts={table: Account(read=count, kept=count) for table, count in counts.items()},
-        notes={
-            "synthetic": True,
-            "statement": STATEMENT,
-            "annotator_agreement": sum(agreements) / len(agreements) if agreements else None,
-        },
-    )
-
-
-def _stream(seed: int, stream: str, i: int) -> random.Random:
-    return random.Random(f"{seed}/{stream}/{i}")
+    return drawn_tables(demonstrations, pairs, pretraining, STATEMENT)
 
 
 def _demonstration(seed: int, stream: str, i: int, split: str) -> dict[str, Any]:
-    rng = _stream(seed, stream, i)
+    rng = row_stream(seed, stream, i)
     post = world.make_post(rng)
     return {
         "prompt_id": f"{stream}-{i:05d}",
@@ -85,7 +64,7 @@ def _demonstration(seed: int, stream: str, i: int, split: str) -> dict[str, Any]
 
 def _pair(seed: int, stream: str, i: int, split: str) -> tuple[dict[str, Any], bool | None]:
     """The row, and whether its label agrees with the higher quality (None for a tie)."""
-    rng = _stream(seed, stream, i)
+    rng = row_stream(seed, stream, i)
     post = world.make_post(rng)
     facts = post.facts_json()
     first = world.write_summary(rng, post)
