@@ -16,13 +16,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from prefopt.lm.batching import Row
+from prefopt.lm.flops import sampling_flops
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sampling import Completion, sample
+from prefopt.lm.shape import shape_of
 from prefopt.lm.verify import use_engine
 
 SAMPLES, MAX_NEW_TOKENS, EOS_ID = 128, 32, 0
 END = 1 / 24  # chance of EOS at every step: completions of 18 tokens on average, cut at 32
-PROMPTS_PER_CALL = (1, 2, 4)
 
 
 def embedded() -> PreTrainedModel:
@@ -65,8 +66,8 @@ def generate(model: PreTrainedModel, prompts: list[list[int]], at_once: int) -> 
         ids = torch.tensor([[EOS_ID] * (longest - len(prompt)) + prompt for prompt in part])
         real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in part])
         output = model.generate(
-            ids,
-            attention_mask=real,
+            ids.to(model.device),
+            attention_mask=real.to(model.device),
             do_sample=True,
             top_k=0,
             top_p=1.0,
@@ -105,7 +106,9 @@ def logp_difference(model: PreTrainedModel, prompts: list[list[int]], groups: li
     return largest
 
 
-def compare(name: str, model: PreTrainedModel, prompts: list[list[int]]) -> tuple[list[list[str]], dict[str, float]]:
+def compare(
+    name: str, model: PreTrainedModel, prompts: list[list[int]], per_call: list[int]
+) -> tuple[list[list[str]], dict[str, float]]:
     """Table lines of one model, and its ratio and difference; ours runs beside each of theirs."""
     theirs = end_at_random(model)
     mine = use_engine(copy.deepcopy(theirs))
@@ -115,7 +118,7 @@ def compare(name: str, model: PreTrainedModel, prompts: list[list[int]]) -> tupl
     lines, speeds = [], []
     samples = SAMPLES * len(prompts)
     groups: list[list[Completion]] = []
-    for at_once in PROMPTS_PER_CALL:
+    for at_once in per_call:
         clock = common.Clock()
         groups = ours(mine, prompts)
         own.append(clock.read())
@@ -128,7 +131,23 @@ def compare(name: str, model: PreTrainedModel, prompts: list[list[int]]) -> tupl
     tokens = sum(len(completion.token_ids) for group in groups for completion in group)
     lines.insert(0, _line(name, "ours", samples, tokens, mean))
     ratio = samples / mean["seconds"] / max(speeds)
-    return lines, {"ratio": round(ratio, 3), "difference": logp_difference(mine, prompts, groups)}
+    return lines, {
+        "ratio": round(ratio, 3),
+        "share_of_bound": round(bound(mine, prompts, groups) / mean["seconds"], 3),
+        "difference": logp_difference(mine, prompts, groups),
+    }
+
+
+def bound(model: PreTrainedModel, prompts: list[list[int]], groups: list[list[Completion]]) -> float:
+    """Seconds that reading the weights once a step, or else the operations, take at the measured rates."""
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    most = [max(len(completion.token_ids) for completion in group) for group in groups]
+    flops = sum(
+        sampling_flops(shape_of(model), len(prompt), [len(completion.token_ids) for completion in group])
+        for prompt, group in zip(prompts, groups, strict=True)
+    )
+    rate = common.gigaflops(model.device.type, str(model.dtype).removeprefix("torch."))
+    return max(max(most) * size / common.bandwidth(model.device.type), flops / rate) / 1e9
 
 
 def _line(name: str, who: str, samples: int, tokens: int, figures: dict[str, float]) -> list[str]:
@@ -141,6 +160,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=common.threads())
     parser.add_argument("--prompts", type=int, default=8, help="of the embedded policy")
     parser.add_argument("--neox-prompts", type=int, default=4)
+    parser.add_argument("--per-call", nargs="+", type=int, default=[1, 2, 4], help="prompts that `generate` is given")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["embedded", "neox"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
@@ -151,7 +171,7 @@ def main() -> None:
     for name in args.models:
         model = MODELS[name]().to(args.device, getattr(torch, args.dtype))
         count = args.prompts if name == "embedded" else args.neox_prompts
-        of_model, results[name] = compare(name, model, make_prompts(count, model.config.vocab_size))
+        of_model, results[name] = compare(name, model, make_prompts(count, model.config.vocab_size), args.per_call)
         lines += of_model
     machine = f"{args.threads} threads" if args.device == "cpu" else torch.cuda.get_device_name()
     print(f"{SAMPLES} samples a prompt, up to {MAX_NEW_TOKENS} tokens, {args.dtype}, {machine}")
@@ -162,6 +182,7 @@ def main() -> None:
             {
                 "samples_per_second_ratio": min(ratios.values()),
                 **ratios,
+                **{f"share_of_bound_{name}": result["share_of_bound"] for name, result in results.items()},
                 "max_logp_difference": max(result["difference"] for result in results.values()),
             }
         )

@@ -87,6 +87,7 @@ def _neox(width: int, layers: int, heads: int, **others: Any) -> GPTNeoXConfig:
 
 SHAPES: dict[str, PreTrainedConfig] = {
     "small": _neox(512, 6, 8),
+    "pythia-1b": _neox(2048, 16, 8),
     "pythia-2.8b": _neox(2560, 32, 32),
     "gpt-j-6b": GPTJConfig(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0),
 }
@@ -103,6 +104,14 @@ def random_model(shape: str, device: str = "cpu") -> PreTrainedModel:
 def neox() -> PreTrainedModel:
     """GPT-NeoX 512 x 6 with random weights, the same at every call."""
     return random_model("small")
+
+
+def warm_up(model: PreTrainedModel, dtype: str) -> None:
+    """One small pass forward and backward, in which a GPU's kernels are loaded."""
+    ids = torch.randint(1, model.config.vocab_size, (2, 128), device=model.device)
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        model(input_ids=ids).logits.sum().backward()
+    model.zero_grad(set_to_none=True)
 
 
 def rows(pairs: int) -> tuple[list[Pair], PreTrainedTokenizerFast, str]:
@@ -177,6 +186,18 @@ def gigaflops(device: str = "cpu", dtype: str = "float32") -> float:
     for _ in range(repeats):
         first @ second
     return 2 * size**3 * repeats / clock.read()["seconds"] / 1e9
+
+
+def bandwidth(device: str = "cpu") -> float:
+    """GB/s of a copy, bytes read and written."""
+    size = 2**26 if device == "cpu" else 2**31
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    clock = Clock()
+    for _ in range(10):
+        target.copy_(source)
+    return 2 * size * 10 / clock.read()["seconds"] / 1e9
 
 
 def run_contender(script: str, *arguments: str) -> dict[str, Any]:

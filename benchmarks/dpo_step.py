@@ -26,8 +26,11 @@ LEARNING_RATE, BETA, CLIP = 1e-6, 0.1, 10.0
 def ours(args: argparse.Namespace, pairs: list[common.Pair], order: list[list[int]] | None) -> dict[str, Any]:
     """The project's reference pass and one epoch, over the given batches or its own."""
     model = use_engine(common.random_model(args.shape, args.device)).eval()
+    common.warm_up(model, args.dtype)
     columns = {name: [torch.tensor(getattr(pair, name)).numpy() for pair in pairs] for name in _IDS}
     frame = pd.DataFrame({"pair_id": [str(i) for i in range(len(pairs))], **columns})
+    usage = Usage("warm-up", model.device, model.dtype)
+    pair_logprobs(model, preference_rows(frame[:8]), args.token_budget, usage, args.dtype)
     start = common.Clock()
     usage = Usage("reference", model.device, model.dtype)
     logps = pair_logprobs(model, preference_rows(frame), args.token_budget, usage, args.dtype)
@@ -55,20 +58,27 @@ def ours(args: argparse.Namespace, pairs: list[common.Pair], order: list[list[in
     )
     if args.activation_checkpointing:
         recompute_activations(model)
-    start = common.Clock()
     examples = preference_examples(
         frame, pd.DataFrame({"chosen_logp": logps[:, 0], "rejected_logp": logps[:, 1]}), recipe
     )
     optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate)
-    losses = []
-    for batch in order or epoch_batches(len(pairs), args.batch, recipe.seed, 0):
+    losses, steps, batches = [], [], order or epoch_batches(len(pairs), args.batch, recipe.seed, 0)
+    for batch in batches:
+        start = common.Clock()
         losses.append(accumulate_gradients(model, examples, batch, recipe)["loss"])
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        steps.append(start.read())
     # Forward and backward; operations of recomputed activations are not of use.
     used = {"step_flops": 3 * usage.flops}
-    return {**reference, **start.read(), **used, "losses": losses}
+    return {**reference, **_epoch(steps, [len(batch) for batch in batches], args), **used, "losses": losses}
+
+
+def _epoch(steps: list[dict[str, float]], pairs: list[int], args: argparse.Namespace) -> dict[str, float]:
+    """What an epoch takes by its steps, the first of them not counted."""
+    share = sum(pairs) / sum(pairs[args.uncounted :])
+    return {name: share * sum(step[name] for step in steps[args.uncounted :]) for name in steps[0]}
 
 
 def trl(args: argparse.Namespace, pairs: list[common.Pair], tokenizer: Any, precompute: bool) -> dict[str, Any]:
@@ -95,14 +105,18 @@ def trl(args: argparse.Namespace, pairs: list[common.Pair], tokenizer: Any, prec
             result["losses"].append(float(loss.detach()))
             return loss
 
+    steps: list[dict[str, float]] = []
+
     class Timer(transformers.TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.start = common.Clock()
 
-        def on_train_end(self, *_: Any, **__: Any) -> None:
-            result.update(self.start.read())
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            steps.append(self.start.read())
+            self.start = common.Clock()
 
     model = common.random_model(args.shape, args.device)
+    common.warm_up(model, args.dtype)
     columns = {name: [getattr(pair, name) for pair in pairs] for name in ("prompt", "chosen", "rejected")}
     with tempfile.TemporaryDirectory() as folder:
         arguments = DPOConfig(
@@ -142,7 +156,7 @@ def trl(args: argparse.Namespace, pairs: list[common.Pair], tokenizer: Any, prec
     starts = range(0, len(result["losses"]), each)
     result["losses"] = [sum(result["losses"][i : i + each]) / len(result["losses"][i : i + each]) for i in starts]
     result["order"] = [[row for rows in result["order"][i : i + each] for row in rows] for i in starts]
-    return result
+    return {**result, **_epoch(steps, [len(rows) for rows in result["order"]], args)}
 
 
 _MEASURED = ("seconds", "reference_seconds", "cpu_seconds", "reference_cpu_seconds", "gflops")
@@ -169,13 +183,14 @@ def compare(args: argparse.Namespace) -> None:
     machine = f"{args.threads} threads" if args.device == "cpu" else torch.cuda.get_device_name()
     print(
         f"{args.shape}, {len(pairs)} pairs ({source}), {sum(tokens)} tokens, batch {args.batch}, {args.dtype}, {machine}"
+        + (f", the first {args.uncounted} steps not counted" if args.uncounted else "")
     )
 
     def contender(name: str, *extra: str) -> dict[str, Any]:
         return common.run_contender(__file__, "--contender", name, *sys.argv[1:], *extra)
 
     first = contender("ours")
-    theirs = {name: contender(name) for name in ("trl_precomputed", "trl_live")}
+    theirs = {name: contender(name) for name in args.rivals}
     fastest = min(theirs.values(), key=lambda run: run["seconds"])
     fastest_with_reference = min(theirs.values(), key=lambda run: run["seconds"] + run["reference_seconds"])
     second = contender("ours", "--order", json.dumps(fastest["order"]))
@@ -231,6 +246,8 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, default=4096, help="tokens that we read at once")
     parser.add_argument("--activation-checkpointing", action="store_true", help="of both")
     parser.add_argument("--contender", choices=["ours", "trl_live", "trl_precomputed"], help="run this one only")
+    parser.add_argument("--rivals", nargs="+", default=["trl_precomputed", "trl_live"], help="those of TRL's to run")
+    parser.add_argument("--uncounted", type=int, default=0, help="steps at the beginning, in which a GPU loads kernels")
     parser.add_argument("--order", help="batches of row numbers (JSON), for the contender ours")
     args = parser.parse_args()
     (contend if args.contender else compare)(args)

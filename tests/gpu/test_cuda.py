@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTNeoXConfig, LlamaConfig, PreTrainedConfig
 
-from prefopt.lm.attention import flash_can
+from prefopt.lm import attention
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.precision import autocast
+from prefopt.lm.precision import autocast, product
 from prefopt.lm.sampling import sample
 from prefopt.lm.verify import use_engine
 
@@ -52,8 +53,31 @@ def test_bfloat16_logps_and_gradients_are_near_float32_on_the_cpu(architecture: 
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 
-def test_flash_attention_is_used_and_right() -> None:
-    assert flash_can(torch.device("cuda", torch.cuda.current_device()), torch.bfloat16, 80)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_flash_attention_is_used_and_equals_the_masks(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = use_engine(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture])).eval()).cuda()
+    calls, flash = [], attention._flash
+
+    def counted(*given: Any) -> torch.Tensor:
+        calls.append([tensor.dtype for tensor in given[:3]])
+        return flash(*given)
+
+    monkeypatch.setattr(attention, "_flash", counted)
+    sums = []
+    for _ in range(2):
+        with torch.no_grad(), autocast("bfloat16", model.device):
+            sums.append(completion_logprobs(model, ROWS).sums.cpu())
+        monkeypatch.setattr(attention, "flash_can", lambda *_: False)
+    # One call a layer, and the one by which `flash_can` finds out.
+    assert len(calls) in (4, 5) and all(dtypes == [torch.bfloat16] * 3 for dtypes in calls)
+    assert (sums[0] - sums[1]).abs().max() < TOLERANCE
+
+
+def test_a_product_of_bfloat16_factors_is_not_rounded() -> None:
+    left, right = (torch.randn(64, 64, device="cuda").bfloat16() for _ in range(2))
+    exact = left.double() @ right.double()
+    assert (product(left, right).double() - exact).abs().max() < 1e-4 < ((left @ right).double() - exact).abs().max()
 
 
 def test_sampled_logps_are_those_of_a_full_pass() -> None:

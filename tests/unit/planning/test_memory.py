@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 
 import pytest
 
-from prefopt.lm import attention, batching, logprobs, sampling
+from prefopt.lm import attention, batching, logprobs
 from prefopt.planning import memory
 from prefopt.planning.architecture import Architecture, from_hub, language_model_parameters, scorer_parameters
 from prefopt.planning.memory import Engine, MicroBatch, Resident, Rows, Trained, micro_batch
@@ -28,7 +27,6 @@ def test_what_stands_in_the_engine_stands_here_too() -> None:
     assert memory.KEEP_BYTES == logprobs._KEEP_BYTES
     assert memory.CHUNK_BYTES == {False: logprobs._CHUNK_BYTES, True: logprobs._GPU_CHUNK_BYTES}
     assert memory.GROUP_TOKENS == attention._GROUP_TOKENS
-    assert inspect.signature(sampling.sample).parameters["row_budget"].default == memory.ROW_BUDGET
     assert memory.prompts_at_once is batching.prompts_at_once
 
 
@@ -109,16 +107,15 @@ def test_the_four_models_of_ppo() -> None:
 
 
 def test_the_cache_of_shared_prompts() -> None:
-    options = {"prompt": 100, "new_tokens": 20, "n": 16, "prompts": 8, "dtype": "float32"}
+    options = {"prompt": 100, "new_tokens": 20, "n": 16, "prompts": 8, "dtype": "float32", "gpu": False}
     token = 4 * 2 * 12 * 768
     cache = memory.sampling([], PYTHIA, **options)["cache"]  # type: ignore[arg-type]
     assert cache == (8 * 100 + 8 * 16 * 20) * token
 
 
 def test_a_gpt_j_is_sampled_within_the_limit_of_the_cache() -> None:
-    parts = memory.sampling(
-        [Resident(6_050_882_784, "bfloat16")], GPTJ, prompt=512, new_tokens=53, n=1, prompts=384, dtype="bfloat16"
-    )
+    weights = [Resident(6_050_882_784, "bfloat16")]
+    parts = memory.sampling(weights, GPTJ, prompt=512, new_tokens=53, n=1, prompts=384, dtype="bfloat16", gpu=True)
     assert 0.9 * batching.CACHE_BYTES < parts["cache"] <= batching.CACHE_BYTES
     assert memory.total(parts) < 60 * 2**30
 

@@ -92,10 +92,18 @@ def test_lengths_keep_the_limits_of_the_config(config: dict[str, Any]) -> None:
 def test_operations_are_those_of_the_engine() -> None:
     rows = Rows(100, (30, 20))
     assert work.reading(GPT2, rows, 7) == 7 * reading_flops(shape(GPT2), 100, [30, 20])
-    phase = work.sampling(GPT2, prompt=10, sampled=5, new_tokens=8, n=4, prompts=3, width=4)
+    phase = work.sampling(GPT2, prompt=10, sampled=5, new_tokens=8, n=4, prompts=3, width=4, gpu=False)
     assert phase.flops == 3 * sampling_flops(shape(GPT2), 10, [5] * 4)
     # One batch, eight steps, each of which reads all weights; five steps of the cache of 3 prompts and half the samples.
     assert phase.moved == 8 * 4 * 124_439_808 + 5 * (3 * 10 + 3 * 4 * 5 // 2) * 2 * 12 * 768 * 4
+
+
+def test_a_gpu_takes_its_time_for_every_layer_of_every_step_but_samples_more_at_once() -> None:
+    def sampled(gpu: bool) -> Phase:
+        return work.sampling(GPT2, prompt=10, sampled=5, new_tokens=8, n=128, prompts=16, width=2, gpu=gpu)
+
+    assert sampled(gpu=False).calls == 0 and sampled(gpu=True).calls == 8 * 12, "2,048 completions are one batch"
+    assert work.hours([sampled(gpu=True)], HARDWARE, 1) == pytest.approx(8 * 12 * work.CALL_SECONDS / 3600)
 
 
 def test_hours_are_those_of_whichever_takes_longer() -> None:

@@ -22,6 +22,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from prefopt.lm.batching import Row
+from prefopt.lm.precision import narrowed
+
+# cuDNN's attention makes a plan for every new shape, and every group of rows here has a shape of its own.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +154,8 @@ class PackedLayout:
         """The same as sequences of their own: each prompt, and each completion after the prompt that it sees."""
         starts, lengths = [0], [0]
         keys: list[int] = []
+        own_keys: list[int] = []
+        copies: list[tuple[list[int], list[int]]] = []
         longest_query = longest_key = start = 0
         for prompt, completions in self.rows:
             own = start + prompt
@@ -157,7 +163,12 @@ class PackedLayout:
             for length in completions:
                 seen.append((length, [*range(start, start + prompt), *range(own, own + length)]))
                 own += length
-            for queries, indices in seen:
+            copies += [([], []) for _ in range(len(completions) - len(copies))]
+            for i, (queries, indices) in enumerate(seen):
+                if i:
+                    copies[i - 1][0].extend(range(start, start + prompt))
+                    copies[i - 1][1].extend(range(len(keys), len(keys) + prompt))
+                own_keys += range(len(keys) + len(indices) - queries, len(keys) + len(indices))
                 starts.append(starts[-1] + queries)
                 lengths.append(lengths[-1] + len(indices))
                 keys += indices
@@ -165,6 +176,8 @@ class PackedLayout:
             start = own
         return Sequences(
             keys=torch.tensor(keys, device=self.device),
+            own_keys=torch.tensor(own_keys, device=self.device),
+            copies=[tuple(torch.tensor(part, device=self.device) for part in copy) for copy in copies],
             query_starts=torch.tensor(starts, dtype=torch.int32, device=self.device),
             key_starts=torch.tensor(lengths, dtype=torch.int32, device=self.device),
             longest_query=longest_query,
@@ -177,6 +190,10 @@ class Sequences:
     """N sequences of queries, one after another, each with keys whose last ones are its own."""
 
     keys: Tensor  # int64 [K], which of the T positions are the sequences' keys, one sequence after another
+    own_keys: Tensor  # int64 [T], where in `keys` each position is its own sequence's
+    copies: list[
+        tuple[Tensor, ...]
+    ]  # of every row's i-th completion: prompt positions, and where in `keys` it has them
     query_starts: Tensor  # int32 [N + 1]
     key_starts: Tensor  # int32 [N + 1]
     longest_query: int
@@ -288,7 +305,8 @@ def prefopt_attention(
             raise NotImplementedError(f"the engine's attention takes no {name}")
     scores = Scores(scaling, softcap, s_aux)
     if decode is not None:
-        return _decode(query, key, value, _of_a_row(attention_mask), scores, decode), None
+        return _decode(narrowed(query), key, value, _of_a_row(attention_mask), scores, decode), None
+    query, key, value = narrowed(query), narrowed(key), narrowed(value)
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
@@ -351,9 +369,30 @@ def _in_sequences(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
     """All rows in one call of flash attention, where `_packed` makes some for each row."""
     of = layout.sequences
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    keys, values = keys.index_select(0, of.keys), values.index_select(0, of.keys)
+    keys, values = (_Keys.apply(states.flatten(1), of).view(-1, *states.shape[1:]) for states in (keys, values))
     output = _flash(queries, keys, values, of, scaling)
     return output.transpose(0, 1).unsqueeze(0)
+
+
+class _Keys(torch.autograd.Function):
+    """States [K, W] of a layout's keys, from those [T, W] of all positions.
+
+    The gradient of `index_select` would be added up by atomic operations, in another order at every run, and slowly.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, of: Sequences) -> Tensor:
+        ctx.of = of
+        return states.index_select(0, of.keys)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        total = gradient.index_select(0, ctx.of.own_keys)
+        for positions, places in ctx.of.copies:
+            added = total.index_select(0, positions) + gradient.index_select(0, places)
+            total.index_copy_(0, positions, added)
+        return total, None
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor, of: Sequences, scaling: float | None) -> Tensor:

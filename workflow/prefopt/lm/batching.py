@@ -47,6 +47,8 @@ def micro_batches(rows: Sequence[Row], token_budget: int) -> list[list[int]]:
     return batches
 
 
+# Completions that are sampled at once on a CPU, and on a GPU, where a step takes as long for few of them.
+ROW_BUDGET = {False: 512, True: 2048}
 # Keys and values of at most this many bytes are held at once while sampling, where one prompt's do not take more.
 CACHE_BYTES = 24 * 2**30
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prefopt.lm.precision import narrowed, product
+
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
@@ -68,7 +70,9 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits float32 [..., V] of last hidden states, not differentiable."""
     with torch.no_grad():
-        return engine_of(model).finish_(output_head(model)(hidden).float())
+        head, bias, states = output_head(model), getattr(output_head(model), "bias", None), narrowed(hidden)
+        products = product(states.flatten(0, -2), head.weight.to(states.dtype).t()).unflatten(0, hidden.shape[:-1])
+        return engine_of(model).finish_(products if bias is None else products.add_(bias))
 
 
 def position_limit(config: Any) -> int | None:

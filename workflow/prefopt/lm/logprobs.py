@@ -16,6 +16,7 @@ from prefopt.errors import UserError
 from prefopt.lm.attention import packed_layout
 from prefopt.lm.batching import Row
 from prefopt.lm.engine import Engine, backbone, engine_of, output_head, position_limit
+from prefopt.lm.precision import narrowed, product
 from prefopt.lm.sharding import within
 
 # Logits of at most this many bytes are kept for the backward pass; more are computed again there, chunk by chunk.
@@ -58,7 +59,7 @@ def completion_logprobs(model: nn.Module, rows: Sequence[Row], *, temperature: f
         )
         head, engine = output_head(model), engine_of(model)
         logps: Tensor = _TokenLogprobs.apply(
-            predicting, head.weight, getattr(head, "bias", None), targets, temperature, engine
+            narrowed(predicting), head.weight, getattr(head, "bias", None), targets, temperature, engine
         )
         return logps
 
@@ -174,9 +175,10 @@ class _TokenLogprobs(torch.autograd.Function):
         log_normalisers = torch.empty_like(logps)
         totals = torch.ones_like(logps)  # of what is kept, by which the softmax is still to be divided
         kept: list[Tensor] = []
+        compute_weight = weight.to(hidden.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             for part in _chunks(len(hidden), ctx.chunk):
-                logits = _logits(hidden[part], weight, bias, temperature, engine)
+                logits = _logits(hidden[part], compute_weight, bias, temperature, engine)
                 of_targets = logits.gather(1, targets[part, None]).squeeze(1)
                 # In place, since copies of the logits cost more than the arithmetic.
                 largest = logits.amax(dim=1, keepdim=True)
@@ -210,7 +212,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 if kept:
                     exponentials, kept[i] = kept[i], None
                 else:
-                    logits = _logits(hidden[part], weight, bias, ctx.temperature, engine)
+                    logits = _logits(hidden[part], compute_weight, bias, ctx.temperature, engine)
                     if engine.softcap is not None:
                         slope = 1 - (logits * (ctx.temperature / engine.softcap)).square_()  # of the tanh
                     exponentials = logits.sub_(log_normalisers[part, None]).exp_()
@@ -225,15 +227,15 @@ class _TokenLogprobs(torch.autograd.Function):
                     # With beta 0 the first chunk overwrites what is not initialised.
                     weight_gradient.addmm_(of_logits.t(), hidden[part], beta=min(i, 1))
                 elif weight_gradient is not None:
-                    product = of_logits.t() @ hidden[part]
-                    weight_gradient = weight_gradient.add_(product) if i else weight_gradient.copy_(product)
+                    added = product(of_logits.t(), hidden[part])
+                    weight_gradient = weight_gradient.add_(added) if i else weight_gradient.copy_(added)
                 if bias_gradient is not None:
                     bias_gradient += of_logits.sum(dim=0)
         return hidden_gradient, weight_gradient, bias_gradient, None, None, None
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, engine: Engine) -> Tensor:
-    logits = (hidden @ weight.to(hidden.dtype).t()).float()
+    logits = product(hidden, weight.t())
     if bias is not None:
         logits += bias
     logits = engine.finish_(logits)

@@ -21,9 +21,10 @@ from transformers.cache_utils import CacheLayerMixin
 
 from prefopt.errors import UserError
 from prefopt.lm.attention import DecodeLayout, one_row, packed_layout
-from prefopt.lm.batching import Row, prompts_at_once
+from prefopt.lm.batching import ROW_BUDGET, Row, prompts_at_once
 from prefopt.lm.engine import backbone, engine_of, head_logits, position_limit
 from prefopt.lm.logprobs import completion_hidden_states
+from prefopt.lm.precision import narrowed
 
 # The batch is made smaller once this share of its rows has finished.
 _COMPACT_BELOW = 0.75
@@ -50,7 +51,7 @@ def sample(
     max_new_tokens: int,
     eos_id: int,
     seeds: Sequence[int],
-    row_budget: int = 512,
+    row_budget: int | None = None,
 ) -> list[list[Completion]]:
     """Samples from the model's own distribution, without top-k or top-p.
 
@@ -63,7 +64,7 @@ def sample(
         eos_id: the token that ends a completion.
         seeds: one for each prompt.
         row_budget: most completions sampled at once, fewer where their cache would be too large; results do not depend
-            on it (see the module's words).
+            on it (see the module's words). None takes `ROW_BUDGET`.
 
     Returns:
         For each prompt its n completions.
@@ -85,7 +86,8 @@ def sample(
     way = engine_of(model).sampling
     # Without a cache nothing is kept; some models that are sampled so fail as soon as they are asked for one.
     token_bytes, shared = 1 if way == "whole" else _token_bytes(model), way in ("shared", "one_row")
-    at_once = prompts_at_once(n, longest, max_new_tokens, token_bytes, row_budget, shared_prefix=shared)
+    budget = row_budget or ROW_BUDGET[next(model.parameters()).is_cuda]
+    at_once = prompts_at_once(n, longest, max_new_tokens, token_bytes, budget, shared_prefix=shared)
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
@@ -253,6 +255,7 @@ class _PrefixLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
+        key_states, value_states = narrowed(key_states), narrowed(value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             return key_states, value_states

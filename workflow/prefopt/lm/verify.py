@@ -88,6 +88,11 @@ def use_engine(model: PreTrainedModel, name: str | Path | None = None) -> PreTra
 @torch.no_grad()
 def try_engine(model: PreTrainedModel) -> Trial:
     """Compares every way of the engine with the model's own forward pass, on a small copy."""
+    with torch.device("cpu"):  # whatever the caller's default is
+        return _try_engine(model)
+
+
+def _try_engine(model: PreTrainedModel) -> Trial:
     try:
         copied, rows, expected = _copy_with_outputs(model)
         scorer = output_head(copied) is None
@@ -133,7 +138,7 @@ def _copy_with_outputs(model: PreTrainedModel) -> tuple[PreTrainedModel, list[Ro
     for make in small_copies(model):
         try:
             # No random number of the caller's is drawn.
-            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
                 copied = make()
             if copied.config._attn_implementation == NAME:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from prefopt.lm.batching import prompts_at_once
+from prefopt.lm.batching import ROW_BUDGET, prompts_at_once
 from prefopt.planning.architecture import (
     Architecture,
     adapter_parameters,
@@ -23,7 +23,6 @@ from prefopt.planning.architecture import (
 KEEP_BYTES = 256 * 2**20
 CHUNK_BYTES = {False: 32 * 2**20, True: 256 * 2**20}  # on a CPU, on a GPU
 GROUP_TOKENS = 192
-ROW_BUDGET = 512
 
 _FLOAT = 4
 # Floats that autograd keeps of a layer for each token: in units of the hidden size, of the residual stream (what the
@@ -276,6 +275,7 @@ def sampling(
     n: int,
     prompts: int,
     dtype: str,
+    gpu: bool,
 ) -> Parts:
     """Peak of sampling n completions of each of `prompts` prompts.
 
@@ -287,10 +287,11 @@ def sampling(
         n: completions of each prompt.
         prompts: how many there are.
         dtype: of the weights and of the cache.
+        gpu: whether it is sampled on one, where more is sampled at once.
     """
     width = _FLOAT if dtype == "float32" else 2
     token = 2 * model.layers * model.kv_heads * model.head_width * width
-    groups = min(prompts, prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET, shared_prefix=True))
+    groups = min(prompts, prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET[gpu], shared_prefix=True))
     rows = groups * n
     cache = (groups * prompt + rows * new_tokens) * token
     logits = rows * model.vocabulary * _FLOAT
@@ -324,7 +325,9 @@ def _passing_in_training(one: Trained, batch: MicroBatch, engine: Engine) -> int
     if one.outputs is None:
         all_logits = batch.predicted * one.model.vocabulary * _FLOAT
         chunk = min(all_logits, CHUNK_BYTES[engine.gpu])
-        logits = (all_logits if all_logits <= KEEP_BYTES else chunk) + 2 * chunk
+        # On a CPU two copies, of the allocator's and of the product's; on a GPU one in the width of the computation.
+        copies = 2 * chunk if not engine.gpu else chunk // 2 if engine.width != _FLOAT else 0
+        logits = (all_logits if all_logits <= KEEP_BYTES else chunk) + copies
     return max(logits, _passing(one.model, batch, engine))
 
 

@@ -151,6 +151,7 @@ def _sampled(
             n=n if temperature > 0 else 1,
             prompts=prompts,
             width=task.width,
+            gpu=task.engine(stage).gpu,
         )
         for temperature in temperatures
     ]
@@ -163,6 +164,7 @@ def _sampled(
         n=n,
         prompts=prompts,
         dtype=dtype,
+        gpu=task.engine(stage).gpu,
     )
     return Estimate(stage, name, parameters, task.engine(stage).processes, parts, phases)
 

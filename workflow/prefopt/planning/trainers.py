@@ -58,6 +58,7 @@ def dpo(task: Task, stage: str, _: str | None = None) -> Estimate:
         n=1,
         prompts=task.section["evaluation"]["test_prompts"],
         width=4,
+        gpu=task.engine(stage).gpu,
     )
     times = (by_step["points"] + 1) * len(by_step["temperatures"])
     return dataclasses.replace(made, phases=[*made.phases, drawn.times(times)])
@@ -92,10 +93,10 @@ def ppo(task: Task, stage: str, _: str | None = None) -> Estimate:
     section, engine = task.section["ppo"], task.engine(stage)
     name, model = task.model("reference")
     parts = _ppo_parts(task, model, section, engine, learned=True, others=[])
-    phases = [phase.times(section["updates"]) for phase in _ppo_update(task, model, section, learned=True)]
+    phases = [phase.times(section["updates"]) for phase in _ppo_update(task, model, section, engine, learned=True)]
     held_out = {**section, "samples_per_prompt": 1, "prompts_per_update": section["validation_prompts"], "epochs": 0}
     evaluations = 1 + math.ceil(section["updates"] / section["evaluate_every"])
-    phases += [phase.times(evaluations) for phase in _ppo_update(task, model, held_out, learned=True)]
+    phases += [phase.times(evaluations) for phase in _ppo_update(task, model, held_out, engine, learned=True)]
     return Estimate(stage, name, language_model_parameters(model), engine.processes, parts, phases)
 
 
@@ -111,10 +112,10 @@ def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
         learned = "reward_model" in METHODS[method].needs
         parts = _ppo_parts(task, model, values, engine, learned=learned, others=others)
         updates = values["interval"] * task.section["evaluation"]["checkpoints"]
-        phases = [phase.times(updates) for phase in _ppo_update(task, model, values, learned=learned)]
+        phases = [phase.times(updates) for phase in _ppo_update(task, model, values, engine, learned=learned)]
     else:
         parts, phases = _on_pairs(task, model, values, engine, method, [Resident(parameters), *others])
-    return Estimate(stage, name, parameters, engine.processes, parts, phases + _evaluations(task, model, judge))
+    return Estimate(stage, name, parameters, engine.processes, parts, phases + _evaluations(task, model, judge, engine))
 
 
 def _on_examples(
@@ -158,7 +159,7 @@ def _on_pairs(
     return parts, [Phase(passes(values, engine.checkpointing) * learning), Phase(looking)]
 
 
-def _evaluations(task: Task, model: Architecture, judge: Architecture | None) -> list[Phase]:
+def _evaluations(task: Task, model: Architecture, judge: Architecture | None, engine: Engine) -> list[Phase]:
     """Every checkpoint's samples, in float32, their KL to the reference policy, and their true reward."""
     evaluation = task.section["evaluation"]
     prompts, k = evaluation["prompts"], evaluation["samples_per_prompt"]
@@ -171,6 +172,7 @@ def _evaluations(task: Task, model: Architecture, judge: Architecture | None) ->
         n=k,
         prompts=prompts,
         width=4,
+        gpu=engine.gpu,
     )
     read = 2 * work.reading(model, Rows(task.tokens["prompt"], (sampled,) * k), prompts)
     if judge:
@@ -200,6 +202,7 @@ def _ppo_parts(
         n=k,
         prompts=math.ceil(section["prompts_per_update"] / engine.processes),
         dtype="float32",
+        gpu=engine.gpu,
     )
     rollout |= {name: step[name] for name in ("weights", "optimizer", "other models")}
     if engine.processes > 1:
@@ -207,7 +210,7 @@ def _ppo_parts(
     return max(step, rollout, key=memory.total)
 
 
-def _ppo_update(task: Task, model: Architecture, section: Config, *, learned: bool) -> list[Phase]:
+def _ppo_update(task: Task, model: Architecture, section: Config, engine: Engine, *, learned: bool) -> list[Phase]:
     """One update: sampling, in float32; one pass of reference, value and reward; the optimizer's passes."""
     prompts, k = section["prompts_per_update"], section["samples_per_prompt"]
     sampled = task.sampled(section["max_new_tokens"])
@@ -219,6 +222,7 @@ def _ppo_update(task: Task, model: Architecture, section: Config, *, learned: bo
         n=k,
         prompts=prompts,
         width=4,
+        gpu=engine.gpu,
     )
     rows = Rows(task.tokens["prompt"], (sampled,) * k)
     policy, value = work.reading(model, rows, prompts), work.reading(model, rows, prompts, 1)

@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 
 from prefopt.experiment import targets
-from prefopt.lm.batching import prompts_at_once
+from prefopt.lm.batching import ROW_BUDGET, prompts_at_once
 from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.planning import architecture
 from prefopt.planning.architecture import Architecture
-from prefopt.planning.memory import ROW_BUDGET, Rows
+from prefopt.planning.memory import Rows
 
 Config = dict[str, Any]
 
@@ -27,16 +27,21 @@ GOLD_TEST_SHARE = 0.3
 PRETRAINING_VALIDATION_SHARE = 0.02
 
 
+# What Python and the launching of kernels take, as measured beside an H200 (`benchmarks/results/`).
+CALL_SECONDS = 1.1e-3
+
+
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Operations, and bytes read from memory while they are done; whichever takes longer sets the time."""
+    """Operations, bytes read from memory while they are done, and calls; whichever takes longest sets the time."""
 
     flops: int
     moved: int = 0
+    calls: int = 0  # of a layer on a GPU for one token, which take `CALL_SECONDS` however little they compute
 
     def times(self, count: int) -> Phase:
         """So many of it."""
-        return Phase(self.flops * count, self.moved * count)
+        return Phase(self.flops * count, self.moved * count, self.calls * count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +61,7 @@ def hours(phases: list[Phase], hardware: Hardware, processes: int) -> float:
     for phase in phases:
         computing = phase.flops / (hardware.tflops * 1e12 * processes)
         moving = phase.moved / (hardware.bandwidth_gbps * 1e9 * processes)
-        seconds += max(computing, moving) / hardware.utilisation
+        seconds += max(max(computing, moving) / hardware.utilisation, phase.calls * CALL_SECONDS / processes)
     return seconds / 3600
 
 
@@ -150,7 +155,7 @@ def reading(model: Architecture, rows: Rows, count: int, outputs: int | None = N
 
 
 def sampling(
-    model: Architecture, *, prompt: int, sampled: int, new_tokens: int, n: int, prompts: int, width: int
+    model: Architecture, *, prompt: int, sampled: int, new_tokens: int, n: int, prompts: int, width: int, gpu: bool
 ) -> Phase:
     """Operations and memory traffic of sampling.
 
@@ -165,14 +170,16 @@ def sampling(
         n: completions of each prompt.
         prompts: how many there are.
         width: bytes of a weight.
+        gpu: whether it is sampled on one.
     """
     flops = prompts * sampling_flops(architecture.shape(model), prompt, [min(sampled, new_tokens)] * n)
     token = 2 * model.layers * model.kv_heads * model.head_width * width
-    at_once = prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET, shared_prefix=True)
+    at_once = prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET[gpu], shared_prefix=True)
     batches = math.ceil(prompts / at_once)
     cache = (prompts * prompt + prompts * n * min(sampled, new_tokens) // 2) * token
     weights = batches * architecture.language_model_parameters(model) * width
-    return Phase(flops, new_tokens * weights + min(sampled, new_tokens) * cache)
+    calls = batches * new_tokens * model.layers if gpu else 0
+    return Phase(flops, new_tokens * weights + min(sampled, new_tokens) * cache, calls)
 
 
 def _reviews(section: Config, task: str) -> tuple[dict[str, int], int]:
