@@ -369,7 +369,9 @@ def _in_sequences(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
     """All rows in one call of flash attention, where `_packed` makes some for each row."""
     of = layout.sequences
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    keys, values = (_Keys.apply(states.flatten(1), of).view(-1, *states.shape[1:]) for states in (keys, values))
+    heads, width = keys.shape[1:]
+    both = _Keys.apply(torch.cat([keys, values], dim=1).flatten(1), of)
+    keys, values = both.view(-1, 2 * heads, width).split(heads, dim=1)
     output = _flash(queries, keys, values, of, scaling)
     return output.transpose(0, 1).unsqueeze(0)
 

@@ -128,7 +128,7 @@ def _assumed(config: Config, gpu: bool) -> list[str]:
         f"{compute['token_budget']} tokens, of rows half again as long as the mean",
         "host GB is the memory that a job asks for (mem_mb), a margin of a quarter included",
         "a step of sampling reads all weights once; a batch of completions goes on to max_new_tokens",
-        "loading, checkpoints, communication and Python's own time are not counted",
+        "loading, checkpoints and communication are not counted",
     ]
     if sources - {"embedded"}:
         lines.append(
@@ -138,7 +138,10 @@ def _assumed(config: Config, gpu: bool) -> list[str]:
         lines.append(
             "the GPUs of a job share weights, gradients and optimizer states; a warning comes above 92% of a GPU's memory"
         )
-        lines.append("memory was compared with measured peaks on a CPU alone, hours with nothing at this scale")
+        lines.append("a step of sampling takes at least a millisecond a layer, for Python and launches")
+        lines.append(
+            "memory was compared with measured peaks on a CPU and one H200, hours with steps on it (benchmarks/results)"
+        )
     else:
         lines.append("memory is without the interpreter and torch, some 600 MB")
     return lines

@@ -1,0 +1,44 @@
+"""The command that measures a GPU, at tiny sizes on a CPU: what it writes, and that a section which fails costs no other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def measured(out: Path, *options: str) -> str:
+    """The report of `gpu.sh` with these options."""
+    command = [
+        "bash",
+        str(ROOT / "benchmarks" / "gpu.sh"),
+        "5",
+        "--device",
+        "cpu",
+        "--tiny",
+        "--out",
+        str(out),
+        *options,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (file,) = out.iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-.+-abc123\.md", file.name)
+    return file.read_text(encoding="utf-8")
+
+
+def test_a_report_has_the_rates_and_an_update_of_ppo(tmp_path: Path) -> None:
+    text = measured(tmp_path, "--commit", "abc123", "--sections", "card", "ppo")
+    assert float(re.findall(r"products: ([\d.]+) TFLOP/s", text)[0]) > 0
+    assert text.count("masked products") == 4, "no flash attention on a CPU"
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if re.match(r"\| (first|second) ", line)]
+    assert [int(row[3]) for row in rows] == [4 * 16 + 4 * 2 * 8] * 2
+    assert all(abs(float(row[5]) - 1) < 0.02 for row in rows), "the policy that sampled is the one that learns"
+    assert "Failed" not in text and "Cut off" not in text
+
+
+def test_a_section_without_time_is_said_to_be_cut_off(tmp_path: Path) -> None:
+    text = measured(tmp_path, "--commit", "abc123", "--sections", "card", "--minutes", "0.02")
+    assert "Cut off: 1 s were left for it." in text
