@@ -38,21 +38,9 @@ TINY = {"pythia-2.8b": "small", "gpt-j-6b": "small", "pythia-1b": "small"}
 
 def tests(args: argparse.Namespace) -> None:
     """What is computed on a GPU equals what is computed on a CPU, and takes the memory that `plan` says."""
-    folders = ["tests/gpu", "tests/unit/planning/test_measured_memory.py"]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-rfEsP",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "cuda or gpu",
-        *folders,
-    ]
+    options = ["-q", "-n0", "-rfEsP", "-pno:cacheprovider", "-k", "cuda or gpu"]
+    files = ["tests/gpu", "tests/unit/planning/test_measured_memory.py"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     done = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True, check=False)
     found = [
         line
