@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from prefopt.lm.precision import autocast
+
 ROOT = Path(__file__).resolve().parent.parent
 HH = ROOT.parent / "shared/data/hh_helpful_base.jsonl.gz"
 TOKENIZER = ROOT.parent / "shared/tokenizers/gpt-neox-20b/tokenizer.json"
@@ -109,7 +111,7 @@ def neox() -> PreTrainedModel:
 def warm_up(model: PreTrainedModel, dtype: str) -> None:
     """One small pass forward and backward, in which a GPU's kernels are loaded."""
     ids = torch.randint(1, model.config.vocab_size, (2, 128), device=model.device)
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+    with autocast(dtype, model.device):
         model(input_ids=ids).logits.sum().backward()
     model.zero_grad(set_to_none=True)
 

@@ -1,4 +1,4 @@
-"""The command that measures a GPU, at tiny sizes on a CPU: what it writes, and that a section which fails costs no other."""
+"""The command that measures a GPU, at tiny sizes on a CPU: what it writes, of a section cut off too."""
 
 from __future__ import annotations
 
@@ -11,17 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 def measured(out: Path, *options: str) -> str:
     """The report of `gpu.sh` with these options."""
-    command = [
-        "bash",
-        str(ROOT / "benchmarks" / "gpu.sh"),
-        "5",
-        "--device",
-        "cpu",
-        "--tiny",
-        "--out",
-        str(out),
-        *options,
-    ]
+    words = ["--device", "cpu", "--tiny", "--out", str(out), *options]
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "5", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = out.iterdir()

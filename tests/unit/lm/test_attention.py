@@ -57,11 +57,12 @@ def test_a_completion_has_its_prompt_and_itself_as_keys() -> None:
     assert of.key_starts.tolist() == [0, 5, 13, 22, 28, 30, 38, 41]
     assert of.keys[22:28].tolist() == [0, 1, 2, 3, 4, 12] and of.keys[30:38].tolist() == [13, 14, *range(15, 21)]
     assert (of.longest_query, of.longest_key) == (6, 9)
-    assert of.keys[of.own_keys].tolist() == list(range(24)), "each position is a key of its own sequence"
-    copied = [(positions.tolist(), of.keys[places].tolist()) for positions, places in of.copies]
+    own, copies = LAYOUT.key_places
+    assert of.keys[own].tolist() == list(range(24)), "each position is a key of its own sequence"
+    copied = [(positions.tolist(), of.keys[places].tolist()) for positions, places in copies]
     assert [positions for positions, _ in copied] == [[0, 1, 2, 3, 4, 13, 14], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
     assert all(positions == found for positions, found in copied)
-    used = torch.cat([of.own_keys, *(places for _, places in of.copies)])
+    used = torch.cat([own, *(places for _, places in copies)])
     assert sorted(used.tolist()) == list(range(len(of.keys))), "every key's gradient goes to one position"
 
 

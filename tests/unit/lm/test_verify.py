@@ -112,6 +112,12 @@ def test_a_model_that_sees_later_tokens_is_refused() -> None:
         use_engine(build(BertConfig(**small, vocab_size=50)))
 
 
+def test_a_model_is_tried_on_the_cpu_whatever_the_default_device_is() -> None:
+    model = build(LlamaConfig(**_SHAPE))
+    with torch.device("meta"):
+        assert try_engine(model).engine == Engine("packed", "shared")
+
+
 def test_a_large_model_is_tried_on_a_small_copy_of_all_kinds_of_its_layers() -> None:
     with torch.device("meta"):
         large = AutoModelForCausalLM.from_config(Gemma2Config())

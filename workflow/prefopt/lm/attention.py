@@ -154,8 +154,6 @@ class PackedLayout:
         """The same as sequences of their own: each prompt, and each completion after the prompt that it sees."""
         starts, lengths = [0], [0]
         keys: list[int] = []
-        own_keys: list[int] = []
-        copies: list[tuple[list[int], list[int]]] = []
         longest_query = longest_key = start = 0
         for prompt, completions in self.rows:
             own = start + prompt
@@ -163,12 +161,7 @@ class PackedLayout:
             for length in completions:
                 seen.append((length, [*range(start, start + prompt), *range(own, own + length)]))
                 own += length
-            copies += [([], []) for _ in range(len(completions) - len(copies))]
-            for i, (queries, indices) in enumerate(seen):
-                if i:
-                    copies[i - 1][0].extend(range(start, start + prompt))
-                    copies[i - 1][1].extend(range(len(keys), len(keys) + prompt))
-                own_keys += range(len(keys) + len(indices) - queries, len(keys) + len(indices))
+            for queries, indices in seen:
                 starts.append(starts[-1] + queries)
                 lengths.append(lengths[-1] + len(indices))
                 keys += indices
@@ -176,13 +169,35 @@ class PackedLayout:
             start = own
         return Sequences(
             keys=torch.tensor(keys, device=self.device),
-            own_keys=torch.tensor(own_keys, device=self.device),
-            copies=[tuple(torch.tensor(part, device=self.device) for part in copy) for copy in copies],
             query_starts=torch.tensor(starts, dtype=torch.int32, device=self.device),
             key_starts=torch.tensor(lengths, dtype=torch.int32, device=self.device),
             longest_query=longest_query,
             longest_key=longest_key,
         )
+
+    @functools.cached_property
+    def key_places(self) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """Where in `sequences.keys` positions are, int64: each of the T in its own sequence, and prompts' copies.
+
+        Of the copies, for all rows' i-th completions, the positions of their prompts and where the completions have them.
+        """
+        own: list[int] = []
+        copies: list[tuple[list[int], list[int]]] = []
+        start = key = 0
+        for prompt, completions in self.rows:
+            own += range(key, key + prompt)
+            key += prompt
+            for i, length in enumerate(completions):
+                if i == len(copies):
+                    copies.append(([], []))
+                positions, places = copies[i]
+                positions += range(start, start + prompt)
+                places += range(key, key + prompt)
+                own += range(key + prompt, key + prompt + length)
+                key += prompt + length
+            start += prompt + sum(completions)
+        of_copies = [tuple(torch.tensor(part, device=self.device) for part in copy) for copy in copies]
+        return torch.tensor(own, device=self.device), of_copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +205,6 @@ class Sequences:
     """N sequences of queries, one after another, each with keys whose last ones are its own."""
 
     keys: Tensor  # int64 [K], which of the T positions are the sequences' keys, one sequence after another
-    own_keys: Tensor  # int64 [T], where in `keys` each position is its own sequence's
-    copies: list[
-        tuple[Tensor, ...]
-    ]  # of every row's i-th completion: prompt positions, and where in `keys` it has them
     query_starts: Tensor  # int32 [N + 1]
     key_starts: Tensor  # int32 [N + 1]
     longest_query: int
@@ -370,7 +381,7 @@ def _in_sequences(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
     of = layout.sequences
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     heads, width = keys.shape[1:]
-    both = _Keys.apply(torch.cat([keys, values], dim=1).flatten(1), of)
+    both = _Keys.apply(torch.cat([keys, values], dim=1).flatten(1), layout)
     keys, values = both.view(-1, 2 * heads, width).split(heads, dim=1)
     output = _flash(queries, keys, values, of, scaling)
     return output.transpose(0, 1).unsqueeze(0)
@@ -383,15 +394,16 @@ class _Keys(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, of: Sequences) -> Tensor:
-        ctx.of = of
-        return states.index_select(0, of.keys)
+    def forward(ctx: Any, states: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout = layout
+        return states.index_select(0, layout.sequences.keys)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        total = gradient.index_select(0, ctx.of.own_keys)
-        for positions, places in ctx.of.copies:
+        own, copies = ctx.layout.key_places
+        total = gradient.index_select(0, own)
+        for positions, places in copies:
             added = total.index_select(0, positions) + gradient.index_select(0, places)
             total.index_copy_(0, positions, added)
         return total, None

@@ -26,6 +26,11 @@ class Engine:
     scale: float = 1.0
     softcap: float | None = None
 
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Logits float32 [N, V] of last hidden states [N, d] by the head's weight [V, d], of one dtype, and its bias [V]."""
+        products = product(hidden, weight.t())
+        return self.finish_(products if bias is None else products.add_(bias))
+
     def finish_(self, products: Tensor) -> Tensor:
         """Logits from the head's products, float32, in place."""
         if self.scale != 1:
@@ -70,9 +75,9 @@ def score_head(model: PreTrainedModel) -> nn.Linear:
 def head_logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits float32 [..., V] of last hidden states, not differentiable."""
     with torch.no_grad():
-        head, bias, states = output_head(model), getattr(output_head(model), "bias", None), narrowed(hidden)
-        products = product(states.flatten(0, -2), head.weight.to(states.dtype).t()).unflatten(0, hidden.shape[:-1])
-        return engine_of(model).finish_(products if bias is None else products.add_(bias))
+        head, states = output_head(model), narrowed(hidden)
+        weight, bias = head.weight.to(states.dtype), getattr(head, "bias", None)
+        return engine_of(model).logits(states.flatten(0, -2), weight, bias).unflatten(0, hidden.shape[:-1])
 
 
 def position_limit(config: Any) -> int | None:

@@ -235,10 +235,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, engine: Engine) -> Tensor:
-    logits = product(hidden, weight.t())
-    if bias is not None:
-        logits += bias
-    logits = engine.finish_(logits)
+    logits = engine.logits(hidden, weight, bias)
     return logits.div_(temperature) if temperature != 1 else logits
 
 
