@@ -1,5 +1,6 @@
 # The experiments of the DPO paper: raw records -> tables -> models -> samples -> verdicts -> win rates.
 # workflow/rules/ holds a file per stage; workflow/prefopt/ is the package whose stages the rules run.
+import itertools
 import sys
 
 from snakemake.utils import min_version
@@ -9,7 +10,7 @@ min_version("9.20")
 HOME = str(workflow.current_basedir)  # `workflow.basedir` is another folder where Snakemake loads this as a module
 sys.path.insert(0, f"{HOME}/workflow")
 
-from prefopt.experiment import methods, stage_recipes, targets, tasks
+from prefopt.experiment import methods, runs, stage_recipes, targets, tasks
 from prefopt.experiment.config import resolve
 from prefopt.errors import UserError
 from prefopt.store.fingerprint import fingerprint
@@ -32,8 +33,7 @@ report: "workflow/report/workflow.rst"
 
 wildcard_constraints:
     task="|".join(config["tasks"]),
-    method="|".join([*methods.sampled(), "best_of_[0-9]+", "dpo_by_step"]),
-    n="[0-9]+",
+    run=runs.NAME,
     judge="[a-z][a-z0-9_]*",
 
 
@@ -41,11 +41,9 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/shards.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/base.smk"
-include: "workflow/rules/sft.smk"
 include: "workflow/rules/reference.smk"
-include: "workflow/rules/dpo.smk"
 include: "workflow/rules/reward_model.smk"
-include: "workflow/rules/ppo.smk"
+include: "workflow/rules/training.smk"
 include: "workflow/rules/sampling.smk"
 include: "workflow/rules/judging.smk"
 include: "workflow/rules/best_of_n.smk"

@@ -83,7 +83,7 @@ def study() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     )
     samples = pd.DataFrame(
         {
-            **{"prompt_id": f"p{i}", "method": method, "temperature": 0.0, "split": "test", "sample_index": 0},
+            **{"prompt_id": f"p{i}", "run": method, "temperature": 0.0, "split": "test", "sample_index": 0},
             "text": f" {method} {i}",
         }
         for i in range(30)
@@ -99,8 +99,8 @@ def study() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         prompt_heading="Post",
         matchups=(
             {
-                "first": {"method": "good", **side},
-                "second": {"method": "bad", **side},
+                "first": {"run": "good", **side},
+                "second": {"run": "bad", **side},
                 "items": 22,
                 "raters_per_item": 1,
             },

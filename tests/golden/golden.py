@@ -27,7 +27,7 @@ for folder in ("workflow", *(f"tests/unit/{name}" for name in ("analysis", "lm",
 import every_trainer  # noqa: E402
 from made_up import make_frames  # noqa: E402
 from prefopt.analysis.best_of_n_curve import CurveRecipe, curve_table  # noqa: E402
-from prefopt.analysis.compute import ComputeRecipe, Records, method_rows  # noqa: E402
+from prefopt.analysis.compute import ComputeRecipe, Records, run_rows  # noqa: E402
 from prefopt.analysis.dominance import DominanceRecipe, dominance_table  # noqa: E402
 from prefopt.analysis.frontier import Measured, frontier_table  # noqa: E402
 from prefopt.analysis.human_agreement import HumanAgreementRecipe, human_agreement_table  # noqa: E402
@@ -131,10 +131,10 @@ def samples(folder: Path) -> list[dict[str, Any]]:
                 "model": task.model,
                 "reference_model": task.model,
                 "prompts": task.prompts,
-                "method": "base",
+                "run": "base",
                 "out": out,
             },
-            **{"recipe": json.dumps(recipe), "shard": None, "earlier": None},
+            **{"recipe": json.dumps(recipe), "shard": None, "earlier": None, "shots": 0},
         )
     )
     kept = ["prompt_id", "temperature", "sample_index", "token_ids", "finish_reason", "logp", "reference_logp"]
@@ -148,17 +148,19 @@ def tables() -> dict[str, pd.DataFrame]:
     def letters(count: int, win: float) -> str:
         return "".join(rng.choice(list("wlti"), size=count, p=[win, 0.85 - win, 0.1, 0.05]))
 
-    methods = {"sft": 0.4, "dpo": 0.6, "best_of_4": 0.5}
+    rates = {"sft": 0.4, "dpo": 0.6, "best_of_4": 0.5}
     drawn = {
-        name: {t: (letters(12, win), letters(60, win - t / 10)) for t in (0.0, 0.7)} for name, win in methods.items()
+        name: {t: (letters(12, win), letters(60, win - t / 10)) for t in (0.0, 0.7)} for name, win in rates.items()
     }
     verdicts, sampled = make_frames(drawn)
     sampled["reference_logp"] -= rng.gamma(2.0, 3.0, len(sampled))
     verdicts["tokens"] = rng.integers(8, 40, len(verdicts))
     recipe = WinRatesRecipe(
         **{"task": "tldr", "confidence": 0.95, "seed": 0, "judge": {"kind": "oracle"}},
-        methods=tuple(methods),
-        opponents=("sft", "preferred_ft", "dpo"),
+        runs=tuple(rates),
+        methods={"sft": "sft", "dpo": "dpo", "best_of_4": "best_of_n"},
+        n={"best_of_4": 4},
+        opponents=("sft", "dpo"),
     )
     win_rates = win_rate_table(verdicts, sampled, recipe)
     found = {"win_rates": win_rates, "comparisons": comparison_table(verdicts, win_rates, recipe)}
@@ -185,8 +187,8 @@ def tables() -> dict[str, pd.DataFrame]:
         *(lengths, policy, reward_model, curve.n, curve),
     )
 
-    steps = verdicts[verdicts["method"] != "best_of_4"].replace({"sft": "dpo_step_0", "dpo": "dpo_step_20"})
-    found["win_rate_by_step"] = step_table(steps, ByStepTableRecipe(task="hh", confidence=0.9))
+    steps = verdicts[verdicts["run"] != "best_of_4"].replace({"sft": "dpo_step_0", "dpo": "dpo_step_20"})
+    found["win_rate_by_step"] = step_table(steps, ByStepTableRecipe(task="hh", runs=("dpo",), confidence=0.9))
 
     measured = _measured(rng)
     found["frontier"] = frontier_table(measured)
@@ -233,7 +235,7 @@ def _human_agreement(rng: np.random.Generator) -> pd.DataFrame:
 
 
 def _compute(win_rates: pd.DataFrame) -> pd.DataFrame:
-    """What each method cost, where each stage used a number of its own."""
+    """What each run cost, where each stage used a number of its own."""
 
     def used(flops: int, **values: int) -> dict[str, Any]:
         figures = {"flops": flops, "generated_tokens": 0, "models": 1, "seconds": 10.0, "device_seconds": 9.0}
@@ -250,9 +252,13 @@ def _compute(win_rates: pd.DataFrame) -> pd.DataFrame:
             {"task": "tldr", "n": [1, 4], "temperature": 0.7, "flops": [60, 120], "generated_tokens": [5, 20]}
         ),
     )
-    methods = ["sft", "dpo", "best_of_4"]
-    recipe = ComputeRecipe(methods={"tldr": methods}, reference={"tldr": "sft"}, home={"tldr": "tldr"})
-    return pd.DataFrame(row for name in methods for row in method_rows("tldr", name, records, recipe))
+    runs: list[dict[str, Any]] = [
+        {"run": "sft", "stages": ["sft"], "n": None},
+        {"run": "dpo", "stages": ["sft", "reference_logprobs", "dpo"], "n": None},
+        {"run": "best_of_4", "stages": ["sft", "reward_model"], "n": 4},
+    ]
+    recipe = ComputeRecipe(runs={"tldr": runs}, reference={"tldr": "sft"}, home={"tldr": "tldr"})
+    return pd.DataFrame(row for run in runs for row in run_rows("tldr", run, records, recipe))
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ STAGES: dict[str, dict[str, str]] = {
     "data.sampled_pairs": {"path": "samples scores prompts out summary"},
     "generation.best_of_n": {
         **{"path": "candidates scores greedy prompts reference-model out", "number": "n"},
-        "text": "recipe",
+        "text": "run recipe",
     },
-    "generation.sample": {"path": "model prompts out", "text": "method recipe"},
+    "generation.sample": {"path": "model prompts out", "text": "run recipe"},
     "generation.score": {"path": "model prompts samples out", "text": "recipe"},
     "generation.subsets": {"path": "candidates scores out", "text": "recipe"},
     "judging.human.votes": {"path": "key items out raters", "paths": "exports", "text": "recipe"},
@@ -36,7 +36,11 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     "analysis.compute": dict.fromkeys(
         ("models", "reference", "samples", "candidates", "win-rates", "curves", "runs"), ("paths", [])
     ),
-    "generation.sample": {**dict.fromkeys(("reference-model", "earlier"), ("path", None)), "shard": ("text", None)},
+    "generation.sample": {
+        **dict.fromkeys(("reference-model", "earlier"), ("path", None)),
+        "shard": ("text", None),
+        "shots": ("number", 0),
+    },
     "generation.score": {"shard": ("text", None)},
 }
 GIVEN = {"path": ["3"], "paths": ["3", "4"], "text": ["3"], "number": ["3"]}

@@ -49,6 +49,12 @@ def snakemake(*arguments: str | Path, folder: Path, timeout: int = 1500) -> subp
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
+def only(task: str, *runs: str) -> dict[str, None]:
+    """An overlay of a task's runs that leaves these alone in."""
+    config = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text(encoding="utf-8"))
+    return dict.fromkeys(run for run in config["tasks"][task]["runs"] if run not in runs)
+
+
 def planned(*arguments: str | Path, folder: Path) -> dict[str, int]:
     """Jobs that Snakemake would run, by rule, from a dry run; empty where nothing is to be done."""
     result = snakemake("--dry-run", *arguments, folder=folder)

@@ -17,6 +17,7 @@ from running import REPOSITORY, snakemake
 
 from prefopt.cli import STAGES
 from prefopt.experiment.config import _allowed, load_schema
+from prefopt.experiment.methods import METHODS, trained
 from prefopt.store.fingerprint import reached
 
 RULES = sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))
@@ -58,13 +59,14 @@ def test_conda_environments_take_the_versions_of_pyproject(path: Path) -> None:
         assert versions == wanted[name], f"{path.name}: {name} should be {wanted[name]}"
 
 
-STAGE = re.compile(r'(table|model|judging)_stage\(\s*"(\w+)')
+STAGE = re.compile(r'(table|model|judging)_stage\(\s*"([\w{}.]+)')
 
 
 def rules() -> dict[str, str]:
     """Text of each rule that runs a stage."""
-    parts = [re.split(r"^rule (\w+):$", path.read_text(), flags=re.MULTILINE)[1:] for path in RULES]
-    found = {name: text for part in parts for name, text in zip(part[::2], part[1::2], strict=True)}
+    parts = [re.split(r"^ *rule ?(\w*):$", path.read_text(), flags=re.MULTILINE)[1:] for path in RULES]
+    # The rule of all methods has no name of its own.
+    found = {name or "train": text for part in parts for name, text in zip(part[::2], part[1::2], strict=True)}
     return {name: text for name, text in found.items() if STAGE.search(text)}
 
 
@@ -72,30 +74,36 @@ def rules() -> dict[str, str]:
 def test_a_rule_names_the_code_that_it_runs_and_an_environment_that_suffices(rule: str) -> None:
     text = rules()[rule]
     stage = STAGE.search(text)[2]  # type: ignore[index]
-    module = STAGES[stage][0]
-    assert f'fingerprint("{module}"' in text or f'judge_params("{module}")' in text
+    if stage == "{params.stage}":
+        stages = [str(METHODS[name].trainer) for name in trained()]
+        assert "fingerprint(*targets.trainer_code(" in text
+    else:
+        stages = [stage]
+        module = STAGES[stage][0]
+        assert f'fingerprint("{module}"' in text or f'judge_params("{module}")' in text
     environment = re.search(r"\.\./\.\./envs/(\w+)\.yaml", text)[1]  # type: ignore[index]
     lines = yaml.safe_load(read(f"envs/{environment}.yaml"))["dependencies"]
     offered = {re.match(r"[\w.-]+", line)[0] for line in lines}  # type: ignore[index]
-    modules = {name.partition(":")[0] for name in reached(module)}
-    needed = {CONDA_NAMES.get(name, name) for name in third_party_imports(modules)}
-    assert needed <= offered, f"envs/{environment}.yaml lacks {', '.join(sorted(needed - offered))}"
+    for module in (STAGES[name][0] for name in stages):
+        modules = {name.partition(":")[0] for name in reached(module)}
+        needed = {CONDA_NAMES.get(name, name) for name in third_party_imports(modules)}
+        assert needed <= offered, f"envs/{environment}.yaml lacks {', '.join(sorted(needed - offered))}"
 
 
 def test_every_rule_says_where_it_logs_and_what_it_needs() -> None:
     for name, text in rules().items():
         for directive in ("log", "benchmark", "conda", "threads", "resources"):
-            assert re.search(rf"^    {directive}:", text, re.MULTILINE), f"rule {name} lacks {directive}:"
+            assert re.search(rf"^(    ){{1,2}}{directive}:", text, re.MULTILINE), f"rule {name} lacks {directive}:"
     (table,) = re.findall(r"^TABLE_RESOURCES = \{(.*?)\}$", read("workflow/rules/common.smk"), re.MULTILINE)
     assert set(re.findall(r'"(\w+)":', table)) == {"gpu", "mem_mb", "runtime"}
 
 
 def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:
-    asked = {name: re.findall(r"\*\*(?:model|judge)_needs\(\"(\w+)\"\)", text) for name, text in rules().items()}
+    asked = {name: re.findall(r"\*\*(?:model|judge)_needs\(\"?(\w+)\"?\)", text) for name, text in rules().items()}
     of_models = {name for name, text in rules().items() if STAGE.search(text)[1] != "table"}  # type: ignore[index]
     # A rule that inherits another, and so the text after it, overrides its resources.
     inherited = {"pair_samples": ["ceiling_samples"], "subsets": ["judge_candidates"]}
-    judging = {"judge_items": ["judge"]}
+    judging = {"judge_items": ["judge"], "train": ["method"]}
     for name, stages in asked.items():
         own = judging.get(name, [name] if name in of_models else [])
         assert stages == own + inherited.get(name, []), name
@@ -134,7 +142,7 @@ def documented_keys() -> dict[str, list[str]]:
 
     def add(section: str, below: dict[str, Any]) -> None:
         for key, value in below["properties"].items():
-            inner = value["additionalProperties"] if key == "runs" else value
+            inner = value.get("additionalProperties", value) if key == "runs" else value
             if "properties" in inner:
                 name = f"{section}.{key}".lstrip(".").replace("tasks.tldr", "tasks.NAME")
                 # Said once, where another task has the same section.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import REPOSITORY, TINY, overlay, planned, snakemake
+from running import REPOSITORY, TINY, only, overlay, planned, snakemake
 
 METHODS = 6
 TRAINED_ON_EMBEDDED = {"sft": 1, "preferred_ft": 1, "reference": 1, "dpo": 1, "reward_model": 1, "ppo": 1}
@@ -78,7 +78,7 @@ def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
 
 
 def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
-    path = overlay(tmp_path, {"tasks": {"tldr": {"methods": ["sft", "dpo"], "other_judges": {"gold": None}}}})
+    path = overlay(tmp_path, {"tasks": {"tldr": {"runs": only("tldr", "sft", "dpo"), "other_judges": {"gold": None}}}})
     jobs = planned("results/tldr_winrates.svg", "results/tldr_training.svg", "--configfile", path, folder=tmp_path)
     assert not jobs.keys() & {"preferred_ft", "reward_model", "ppo", "candidates", "gold_reward_model"}
 
@@ -113,22 +113,22 @@ def test_a_study_needs_votes_before_it_has_results(tmp_path: Path) -> None:
     assert jobs["human_votes"] == jobs["human_agreement"] == 1 and "simulated_votes" not in jobs
     # People as the judge of a table: one method, one temperature, every test prompt.
     judged = {
-        **{"judge": {"kind": "human"}, "methods": ["sft"], "sampling": {"temperatures": [0.25]}},
+        **{"judge": {"kind": "human"}, "runs": only("tldr", "sft"), "sampling": {"temperatures": [0.25]}},
         "human": {
             **{"simulated_raters": None},
-            "matchups": [
-                {"first": {"method": "sft", "temperature": 0.25}, "second": {"method": "reference"}, "items": 192}
-            ],
+            "matchups": [{"first": {"run": "sft", "temperature": 0.25}, "second": {"run": "reference"}, "items": 192}],
         },
     }
-    path = overlay(tmp_path, {"tasks": {"tldr": judged}})
+    path = overlay(tmp_path, {"tasks": {"tldr": judged, "cnndm": None}})
     jobs = planned("results/tldr_winrates.csv", "--configfile", path, folder=tmp_path)
     assert jobs["human_study"] == jobs["human_votes"] == jobs["judge"] == 1 and "ppo" not in jobs
 
 
 def test_best_of_any_n_is_read_from_the_same_candidates(tmp_path: Path) -> None:
-    targets = [f"results/samples/tldr/best_of_{n}.parquet" for n in (4, 16, 128)]
-    jobs = planned(*targets, folder=tmp_path)
+    runs = {"best_of_4": {"method": "best_of_n", "n": 4}, "mine": {"method": "best_of_n", "n": 16}, "all": None}
+    path = overlay(tmp_path, {"tasks": {"tldr": {"runs": runs}}})
+    targets = [f"results/samples/tldr/{run}.parquet" for run in ("best_of_4", "mine", "best_of_128")]
+    jobs = planned(*targets, "--configfile", path, folder=tmp_path)
     assert jobs["candidates"] == 1 and jobs["best_of_n"] == 3
 
 

@@ -32,7 +32,7 @@ HOSTED = {
     "chat": {**CHAT, "prices": {"m": {"input": 1.0, "output": 2.0}, "n": {"input": 1.0, "output": 1.0}}},
 }
 
-FIRST = {"method": "ppo", "temperature": 1.0}
+FIRST = {"run": "ppo", "temperature": 1.0}
 TRAINERS = "pretrain sft preferred_ft dpo dpo_with_samples reward_model gold_reward_model ppo"
 SAMPLERS = "sample candidates pair_samples ceiling_samples"
 RUNS = "dpo_0.1 ppo_6 ppo_gt_6 ppo_gt_trl_6 unlikelihood_1 preferred_ft_0"
@@ -114,6 +114,8 @@ READ_BY = {
     r".*\.human\.seed": "human_study simulated_votes",
     r".*\.human\..*": "human_study",
     # Tables.
+    r".*\.runs\.best_of_4\.n": "best_of_n win_rates compute",
+    r".*\.evaluation\.opponents": "win_rates",
     r".*\.evaluation\.(examples|example_characters)": "examples",
     r"tasks\.tldr\.evaluation\.confidence": "win_rates best_of_n_curve judge_agreement human_agreement",
     r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step",
@@ -133,12 +135,12 @@ OF_NO_RESULT = {
 }
 # What decides which jobs there are: see `GRAPHS`.
 OF_THE_GRAPH = re.compile(
-    r".*\.(methods|reference|models_of|source|kind|method|matchups)|tasks\.imdb\.runs\.[a-z_]+_[0-9.]+|.*\.hosted\.chat\.model"
+    r".*\.(reference|models_of|source|kind|method|matchups)|tasks\.[a-z]+\.(by_step\.)?runs(\.[a-z_]+(_[0-9.]+)?)?|.*\.hosted\.chat\.model"
 )
 GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
-    "a method less": (
-        {"tldr": {"methods": ["base", "sft", "preferred_ft", "dpo", "best_of_4"], "human": None}},
-        "win_rates examples training_figure judge_agreement compute paper all",
+    "a run less": (
+        {"tldr": {"runs": {"ppo": None}, "human": None}},
+        "win_rates examples training_figure judge_agreement compute paper all win_rates@cnndm examples@cnndm",
     ),
     "a run more": (
         {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}},
@@ -157,7 +159,7 @@ GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
         "judge_agreement human_agreement",
     ),
     "a matchup less": (
-        {"tldr": {"human": {"matchups": [{"first": FIRST, "second": {"method": "reference"}, "items": 4}]}}},
+        {"tldr": {"human": {"matchups": [{"first": FIRST, "second": {"run": "reference"}, "items": 4}]}}},
         "human_study",
     ),
 }
@@ -188,7 +190,9 @@ def another(value: Any, path: tuple[str, ...]) -> Any:
     """Another value that the key may have; the same where there is none."""
     schema = SCHEMA
     for key in path:
-        schema = schema["properties"][key] if key in schema.get("properties", {}) else schema["additionalProperties"]
+        of_method = next((own for own in schema.get("x-values", {}).values() if key in own), {})
+        known = {**of_method, **schema.get("properties", {})}
+        schema = known[key] if key in known else schema["additionalProperties"]
     if isinstance(value, list):
         return [*value, next(item for item in ("x.jsonl", "x.csv", "dpo", 0.5, 3) if allowed([*value, item], schema))]
     if isinstance(value, bool):
@@ -203,6 +207,7 @@ def another(value: Any, path: tuple[str, ...]) -> Any:
         0.5,
         0.25,
         {"rank": 2, "alpha": 4},
+        ["ppo"],
     ]
     return next((other for other in others if other != value and allowed(other, schema)), value)
 
@@ -230,7 +235,8 @@ def overlaid(config: Mapping[str, Any], tasks: dict[str, Any]) -> dict[str, Any]
 def named(job: Name, task: str | None) -> str:
     """A job's rule, and what it makes where that is one of several."""
     rule, wildcards = job
-    named = ":".join([rule, *(value for key, value in wildcards if key in ("table", "run", "judge"))])
+    kinds = ("table", "run", "judge") if rule == "frontier_run" else ("table", "judge")
+    named = ":".join([rule, *(value for key, value in wildcards if key in kinds)])
     of_task = dict(wildcards).get("task", task)
     return named if task is None or of_task == task else f"{named}@{of_task}"
 
@@ -301,7 +307,7 @@ def test_test_prompts_train_nothing(rules: Rules, jobs: dict[Name, Job]) -> None
 def test_another_judge_waits_for_its_own_method_alone(rules: Rules, jobs: dict[Name, Job]) -> None:
     with rules.with_config(with_key(rules.config, ("tasks", "tldr", "dpo", "beta"), 0.7)):
         _, every = rules.rerun(jobs, rules.jobs())
-    judged = {dict(wildcards)["method"] for rule, wildcards in every if rule == "other_judge"}
+    judged = {dict(wildcards)["run"] for rule, wildcards in every if rule == "other_judge"}
     assert judged == {"dpo"}
 
 

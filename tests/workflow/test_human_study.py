@@ -23,9 +23,9 @@ def make_inputs(folder: Path) -> Path:
     """Samples and prompts of a made-up run; returns a config whose study compares them by people."""
     samples, prompts = world()
     made = write_table(folder / "results/data/tldr/prompts.parquet", "prompts", prompts)
-    for method, rows in samples.groupby("method"):
+    for method, rows in samples.groupby("run"):
         write_table(folder / f"results/samples/tldr/{method}.parquet", "samples", rows, prompts=made["content_hash"])
-    matchup = {"first": {"method": "dpo", "temperature": 0.25}, "second": {"method": "ppo", "temperature": 0.0}}
+    matchup = {"first": {"run": "dpo", "temperature": 0.25}, "second": {"run": "ppo", "temperature": 0.0}}
     study = {"matchups": [{**matchup, "items": 10}], "judgments_per_rater": 5, "simulated_raters": None}
     return overlay(folder, {"tasks": {"tldr": {"human": study}}})
 

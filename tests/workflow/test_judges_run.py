@@ -20,7 +20,7 @@ import psutil
 import pytest
 from llmock.pytest_plugin import LLMock
 from llmock.scenarios import Delay, Fail, Match, Reply
-from running import TINY, overlay, snakemake
+from running import TINY, only, overlay, snakemake
 
 from prefopt.judging.verdict_store import VerdictStore
 
@@ -115,14 +115,18 @@ def test_a_killed_judge_pays_only_for_what_is_missing(folder: Path, llmock: LLMo
 
 def test_people_can_judge_the_table(folder: Path) -> None:
     """Here simulated ones: SFT's completions against the references of all test prompts, by the majority of three."""
-    side = {"method": "sft", "temperature": 1.0}
-    matchup = {"first": side, "second": {"method": "reference"}, "items": 8, "raters_per_item": 3}
+    side = {"run": "sft", "temperature": 1.0}
+    matchup = {"first": side, "second": {"run": "reference"}, "items": 8, "raters_per_item": 3}
     raters = {"noise": 0.1, "length_bias": 0.0, "indifference": 0.0, "careless": 0.0}
     tldr = {
-        **{"judge": {"kind": "human"}, "other_judges": {"gold": {"kind": "oracle"}}, "methods": ["sft"]},
+        **{
+            "judge": {"kind": "human"},
+            "other_judges": {"gold": {"kind": "oracle"}},
+            "runs": {**only("tldr", "sft"), "best_of_4": None},
+        },
         **{"sampling": {"temperatures": [1.0]}, "human": {"matchups": [matchup], "simulated_raters": raters}},
     }
-    config = overlay(folder.parent, {"tasks": {"tldr": tldr}})
+    config = overlay(folder.parent, {"tasks": {"tldr": tldr, "cnndm": None}})
     targets = [WIN_RATES, "results/human_agreement.csv"]
     # The samples at other temperatures were made already, with equal ones at this one.
     result = snakemake("--cores", "2", *targets, "--configfile", TINY, config, folder=folder)

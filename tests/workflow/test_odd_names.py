@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
-from running import REPOSITORY, overlay, snakemake
+from running import REPOSITORY, only, overlay, snakemake
 
 ODD = "größe; 'a' \"b\" $(touch RAN) `touch RAN` & *"
 KEY = "sk-odd-names"
@@ -114,7 +114,7 @@ def test_no_name_is_run_and_every_file_is_read(tmp_path: Path, folder: Path, jud
     shutil.copy(REPOSITORY / "workflow" / "prompts" / "tldr_concise.txt", folder / prompt)
     chat = {"base_url": judge, "model": "m", "api_key_env": "ODD_KEY", "prompt": prompt}
     tldr = {
-        "methods": ["sft"],
+        "runs": only("tldr", "sft"),
         "data": {"source": "files", **write_records(folder), "gold_fraction": 0.3},
         "base": {"source": "path", "path": model},
         "sft": {"source": "path", "path": model},
@@ -123,7 +123,7 @@ def test_no_name_is_run_and_every_file_is_read(tmp_path: Path, folder: Path, jud
         "judge": {"kind": "chat", "chat": {**chat, "prices": {"m": {"input": 0, "output": 0}}}},
         "human": None,
     }
-    path = overlay(folder, {"tasks": {"tldr": tldr}}, name=f"-my {ODD}.yaml")
+    path = overlay(folder, {"tasks": {"tldr": tldr, "cnndm": None}}, name=f"-my {ODD}.yaml")
     target = "results/verdicts/tldr/sft.parquet"
     result = snakemake("--cores", "1", "--show-failed-logs", target, "--configfile", path, folder=folder)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]

@@ -76,9 +76,9 @@ def edited(path: Path, before: str, after: str) -> Iterator[None]:
 
 def test_the_table_has_a_row_per_method_and_temperature(finished: Path) -> None:
     table = pd.read_csv(finished / "results" / "tldr_winrates.csv")
-    assert list(table["method"].unique()) == METHODS
+    assert list(table["run"].unique()) == METHODS
     assert sorted(table["temperature"].unique()) == [0.0, 1.0]
-    assert len(table) == 2 * len(METHODS) and table.groupby("method")["selected"].sum().eq(1).all()
+    assert len(table) == 2 * len(METHODS) and table.groupby("run")["selected"].sum().eq(1).all()
     assert (table["n"] == 8).all()
     assert (table["n"] == table[["wins", "losses", "ties", "invalid"]].sum(axis=1)).all()
     assert table["judge"].str.startswith("oracle").all()
@@ -88,10 +88,10 @@ def test_the_best_of_n_curve_ends_at_the_tables_row(finished: Path) -> None:
     curve = pd.read_csv(finished / "results" / "best_of_n.csv")
     assert set(curve["task"]) == {"tldr", "hh"}
     curve = curve[curve["task"] == "tldr"]
-    assert curve[["method", "n"]].drop_duplicates().to_numpy().tolist() == [["sft", 1], ["sft", 4], ["dpo", 1]]
-    one, best = (curve[(curve["n"] == n) & (curve["method"] == "sft")].iloc[0] for n in (1, 4))
-    (dpo,) = curve.loc[curve["method"] == "dpo", "win_rate"]
-    table = pd.read_csv(finished / "results" / "tldr_winrates.csv").set_index(["method", "temperature"])
+    assert curve[["run", "n"]].drop_duplicates().to_numpy().tolist() == [["sft", 1], ["sft", 4], ["dpo", 1]]
+    one, best = (curve[(curve["n"] == n) & (curve["run"] == "sft")].iloc[0] for n in (1, 4))
+    (dpo,) = curve.loc[curve["run"] == "dpo", "win_rate"]
+    table = pd.read_csv(finished / "results" / "tldr_winrates.csv").set_index(["run", "temperature"])
     assert best["temperature"] == 1 and best["win_rate"] == pytest.approx(table.loc[("best_of_4", 1), "win_rate"])
     assert dpo == pytest.approx(table.loc["dpo"].query("selected")["win_rate"].item())
     assert best["reward"] > one["reward"]
@@ -112,16 +112,16 @@ def test_people_and_judges_are_compared(finished: Path) -> None:
     assert people["judge"].unique().tolist() == ["simulated raters", "main", "gold"]
     assert people["matchup"].nunique() == 2 and (people["n"] > 0).all()
     judges = pd.read_csv(finished / "results/judge_agreement.csv")
-    assert judges["method"].tolist() == ["all", *METHODS] and set(judges["judge_b"]) == {"gold"}
+    assert judges["run"].tolist() == ["all", *METHODS] and set(judges["judge_b"]) == {"gold"}
     assert judges.loc[0, "n"] == 8 * len(METHODS)
 
 
 def test_dialogue_is_judged_by_method_and_by_step(finished: Path) -> None:
     table = pd.read_csv(finished / "results/hh_winrates.csv")
-    assert list(table["method"].unique()) == ["base_2shot", "preferred_ft", "dpo", "best_of_4"]
+    assert list(table["run"].unique()) == ["base_2shot", "preferred_ft", "dpo", "best_of_4"]
     assert (table["n"] == 6).all() and list(table.columns) == list(pd.read_csv(finished / "results/tldr_winrates.csv"))
     # The reference policy is Preferred-FT, which has no divergence from itself at temperature 1.
-    own = table[(table["method"] == "preferred_ft") & (table["temperature"] == 1)]
+    own = table[(table["run"] == "preferred_ft") & (table["temperature"] == 1)]
     assert own["kl_to_reference"].item() == pytest.approx(0, abs=1e-3)
     steps = pd.read_csv(finished / "results/hh_winrate_by_step.csv")
     assert steps["step"].tolist() == [0, 2, 3] and (steps["n"] == 6).all()
@@ -132,7 +132,7 @@ def test_dialogue_is_judged_by_method_and_by_step(finished: Path) -> None:
 
 def test_news_is_written_by_the_policies_of_tldr(finished: Path) -> None:
     table = pd.read_csv(finished / "results/cnndm_winrates.csv")
-    assert table["method"].unique().tolist() == ["dpo", "ppo"] and sorted(table["temperature"].unique()) == [0, 0.25]
+    assert table["run"].unique().tolist() == ["dpo", "ppo"] and sorted(table["temperature"].unique()) == [0, 0.25]
     sampled = read_manifest(finished / "results/samples/cnndm/dpo.parquet")
     assert sampled["model_weights"] == weights_hash(finished / "results/models/tldr/dpo")
     assert not (finished / "results/models/cnndm").exists()
@@ -154,16 +154,16 @@ def test_the_sweep_has_a_row_per_run_and_checkpoint(finished: Path) -> None:
 def test_cost_and_the_papers_numbers_cover_every_task(finished: Path) -> None:
     table = pd.read_csv(finished / "results/compute.csv")
     assert set(table["task"]) == {"tldr", "hh", "cnndm", "imdb"}
-    total = table[table["stage"] == "total"].set_index(["task", "method"])
+    total = table[table["stage"] == "total"].set_index(["task", "run"])
     assert total["bought"].notna().all() and (total["inference_flops_per_prompt"] > 0).all()
     flops = total["training_flops"].to_dict()
     assert flops["tldr", "ppo"] > flops["tldr", "sft"] and flops["tldr", "base"] == 0
     assert flops["cnndm", "dpo"] == flops["tldr", "dpo"]
     answers = total["inference_flops_per_prompt"]
     # At temperature 0 the best of four is the greedy answer.
-    selected = pd.read_csv(finished / "results/tldr_winrates.csv").query("method == 'best_of_4' and selected")
+    selected = pd.read_csv(finished / "results/tldr_winrates.csv").query("run == 'best_of_4' and selected")
     assert answers["tldr", "best_of_4"] > (3 if selected["temperature"].item() else 0.9) * answers["tldr", "sft"]
-    assert set(table.loc[table["task"] == "imdb", "method"]) == set(RUNS)
+    assert set(table.loc[table["task"] == "imdb", "run"]) == set(RUNS)
     assert "| Table 1 |" in (finished / "results/paper_vs_here.md").read_text()
 
 

@@ -1,10 +1,10 @@
-# Win rates with intervals, figures, and what the methods wrote.
+# Win rates with intervals, figures, and what the runs wrote.
 
 
 rule win_rates:
     input:
-        verdicts=of_every_method("verdicts"),
-        samples=of_every_method("samples"),
+        verdicts=of_every_run("verdicts"),
+        samples=of_every_run("samples"),
         summary="results/data/{task}/summary.json",
     output:
         table=report(
@@ -71,15 +71,15 @@ rule win_rate_figure:
 
 rule win_rate_by_step:
     input:
-        verdicts="results/verdicts/{task}/dpo_by_step.parquet",
-        samples="results/samples/{task}/dpo_by_step.parquet",
+        verdicts=of_stepped_runs("verdicts"),
+        samples=of_stepped_runs("samples"),
         summary="results/data/{task}/summary.json",
     output:
         table=report(
             "results/{task}_winrate_by_step.csv",
             caption="../report/win_rate_by_step.rst",
             category="Win rates",
-            labels={"task": "{task}", "what": "DPO's win rate over its training"},
+            labels={"task": "{task}", "what": "the win rate while a run trains"},
         ),
         svg=report(
             "results/{task}_winrate_by_step.svg",
@@ -87,7 +87,7 @@ rule win_rate_by_step:
             category="Win rates",
             labels={
                 "task": "{task}",
-                "what": "DPO's win rate over its training, figure",
+                "what": "the win rate while a run trains, figure",
             },
         ),
         png="results/{task}_winrate_by_step.png",
@@ -118,7 +118,7 @@ rule compute:
             "results/compute.csv",
             caption="../report/compute.rst",
             category="Cost",
-            labels={"task": "all", "what": "cost of every method"},
+            labels={"task": "all", "what": "cost of every run"},
         ),
     log:
         "logs/compute.log",
@@ -226,8 +226,8 @@ rule training_figure:
 rule examples:
     input:
         prompts="results/data/{task}/prompts.parquet",
-        samples=of_every_method("samples"),
-        verdicts=of_every_method("verdicts"),
+        samples=of_every_run("samples"),
+        verdicts=of_every_run("verdicts"),
         win_rates="results/{task}_winrates.csv",
     output:
         "results/{task}_examples.md",

@@ -12,7 +12,7 @@ rule candidates:
     benchmark:
         of_shard("sampling", "logs/benchmarks/{task}/candidates.jsonl")
     # On the longest path.
-    priority: 1
+    priority: 2
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -21,13 +21,13 @@ rule candidates:
     params:
         **model("reference"),
         **recipe("candidates"),
-        method=lambda wildcards: targets.reference(config, wildcards.task),
+        policy=lambda wildcards: runs.reference(config, wildcards.task),
         shard=shard_argument,
         earlier="results/candidates/{task}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(
-            "sample --model {params.model} --prompts {input.prompts} --method {params.method}"
+            "sample --model {params.model} --prompts {input.prompts} --run {params.policy}"
             " --recipe {params.recipe} {params.shard} --earlier {params.earlier} --out {output}"
         )
 
@@ -44,7 +44,7 @@ rule score:
     benchmark:
         of_shard("scoring", "logs/benchmarks/{task}/score.jsonl")
     # On the longest path.
-    priority: 1
+    priority: 2
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -65,15 +65,17 @@ rule best_of_n:
     input:
         candidates="results/candidates/{task}.parquet",
         scores="results/candidates/{task}_scores.parquet",
-        greedy=lambda wildcards: f"results/samples/{wildcards.task}/{targets.reference(config, wildcards.task)}.parquet",
+        greedy=lambda wildcards: f"results/samples/{wildcards.task}/{runs.reference(config, wildcards.task)}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         reference=model_files("reference"),
     output:
-        "results/samples/{task}/best_of_{n}.parquet",
+        "results/samples/{task}/{run}.parquet",
     log:
-        "logs/{task}/best_of_{n}.log",
+        "logs/{task}/{run}.log",
     benchmark:
-        "logs/benchmarks/{task}/best_of_{n}.jsonl"
+        "logs/benchmarks/{task}/{run}.jsonl"
+    wildcard_constraints:
+        task=with_runs(lambda task: runs.choices(config, task)),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -82,12 +84,13 @@ rule best_of_n:
     params:
         **model("reference", "reference"),
         **recipe("best_of_n"),
+        n=lambda wildcards: runs.choices(config, wildcards.task)[wildcards.run],
         code=fingerprint("prefopt.generation.best_of_n"),
     shell:
         model_stage(
             "best_of_n --candidates {input.candidates} --scores {input.scores} --greedy {input.greedy}"
-            " --prompts {input.prompts} --reference-model {params.reference} --n {wildcards.n}"
-            " --recipe {params.recipe} --out {output}"
+            " --prompts {input.prompts} --reference-model {params.reference} --run {wildcards.run}"
+            " --n {params.n} --recipe {params.recipe} --out {output}"
         )
 
 

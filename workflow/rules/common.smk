@@ -37,8 +37,9 @@ def model_needs(stage):
 
     def need(key):
         def of_job(wildcards, attempt):
-            name = getattr(wildcards, "method", getattr(wildcards, "run", None))
-            return needs(config, wildcards.task, stage, name)[key] * (attempt if key == "runtime" else 1)
+            return needs(config, wildcards.task, stage, getattr(wildcards, "run", None))[key] * (
+                attempt if key == "runtime" else 1
+            )
 
         return of_job
 
@@ -121,9 +122,29 @@ def scored_prompts(wildcards):
     return f"results/data/{wildcards.task}/{side}prompts.parquet"
 
 
+def started_from(wildcards):
+    """The model that a run's trainer starts from."""
+    return runs.entry(config, wildcards.task, wildcards.run).starts_from
+
+
+def policy(wildcards):
+    """The model of a run."""
+    return wildcards.run
+
+
+def training_files(wildcards):
+    """What a run's trainer reads beside it."""
+    return targets.training_files(config, wildcards.task, wildcards.run)
+
+
 def model_folder(name):
-    """Function of the wildcards: the folder of a task's model, made here or brought by the user; with no name a method's."""
-    return lambda wildcards: targets.model_folder(config, wildcards.task, name or wildcards.method, SHIPPED_BASE)
+    """Function of the wildcards: the folder of a task's model, made here or brought by the user.
+
+    The name is given, or a function of the wildcards too.
+    """
+    return lambda wildcards: targets.model_folder(
+        config, wildcards.task, name(wildcards) if callable(name) else name, SHIPPED_BASE
+    )
 
 
 def model_files(name):
@@ -144,10 +165,17 @@ def revision_argument(wildcards):
     return ["--revision", revision] if revision else []
 
 
-def of_every_method(kind):
-    """Input function: a table of each of the task's methods."""
+def of_every_run(kind):
+    """Input function: a table of each of the task's runs."""
     return lambda wildcards: [
-        f"results/{kind}/{wildcards.task}/{method}.parquet" for method in config["tasks"][wildcards.task]["methods"]
+        f"results/{kind}/{wildcards.task}/{run}.parquet" for run in runs.runs(config, wildcards.task)
+    ]
+
+
+def of_stepped_runs(kind):
+    """Input function: a table of each run that is sampled while it trains."""
+    return lambda wildcards: [
+        f"results/{kind}/{wildcards.task}/{run}_by_step.parquet" for run in targets.stepped(config, wildcards.task)
     ]
 
 
@@ -159,7 +187,7 @@ def judge_of(wildcards):
 def judge_files(wildcards):
     """What a job's judge is made from."""
     judge = judge_of(wildcards)
-    home = targets.home(config, wildcards.task)
+    home = runs.home(config, wildcards.task)
     if judge["kind"] == "reward_model":
         return {
             "gold_model": f"results/models/{home}/gold_reward_model",
@@ -197,10 +225,10 @@ def judge_params(module):
 
 
 def compared_samples(wildcards):
-    """Samples of the methods that people compare."""
+    """Samples of the runs that people compare."""
     sides = [matchup[side] for matchup in targets.matchups(config, wildcards.task) for side in ("first", "second")]
-    methods = dict.fromkeys(side["method"] for side in sides if side["method"] != targets.REFERENCE)
-    return [f"results/samples/{wildcards.task}/{method}.parquet" for method in methods]
+    compared = dict.fromkeys(side["run"] for side in sides if side["run"] != targets.REFERENCE)
+    return [f"results/samples/{wildcards.task}/{run}.parquet" for run in compared]
 
 
 def exported_votes(wildcards):
@@ -233,12 +261,14 @@ def judged_candidates(wildcards):
 
 
 def one_sample_files(wildcards):
-    """DPO's samples and verdicts, whose worth the best of N is compared with; nothing where there is no DPO."""
-    if "dpo" not in config["tasks"][wildcards.task]["methods"]:
+    """Samples and verdicts of the first run of DPO, whose worth the best of N is compared with; nothing without one."""
+    every = runs.runs(config, wildcards.task)
+    run = next((run for run in every if runs.method(config, wildcards.task, run) == "dpo"), None)
+    if run is None:
         return {}
     return {
-        "one_sample": f"results/samples/{wildcards.task}/dpo.parquet",
-        "one_sample_verdicts": f"results/verdicts/{wildcards.task}/dpo.parquet",
+        "one_sample": f"results/samples/{wildcards.task}/{run}.parquet",
+        "one_sample_verdicts": f"results/verdicts/{wildcards.task}/{run}.parquet",
     }
 
 
@@ -261,37 +291,58 @@ def true_reward_files(wildcards):
 
 def reward_files(wildcards):
     """The rewards that a run of the sweep needs."""
-    method = config["tasks"][wildcards.task]["runs"][wildcards.run]["method"]
     learned = {"reward_model": f"results/models/{wildcards.task}/reward_model"}
-    learned = learned if "reward_model" in methods.METHODS[method].needs else {}
+    learned = learned if "reward_model" in runs.entry(config, wildcards.task, wildcards.run).needs else {}
     return {**learned, **true_reward_files(wildcards)}
 
 
 def runs_of_sweep(wildcards):
     """The evaluations of each run of the sweep."""
-    return [f"results/frontier/{wildcards.task}/{run}.parquet" for run in targets.runs(config, wildcards.task)]
+    return [f"results/frontier/{wildcards.task}/{run}.parquet" for run in runs.runs(config, wildcards.task)]
 
 
 def by_step_arguments(wildcards):
-    """Params function: what DPO's stage needs to sample while it trains."""
+    """Params function: what a trainer needs to sample its policy while it trains."""
     values = canonical_json(stage_recipes.stage_recipe(config, wildcards.task, "by_step"))
     prompts = f"results/data/{wildcards.task}/prompts.parquet"
-    samples = f"results/samples/{wildcards.task}/dpo_by_step.parquet"
-    return ["--by-step", values, "--prompts", prompts, "--samples", samples]
+    samples = f"results/samples/{wildcards.task}/{wildcards.run}_by_step.parquet"
+    return ["--by-step", values, "--run", wildcards.run, "--sampled-prompts", prompts, "--samples", samples]
 
 
 def one_of(names):
     """A wildcard's constraint; one that nothing fits where there is no name."""
-    return "|".join(names) or "(?!)"
+    return "|".join(re.escape(name) for name in names) or "(?!)"
 
 
-# Methods whose samples are a policy's own; Best-of-N's are chosen among candidates.
-SAMPLED = one_of(methods.sampled())
+def with_runs(of_task, suffix=""):
+    """A constraint of the wildcard `task`: the tasks for which a function gives runs, and behind them these runs alone.
+
+    A run's name may stand for one method in one task and for another in another.
+    """
+    found = {task: list(of_task(task)) for task in config["tasks"]}
+    ending = rf"({suffix})?(\.parquet|\.jsonl|/|$)"
+    return "|".join(rf"{task}(?=/({one_of(names)}){ending})" for task, names in found.items() if names) or "(?!)"
+
+
+def trained_runs(method, sampled):
+    """Function of a task: its runs of a method that are trained here, those that are sampled meanwhile or the others."""
+    return lambda task: [
+        run
+        for run in targets.trained(config, task)
+        if runs.method(config, task, run) == method and (run in targets.stepped(config, task)) == sampled
+    ]
+
+
+def sampled_runs(task):
+    """Runs whose samples are a policy's own, the reference policy among them."""
+    return [run for run in runs.known(config, task) if "candidates" not in runs.entry(config, task, run).needs]
+
+
 # Tables below results/ that are made in shards where a scatter process has several, by that process.
 SCATTERED = {
-    "sampling": rf"samples/[a-z]+/({SAMPLED})|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples",
+    "sampling": rf"samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+" "|(pairs|ceiling)/[a-z]+_samples",
     "scoring": r"candidates/[a-z]+_scores|(pairs|ceiling)/[a-z]+_scores",
-    "judging": r"verdicts/[a-z]+/[a-z0-9_/]+|candidates/[a-z]+_verdicts",
+    "judging": rf"verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts",
 }
 
 

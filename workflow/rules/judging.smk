@@ -4,15 +4,15 @@
 rule judge:
     input:
         unpack(made(judge_files)),
-        samples="results/samples/{task}/{method}.parquet",
+        samples="results/samples/{task}/{run}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
     output:
-        shard_table("judging", "results/verdicts/{task}/{method}.parquet"),
+        shard_table("judging", "results/verdicts/{task}/{run}.parquet"),
     log:
-        of_shard("judging", "logs/{task}/judge_{method}.log"),
+        of_shard("judging", "logs/{task}/judge_{run}.log"),
     benchmark:
-        of_shard("judging", "logs/benchmarks/{task}/judge_{method}.jsonl")
+        of_shard("judging", "logs/benchmarks/{task}/judge_{run}.jsonl")
     conda:
         "../../envs/judge.yaml"
     threads: MODEL_THREADS
@@ -29,23 +29,23 @@ rule judge:
         )
 
 
-# Another judge sees what each method writes at the temperature that the task's own judge selected.
+# Another judge sees what each run writes at the temperature that the task's own judge selected.
 use rule judge as other_judge with:
     input:
         unpack(made(judge_files)),
-        samples="results/samples/{task}/{method}.parquet",
+        samples="results/samples/{task}/{run}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
-        verdicts="results/verdicts/{task}/{method}.parquet",
+        verdicts="results/verdicts/{task}/{run}.parquet",
     output:
-        shard_table("judging", "results/verdicts/{task}/{judge}/{method}.parquet"),
+        shard_table("judging", "results/verdicts/{task}/{judge}/{run}.parquet"),
     log:
-        of_shard("judging", "logs/{task}/judge_{judge}_{method}.log"),
+        of_shard("judging", "logs/{task}/judge_{judge}_{run}.log"),
     benchmark:
-        of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{method}.jsonl")
+        of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{run}.jsonl")
     params:
         **judge_params("prefopt.judging.stage"),
-        selected=["--selected-by", "results/verdicts/{task}/{method}.parquet"],
+        selected=["--selected-by", "results/verdicts/{task}/{run}.parquet"],
         shard=shard_argument,
 
 

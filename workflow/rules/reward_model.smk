@@ -14,7 +14,7 @@ rule reward_model:
     benchmark:
         "logs/benchmarks/{task}/reward_model.jsonl"
     # On the longest path.
-    priority: 1
+    priority: 2
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS

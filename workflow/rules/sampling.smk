@@ -3,32 +3,33 @@
 
 rule sample:
     input:
-        model=model_files(None),
+        model=model_files(policy),
         reference=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
-        shard_table("sampling", "results/samples/{task}/{method}.parquet"),
+        shard_table("sampling", "results/samples/{task}/{run}.parquet"),
     log:
-        of_shard("sampling", "logs/{task}/sample_{method}.log"),
+        of_shard("sampling", "logs/{task}/sample_{run}.log"),
     benchmark:
-        of_shard("sampling", "logs/benchmarks/{task}/sample_{method}.jsonl")
+        of_shard("sampling", "logs/benchmarks/{task}/sample_{run}.jsonl")
     wildcard_constraints:
-        method=SAMPLED,
+        task=with_runs(sampled_runs),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
         **model_needs("sample"),
     params:
-        **model(None),
+        **model(policy),
         **model("reference", "reference"),
         **recipe("sample"),
+        shots=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).shots,
         shard=shard_argument,
-        earlier="results/samples/{task}/{method}.parquet",
+        earlier="results/samples/{task}/{run}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(
             "sample --model {params.model} --reference-model {params.reference} --prompts {input.prompts}"
-            " --method {wildcards.method} --recipe {params.recipe} {params.shard} --earlier {params.earlier}"
+            " --run {wildcards.run} --shots {params.shots} --recipe {params.recipe} {params.shard} --earlier {params.earlier}"
             " --out {output}"
         )

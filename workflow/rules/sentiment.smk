@@ -79,7 +79,7 @@ rule pair_samples:
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(
-            "sample --model {params.model} --prompts {input.prompts} --method sft --recipe {params.recipe}"
+            "sample --model {params.model} --prompts {input.prompts} --run sft --recipe {params.recipe}"
             " {params.shard} --out {output}"
         )
 

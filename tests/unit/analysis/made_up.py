@@ -24,7 +24,7 @@ def _frames(method: str, rows: dict[float, tuple[str, str]]) -> tuple[pd.DataFra
             for i, letter in enumerate(letters):
                 key = {
                     "prompt_id": f"{split}-{i}",
-                    "method": method,
+                    "run": method,
                     "temperature": temperature,
                     "sample_index": 0,
                     "split": split,

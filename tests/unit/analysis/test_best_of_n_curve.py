@@ -215,7 +215,7 @@ def write_stage(folder: Path) -> tuple[dict[str, Path], list[str]]:
         keys = [
             {
                 "prompt_id": p,
-                "method": method,
+                "run": method,
                 "temperature": t,
                 "sample_index": i,
                 "split": "validation" if p == "v" else "test",
@@ -263,8 +263,8 @@ def test_the_stage_writes_the_curve_and_the_other_policys_one_sample(tmp_path: P
     paths, arguments = write_stage(tmp_path)
     run_stage(arguments)
     table = pd.read_csv(paths["out"])
-    assert list(table.columns[:4]) == ["task", "method", "n", "temperature"]
-    assert table[["method", "temperature", "n"]].to_numpy().tolist() == [
+    assert list(table.columns[:4]) == ["task", "run", "n", "temperature"]
+    assert table[["run", "temperature", "n"]].to_numpy().tolist() == [
         *(["sft", 0.5, 1], ["sft", 0.5, 2], ["sft", 1.0, 1], ["sft", 1.0, 2]),
         ["dpo", 0.25, 1],
     ]
@@ -282,7 +282,7 @@ def test_the_stage_writes_the_curve_and_the_other_policys_one_sample(tmp_path: P
     # Without another policy the curve stands alone.
     cut = arguments.index("--one-sample")
     run_stage([*arguments[:cut], *arguments[cut + 4 :]])
-    assert pd.read_csv(paths["out"])["method"].tolist() == ["sft"] * 4
+    assert pd.read_csv(paths["out"])["run"].tolist() == ["sft"] * 4
 
 
 def test_the_stage_refuses_tables_of_other_samples_and_takes_the_judged_ones(tmp_path: Path) -> None:

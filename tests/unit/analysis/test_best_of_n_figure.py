@@ -16,7 +16,7 @@ from prefopt.errors import UserError
 def table() -> pd.DataFrame:
     rows = [
         {
-            **{"task": "tldr", "method": method, "n": n, "temperature": temperature},
+            **{"task": "tldr", "run": method, "n": n, "temperature": temperature},
             **{"win_rate": 0.4 + 0.05 * n / 4, "ci_low": 0.3, "ci_high": 0.7, "flops": 1e9 * n},
             **{"prompts": 64, "confidence": 0.9, "judge": "oracle:v1", "distinct_texts": 1.0 + 4 * temperature},
         }
@@ -84,7 +84,7 @@ def test_few_prompts_and_equal_candidates_are_said(table: pd.DataFrame) -> None:
 
 
 def test_a_temperature_looks_the_same_in_every_task(table: pd.DataFrame) -> None:
-    other = table[table["temperature"] == 1.0].assign(task="hh", method="preferred_ft")
+    other = table[table["temperature"] == 1.0].assign(task="hh", run="preferred_ft")
     figure = best_of_n_figure.best_of_n_figure(
         pd.concat([table, other], ignore_index=True), {"tldr": FACTS, "hh": FACTS}
     )

@@ -13,7 +13,7 @@ from prefopt.errors import UserError
 
 def samples(texts: dict[tuple[str, float], list[str]]) -> pd.DataFrame:
     return pd.DataFrame(
-        {"method": method, "temperature": temperature, "prompt_id": f"p{i}", "sample_index": 0, "text": text}
+        {"run": method, "temperature": temperature, "prompt_id": f"p{i}", "sample_index": 0, "text": text}
         for (method, temperature), column in texts.items()
         for i, text in enumerate(column)
     )
@@ -42,7 +42,8 @@ def test_methods_that_wrote_the_same_are_named_together() -> None:
     ]
     # At temperature 0 the best of N is the reference policy's greedy text, as it must be.
     greedy = {("sft", 0.0): different, ("best_of_4", 0.0): different, ("best_of_4", 1.0): different}
-    assert equal_texts(samples(greedy)) == []
+    assert equal_texts(samples(greedy), {"best_of_4"}) == []
+    assert len(equal_texts(samples(greedy))) == 1
 
 
 def test_the_first_sample_of_a_prompt_counts() -> None:

@@ -1,4 +1,4 @@
-"""What each method cost, with numbers by hand."""
+"""What each run cost, with numbers by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from prefopt.errors import UserError
 from prefopt.store.tables import write_table
 
 RECIPE = {
-    "methods": {"tldr": ["base", "sft", "dpo", "best_of_4"]},
+    "runs": {
+        "tldr": [
+            {"run": "base", "stages": [], "n": None},
+            {"run": "sft", "stages": ["sft"], "n": None},
+            {"run": "dpo", "stages": ["sft", "reference_logprobs", "dpo"], "n": None},
+            {"run": "best_of_4", "stages": ["sft", "reward_model"], "n": 4},
+        ]
+    },
     "reference": {"tldr": "sft"},
     "home": {"tldr": "tldr"},
 }
@@ -39,12 +46,12 @@ def arguments(tmp_path: Path) -> argparse.Namespace:
     rest = {**text, "logp": 0.0, "reference_logp": 0.0}
     samples = []
     for method, flops in (("base", 40), ("sft", 40), ("dpo", 20)):
-        rows = [{**key, "prompt_id": f"p{i}", "method": method, **rest} for i in range(2)]
+        rows = [{**key, "prompt_id": f"p{i}", "run": method, **rest} for i in range(2)]
         path = tmp_path / "samples" / "tldr" / f"{method}.parquet"
         write_table(path, "samples", rows, used=used(flops, generated=8))
         samples.append(path)
     candidates = [tmp_path / "candidates" / f"tldr{end}.parquet" for end in ("", "_scores")]
-    write_table(candidates[0], "samples", [{**key, "method": "sft", **rest}], used=used(70, generated=30))
+    write_table(candidates[0], "samples", [{**key, "run": "sft", **rest}], used=used(70, generated=30))
     write_table(candidates[1], "scores", [{**key, "reward": 1.0}], used=used(50))
     reference = tmp_path / "logprobs" / "tldr" / "reference.parquet"
     pair = {"pair_id": "a", "chosen_logp": 0.0, "rejected_logp": 0.0, "chosen_tokens": 1, "rejected_tokens": 1}
@@ -52,13 +59,13 @@ def arguments(tmp_path: Path) -> argparse.Namespace:
     win_rates, curves = tmp_path / "tldr_winrates.csv", tmp_path / "curve.csv"
     rates = {"base": 0.1, "sft": 0.5, "dpo": 0.8, "best_of_4": 0.7}
     pd.DataFrame(
-        {"task": "tldr", "method": name, "temperature": 1.0, "selected": True}
+        {"task": "tldr", "run": name, "temperature": 1.0, "selected": True}
         | {"win_rate": rate, "ci_low": rate - 0.1, "ci_high": rate + 0.1}
         for name, rate in rates.items()
     ).to_csv(win_rates, index=False)
     curve = {
         "task": "tldr",
-        "method": "sft",
+        "run": "sft",
         "n": [1, 4],
         "temperature": 1.0,
         "flops": [60, 120],
@@ -82,33 +89,33 @@ def test_totals_are_sums_of_the_stages_and_answers_are_per_prompt(arguments: arg
     compute.run(arguments)
     table = pd.read_csv(arguments.out)
     assert list(table.columns) == compute.COLUMNS
-    total = table[table["stage"] == "total"].set_index("method")
+    total = table[table["stage"] == "total"].set_index("run")
     # DPO is SFT, the cached reference log-probabilities and DPO itself; no reward model.
     assert total["training_flops"].to_dict() == {"base": 0, "sft": 300, "dpo": 300 + 100 + 600, "best_of_4": 300 + 500}
     assert total["inference_flops_per_prompt"].to_dict() == {"base": 20, "sft": 20, "dpo": 10, "best_of_4": 120}
     assert total["models_resident"].to_dict() == {"base": 1, "sft": 1, "dpo": 1, "best_of_4": 2}
     assert total["bought"].to_dict() == {"base": 0.1, "sft": 0.5, "dpo": 0.8, "best_of_4": 0.7}
     assert total["wall_seconds"].to_dict() == {"base": 0, "sft": 10, "dpo": 30, "best_of_4": 20}
-    stages = table[table["method"] == "dpo"]["stage"].tolist()
+    stages = table[table["run"] == "dpo"]["stage"].tolist()
     assert stages == ["sft", "reference_logprobs", "dpo", "sampling", "total"]
-    sampling = table[table["stage"] == "sampling"].set_index("method")
+    sampling = table[table["stage"] == "sampling"].set_index("run")
     assert sampling.loc["dpo", "generated_tokens"] == 4 and sampling.loc["best_of_4", "generated_tokens"] == 20
 
 
 def test_a_model_of_the_users_own_has_no_cost_and_neither_has_the_total(arguments: argparse.Namespace) -> None:
     arguments.models = arguments.models[1:]
     compute.run(arguments)
-    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("method")
+    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("run")
     assert total["training_flops"].isna().to_dict() == {"base": False, "sft": True, "dpo": True, "best_of_4": True}
 
 
 def test_the_best_of_n_at_temperature_0_is_the_greedy_answer(arguments: argparse.Namespace) -> None:
     (path,) = arguments.win_rates
     table = pd.read_csv(path)
-    table.loc[table["method"] == "best_of_4", "temperature"] = 0.0
+    table.loc[table["run"] == "best_of_4", "temperature"] = 0.0
     table.to_csv(path, index=False)
     compute.run(arguments)
-    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("method")
+    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("run")
     assert total.loc["best_of_4", "inference_flops_per_prompt"] == 20
 
 
@@ -126,7 +133,7 @@ def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
     arguments.runs = [path]
     compute.run(arguments)
     row = pd.read_csv(arguments.out).iloc[-1]
-    assert (row["task"], row["method"], row["training_flops"], row["generated_tokens"]) == ("imdb", "dpo_1", 900, 7)
+    assert (row["task"], row["run"], row["training_flops"], row["generated_tokens"]) == ("imdb", "dpo_1", 900, 7)
     assert row["bought"] == pytest.approx(0.62) and row["bought_what"] == "true reward at a KL of 2.0 nats"
     assert row["bought_high"] - row["bought"] == pytest.approx(1.96 * 0.02 / 3**0.5, abs=1e-6)
 
@@ -139,7 +146,7 @@ def cost(flops: float | None, **values: float | None) -> dict[str, Any]:
 
 def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
     """A task without models of its own, which samples those of its home."""
-    recipe = compute.ComputeRecipe(methods={}, reference={"tldr": "sft"}, home={"cnndm": "tldr"})
+    recipe = compute.ComputeRecipe(runs={}, reference={"tldr": "sft"}, home={"cnndm": "tldr"})
     models = {
         ("tldr", "sft"): cost(300, generated_tokens=1, models=1, seconds=2, device_seconds=3, peak_memory_mib=70),
         ("tldr", "reward_model"): cost(
@@ -156,7 +163,7 @@ def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
             "rows": 4,
         },
     }
-    rates = {"task": "cnndm", "method": "best_of_4", "temperature": [0.5, 1.0], "selected": [False, True]}
+    rates = {"task": "cnndm", "run": "best_of_4", "temperature": [0.5, 1.0], "selected": [False, True]}
     rates |= {"win_rate": [0.1, 0.7], "ci_low": [0.0, 0.6], "ci_high": [0.2, 0.9]}
     curve = {"task": ["tldr", "cnndm", "cnndm", "cnndm"], "n": [4, 2, 4, 4], "temperature": [1.0, 1.0, 0.5, 1.0]}
     curves = pd.DataFrame({**curve, "flops": [1, 2, 3, 120], "generated_tokens": [4, 5, 6, 20]})
@@ -164,8 +171,9 @@ def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
     def rows(win_rates: pd.DataFrame, curves: pd.DataFrame = curves) -> list[dict[str, Any]]:
         samples = {("cnndm", name): manifest for name, manifest in sampled.items()}
         records = compute.Records(models, {}, samples, win_rates, curves)
-        made = list(compute.method_rows("cnndm", "best_of_4", records, recipe))
-        assert [(row["task"], row["method"]) for row in made] == [("cnndm", "best_of_4")] * 4
+        run = {"run": "best_of_4", "stages": ["sft", "reward_model"], "n": 4}
+        made = list(compute.run_rows("cnndm", run, records, recipe))
+        assert [(row["task"], row["run"]) for row in made] == [("cnndm", "best_of_4")] * 4
         assert [row["stage"] for row in made] == ["sft", "reward_model", "sampling", "total"]
         return [{key: row.get(key) for key in compute.COLUMNS[3:]} for row in made]
 
@@ -210,11 +218,11 @@ def test_every_number_of_a_run(arguments: argparse.Namespace, tmp_path: Path) ->
         rows,
         used=cost(9, generated_tokens=7, models=2, seconds=4, device_seconds=3, peak_memory_mib=6),
     )
-    row = compute.run_rows("imdb", path)
+    row = compute.evaluated_row("imdb", path)
     # The last step's four prompts: means 0.1, 0.2, 0.3 and 0.4.
     half = 1.96 * (0.05 / 3) ** 0.5 / 2
     expected = {
-        **{"task": "imdb", "method": "ppo_3", "stage": "frontier_run", "training_flops": 9, "generated_tokens": 7},
+        **{"task": "imdb", "run": "ppo_3", "stage": "frontier_run", "training_flops": 9, "generated_tokens": 7},
         **{"models_resident": 2, "wall_seconds": 4, "device_seconds": 3, "peak_memory_mib": 6, "bought": 0.25},
         **{"bought_low": 0.25 - half, "bought_high": 0.25 + half, "bought_what": "true reward at a KL of 3.5 nats"},
     }
@@ -235,7 +243,7 @@ def test_a_model_that_does_not_say_what_it_used_is_named(arguments: argparse.Nam
 def test_without_curves_and_win_rates_the_costs_of_training_stand(arguments: argparse.Namespace) -> None:
     arguments.win_rates, arguments.curves = [], []
     compute.run(arguments)
-    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("method")
+    total = pd.read_csv(arguments.out).query("stage == 'total'").set_index("run")
     assert total["bought"].isna().all() and total["training_flops"].to_dict()["dpo"] == 1000
     assert total["inference_flops_per_prompt"].isna().to_dict() == {
         **{"base": False, "sft": False, "dpo": False, "best_of_4": True}
@@ -256,7 +264,7 @@ def test_the_figure_has_a_row_per_task_and_nothing_to_draw_is_an_error(
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
     compute_figure.run(argparse.Namespace(table=arguments.out, manifests=[tmp_path / "manifest.json"], out=[out]))
     assert out.read_bytes().startswith(b"<?xml")
-    with pytest.raises(UserError, match="No method has a win rate"):
+    with pytest.raises(UserError, match="No run has a win rate"):
         compute_figure.compute_figure(pd.read_csv(arguments.out).assign(bought=float("nan")), {"tldr": MANIFEST})
 
 

@@ -15,7 +15,7 @@ from prefopt.store.tables import write_table
 def results(folder: Path, beta: float, rate: float) -> Path:
     write_table(folder / "data" / "text.parquet", "pretraining", [{"text": "a"}], recipe={"beta": beta, "seed": 0})
     rows = [("tldr", "dpo", 0.0, rate, True), ("tldr", "sft", 0.0, 0.5, True)]
-    table = pd.DataFrame(rows, columns=["task", "method", "temperature", "win_rate", "selected"])
+    table = pd.DataFrame(rows, columns=["task", "run", "temperature", "win_rate", "selected"])
     table.to_csv(folder / "tldr_winrates.csv", index=False)
     return folder
 
@@ -38,10 +38,10 @@ def test_equal_folders_differ_in_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_of_one_table_alone_are_given_with_the_other_missing() -> None:
-    first = pd.DataFrame({"method": ["dpo", "ppo"], "win_rate": [0.5, 0.6]})
-    second = pd.DataFrame({"method": ["dpo"], "win_rate": [0.5]})
+    first = pd.DataFrame({"run": ["dpo", "ppo"], "win_rate": [0.5, 0.6]})
+    second = pd.DataFrame({"run": ["dpo"], "win_rate": [0.5]})
     difference = compare_tables(first, second, "x_winrates")
-    assert difference["method"].tolist() == ["ppo"] and difference["B"].isna().all()
+    assert difference["run"].tolist() == ["ppo"] and difference["B"].isna().all()
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

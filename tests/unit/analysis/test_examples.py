@@ -21,7 +21,7 @@ SELECTED = {"sft": 0.0, "dpo": 1.0}
 
 
 def recipe(**changes: Any) -> ExamplesRecipe:
-    values = {"task": "tldr", "methods": ("sft", "dpo"), "count": 2, "seed": 0, "max_characters": 60}
+    values = {"task": "tldr", "runs": ("sft", "dpo"), "count": 2, "seed": 0, "max_characters": 60}
     return ExamplesRecipe(**{**values, **changes})
 
 
@@ -34,7 +34,7 @@ def prompts(post: str = "a post", reference: str = " the reference") -> pd.DataF
 @pytest.fixture
 def texts() -> pd.DataFrame:
     verdicts, samples = make_frames(OUTCOMES)
-    keys = ["method", "prompt_id", "temperature", "sample_index"]
+    keys = ["run", "prompt_id", "temperature", "sample_index"]
     return verdicts.merge(samples[[*keys, "text", "finish_reason"]], on=keys)
 
 
@@ -96,8 +96,8 @@ def test_long_texts_are_cut_and_say_so() -> None:
 
 
 def test_a_method_without_texts_is_refused(texts: pd.DataFrame) -> None:
-    with pytest.raises(UserError, match="every method"):
-        examples_page(prompts(), texts[texts["method"] == "sft"], SELECTED, recipe())
+    with pytest.raises(UserError, match="every run"):
+        examples_page(prompts(), texts[texts["run"] == "sft"], SELECTED, recipe())
 
 
 def test_the_stage(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_stage(tmp_path: Path) -> None:
     rows = [
         {
             "task": "tldr",
-            "method": method,
+            "run": method,
             "temperature": temperature,
             "selected": SELECTED[method] == temperature,
             "win_rate": 0.5,
@@ -123,7 +123,7 @@ def test_the_stage(tmp_path: Path) -> None:
     pd.DataFrame(rows).to_csv(tmp_path / "w.csv", index=False)
     parser = argparse.ArgumentParser()
     examples.add_arguments(parser)
-    text = json.dumps({**recipe().__dict__, "methods": ["sft", "dpo"]})
+    text = json.dumps({**recipe().__dict__, "runs": ["sft", "dpo"]})
     inputs = ["--prompts", *made["prompts"], "--samples", *made["samples"], "--verdicts", *made["verdicts"]]
     out = tmp_path / "examples.md"
     examples.run(

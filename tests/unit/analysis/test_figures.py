@@ -11,7 +11,7 @@ import pytest
 
 from prefopt.analysis import figures, training_curves
 from prefopt.analysis.figures import footnote, read_win_rates, win_rate_figure
-from prefopt.analysis.style import display_name, line_style, position_style
+from prefopt.analysis.style import display_name, line_styles, position_style
 from prefopt.analysis.training_curves import read_metrics, training_figure
 from prefopt.errors import UserError
 
@@ -21,7 +21,7 @@ MANIFEST: dict[str, Any] = {
     "synthetic": True,
     "recipe": {"confidence": 0.95},
 }
-METHODS = ["base", "sft", "preferred_ft", "dpo", "ppo", "best_of_128"]
+RUNS = ["base", "sft", "preferred_ft", "dpo", "ppo", "best_of_128"]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def table() -> pd.DataFrame:
     rows = [
         {
             "task": "tldr",
-            "method": method,
+            "run": run,
             "temperature": temperature,
             "selected": temperature == 0.5,
             "invalid": 0,
@@ -41,7 +41,7 @@ def table() -> pd.DataFrame:
             "flip_rate": float("nan"),
             "judge": "oracle:embedded-v1",
         }
-        for i, method in enumerate(METHODS)
+        for i, run in enumerate(RUNS)
         for temperature in (0.0, 0.5, 1.0)
         for rate in [0.05 + 0.11 * i]
     ]
@@ -52,7 +52,7 @@ def texts(figure: Any) -> str:
     return " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
 
 
-def test_the_figure_names_methods_axes_judge_and_n(table: pd.DataFrame) -> None:
+def test_the_figure_names_runs_axes_judge_and_n(table: pd.DataFrame) -> None:
     figure = win_rate_figure(table, MANIFEST)
     shown = " ".join(texts(figure).split())
     for expected in (
@@ -106,7 +106,7 @@ def test_a_name_is_no_formula(table: pd.DataFrame, tmp_path: Path) -> None:
 def test_points_do_not_lie_on_each_other(table: pd.DataFrame) -> None:
     (axes,) = win_rate_figure(table, MANIFEST).axes
     starts = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 3]
-    assert len(set(starts)) == len(METHODS)
+    assert len(set(starts)) == len(RUNS)
     assert max(map(abs, starts)) < 0.25
 
 
@@ -114,13 +114,13 @@ def test_names_keep_a_distance(table: pd.DataFrame) -> None:
     table["win_rate"] = 0.4
     (axes,) = win_rate_figure(table, MANIFEST).axes
     heights = sorted(t.get_position()[1] for t in axes.texts)
-    assert len(heights) == len(METHODS)
+    assert len(heights) == len(RUNS)
     assert min(b - a for a, b in itertools.pairwise(heights)) > 0.03
 
 
 def test_missing_win_rates_and_one_temperature_are_drawn(table: pd.DataFrame) -> None:
     one = table[table["temperature"] == 0.5].copy()
-    one.loc[one["method"] == "base", ["win_rate", "ci_low", "ci_high"]] = float("nan")
+    one.loc[one["run"] == "base", ["win_rate", "ci_low", "ci_high"]] = float("nan")
     win_rate_figure(one, MANIFEST)
 
 
@@ -152,10 +152,10 @@ def test_no_two_of_many_lines_look_alike() -> None:
         assert len({getattr(style, part) for style in styles[:7]}) == 7
 
 
-def test_no_two_methods_share_marker_or_colour() -> None:
-    styles = [line_style(method) for method in METHODS]
-    assert len({s.color for s in styles}) == len({s.marker for s in styles}) == len(METHODS)
-    assert len({str(s.dashes) for s in styles}) == len(METHODS)
+def test_no_two_of_the_papers_runs_share_marker_or_colour() -> None:
+    styles = list(line_styles(RUNS).values())
+    assert len({s.color for s in styles}) == len({s.marker for s in styles}) == len(RUNS)
+    assert len({str(s.dashes) for s in styles}) == len(RUNS)
     assert display_name("best_of_64") == "Best of 64"
 
 
@@ -178,7 +178,7 @@ def test_the_stage_writes_the_same_bytes_twice(table: pd.DataFrame, tmp_path: Pa
 def test_a_table_that_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist: run the stage that makes it"):
         read_win_rates(tmp_path / "absent.csv")
-    (tmp_path / "t.csv").write_text("task,method\n")
+    (tmp_path / "t.csv").write_text("task,run\n")
     with pytest.raises(UserError, match="lacks the column 'temperature'"):
         read_win_rates(tmp_path / "t.csv")
 

@@ -180,7 +180,7 @@ def test_the_table_of_two_judges(tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     arguments = ["--verdicts", *main["verdicts"], *gold["verdicts"], "--out", str(out)]
     judge_agreement.run(parser.parse_args([*arguments, "--recipe", json.dumps(recipe)]))
-    table = pd.read_csv(out).set_index("method")
+    table = pd.read_csv(out).set_index("run")
     # Only what both have judged: dpo at 0 on the test prompts w/w w/l l/l l/l, and sft without the invalid one.
     assert table["n"].to_dict() == {"all": 7, "dpo": 4, "sft": 3}
     assert table.at["dpo", "agreement"] == 0.75
@@ -189,8 +189,8 @@ def test_the_table_of_two_judges(tmp_path: Path) -> None:
     assert (table.at["dpo", "win_rate_a"], table.at["dpo", "win_rate_b"]) == (0.5, 0.25)
     assert table.at["all", "identity_b"] == "reward_model:x"
     ties = ["tie_rate_a", "tie_rate_b"]
-    assert set(table.columns) | {"method"} == {
-        *("task", "method", "judge_a", "judge_b", "n", "agreement", "ci_low", "ci_high", "kappa", "kappa_low"),
+    assert set(table.columns) | {"run"} == {
+        *("task", "run", "judge_a", "judge_b", "n", "agreement", "ci_low", "ci_high", "kappa", "kappa_low"),
         *("kappa_high", "win_rate_a", "win_rate_b", *ties, "identity_a", "identity_b", "seed"),
     }
     assert set(table["judge_a"]) == {"main"} and set(table["judge_b"]) == {"gold"} and set(table["seed"]) == {0}
@@ -209,7 +209,7 @@ def frames(**outcomes: str) -> pd.DataFrame:
     """Settled verdicts of judges of one task, by judge: a letter a prompt, two samples each."""
     words = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
     return pd.DataFrame(
-        {"task": "tldr", "judge_name": name, "judge": f"{name}:1", "method": "dpo", "prompt_id": f"p{i // 2}"}
+        {"task": "tldr", "judge_name": name, "judge": f"{name}:1", "run": "dpo", "prompt_id": f"p{i // 2}"}
         | {"temperature": 0.0, "sample_index": i % 2, "outcome": words[letter]}
         for name, letters in outcomes.items()
         for i, letter in enumerate(letters)
@@ -223,7 +223,7 @@ def test_three_judges_are_three_pairs_over_prompts() -> None:
     recipe = judge_agreement.AgreementRecipe(tables=(), confidence=0.8, seed=5)
     table = judge_agreement.agreement_table(pd.concat([verdicts, other]), recipe)
     # Of one method there is no row over all.
-    assert table[["task", "method", "judge_a", "judge_b", "n"]].to_numpy().tolist() == [
+    assert table[["task", "run", "judge_a", "judge_b", "n"]].to_numpy().tolist() == [
         ["tldr", "dpo", "main", "gold", 7],
         ["tldr", "dpo", "main", "chat", 6],
         ["tldr", "dpo", "gold", "chat", 7],
@@ -234,7 +234,7 @@ def test_three_judges_are_three_pairs_over_prompts() -> None:
     found = agreement(a, b, ["p0", "p0", "p1", "p1", "p2", "p2", "p3"], 0.8, seed=5)
     assert table.iloc[0].to_dict() == pytest.approx(
         {
-            **{"task": "tldr", "method": "dpo", "judge_a": "main", "judge_b": "gold", "n": 7, "agreement": 4 / 7},
+            **{"task": "tldr", "run": "dpo", "judge_a": "main", "judge_b": "gold", "n": 7, "agreement": 4 / 7},
             **{"ci_low": found.rate_interval.low, "ci_high": found.rate_interval.high, "kappa": found.kappa},
             **{"kappa_low": found.kappa_interval.low, "kappa_high": found.kappa_interval.high},
             **{"win_rate_a": 4 / 7, "win_rate_b": 3.5 / 7, "tie_rate_a": 2 / 7, "tie_rate_b": 1 / 7},

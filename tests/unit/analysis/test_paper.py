@@ -14,7 +14,7 @@ from prefopt.analysis import paper
 
 def rates(task: str) -> pd.DataFrame:
     rows = [("dpo", 0.0, 0.881, 0.83, 0.92), ("dpo", 0.25, 0.7, 0.6, 0.8), ("ppo", 0.0, 0.61, 0.55, 0.67)]
-    table = pd.DataFrame(rows, columns=["method", "temperature", "win_rate", "ci_low", "ci_high"])
+    table = pd.DataFrame(rows, columns=["run", "temperature", "win_rate", "ci_low", "ci_high"])
     return table.assign(task=task)
 
 

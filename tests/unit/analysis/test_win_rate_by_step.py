@@ -1,4 +1,4 @@
-"""DPO's win rate over its training steps."""
+"""The win rate of runs over their training steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefopt.analysis.win_rate_by_step import ByStepTableRecipe, by_step_figure,
 from prefopt.errors import UserError
 from prefopt.store.tables import write_table
 
-RECIPE = ByStepTableRecipe(task="hh", confidence=0.95)
+RECIPE = ByStepTableRecipe(task="hh", runs=("dpo", "my_step_run"), confidence=0.95)
 
 
 def verdicts(wins: dict[tuple[int, float], int], prompts: int = 10, prefix: str = "dpo_step_") -> pd.DataFrame:
@@ -30,7 +30,7 @@ def verdicts(wins: dict[tuple[int, float], int], prompts: int = 10, prefix: str 
     return pd.DataFrame(
         {
             "prompt_id": f"p{i}",
-            "method": f"{prefix}{step}",
+            "run": f"{prefix}{step}",
             "temperature": temperature,
             **rest,
             "outcome": "win" if i < count else "loss",
@@ -55,23 +55,37 @@ def test_a_row_per_step_and_temperature_in_the_order_of_the_steps() -> None:
     assert (table["ci_low"] < table["win_rate"]).all() and (table["win_rate"] < table["ci_high"]).all()
 
 
+def test_several_runs_stand_in_the_configs_order_each_with_a_line_of_its_own() -> None:
+    mine, dpo = {(0, 0.7): 3, (5, 0.7): 4}, {(0, 0.7): 3, (20, 0.7): 6}
+    every = pd.concat([verdicts(mine, prefix="my_step_run_step_"), verdicts(dpo)])
+    table = step_table(every, RECIPE)
+    assert table[["run", "step", "win_rate"]].to_numpy().tolist() == [
+        *(["dpo", 0, 0.3], ["dpo", 20, 0.6], ["my_step_run", 0, 0.3], ["my_step_run", 5, 0.4])
+    ]
+    (axes,) = by_step_figure(table, {"synthetic": False, "warnings": []}, []).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DPO, T = 0.7", "my_step_run, T = 0.7"]
+    assert axes.get_title(loc="left") == "Anthropic HH dialogue: DPO and my_step_run while training"
+
+
 def test_only_test_prompts_count_and_other_methods_are_refused() -> None:
     rows = verdicts({(0, 0.7): 3})
     rows.loc[0, "split"] = "validation"
     assert step_table(rows, RECIPE)["n"].tolist() == [9]
-    with pytest.raises(UserError, match="method 'sft0', which is no step of DPO"):
+    with pytest.raises(UserError, match="run 'sft0', which is no step of dpo or my_step_run"):
         step_table(verdicts({(0, 0.7): 3}, prefix="sft"), RECIPE)
 
 
 def test_the_figure_stands_alone() -> None:
-    table = step_table(verdicts({(0, 0.7): 3, (10, 0.7): 6}), ByStepTableRecipe(task="hh", confidence=0.9))
+    table = step_table(
+        verdicts({(0, 0.7): 3, (10, 0.7): 6}), ByStepTableRecipe(task="hh", runs=("dpo",), confidence=0.9)
+    )
     assert table[["prompts", "confidence", "judge"]].to_numpy().tolist() == [[10, 0.9, "j"]] * 2
     figure = by_step_figure(table, {"synthetic": True, "warnings": ["9 are lost"]}, ["A caveat."])
     (axes,) = figure.axes
-    assert axes.get_title(loc="left") == "Anthropic HH dialogue: DPO while it trains (synthetic records)"
+    assert axes.get_title(loc="left") == "Anthropic HH dialogue: DPO while training (synthetic records)"
     assert axes.get_ylabel() == "Win rate against the chosen response"
     assert " ".join(figure.get_supxlabel().split()) == (
-        "Judge: j. 10 test prompts. Bands: 90% intervals over prompts, of this one training. Dotted: as good as the chosen "
+        "Judge: j. 10 test prompts. Bands: 90% intervals over prompts, of one training each. Dotted: as good as the chosen "
         "response. Synthetic: dialogues, responses, preferences are by a program; no person was asked. 9 are lost."
     )
     assert figure.get_suptitle() == "A caveat."
@@ -81,18 +95,18 @@ def test_the_figure_stands_alone() -> None:
 def test_the_stage_writes_table_and_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = verdicts({(0, 0.7): 3, (10, 0.7): 6})
     write_table(tmp_path / "v.parquet", "verdicts", rows)
-    key = ["prompt_id", "method", "temperature", "sample_index", "split"]
+    key = ["prompt_id", "run", "temperature", "sample_index", "split"]
     rest = {"tokens": 1, "finish_reason": "eos", "logp": 0.0, "reference_logp": 0.0}
     samples = rows[key].assign(text=rows["prompt_id"], token_ids=[[1]] * 20, **rest)
     write_table(tmp_path / "s.parquet", "samples", samples)
     (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
     outputs = {"table": tmp_path / "t.csv", "out": [tmp_path / "f.svg", tmp_path / "f.png"]}
     inputs = {
-        "verdicts": tmp_path / "v.parquet",
-        "samples": tmp_path / "s.parquet",
+        "verdicts": [tmp_path / "v.parquet"],
+        "samples": [tmp_path / "s.parquet"],
         "summary": tmp_path / "summary.json",
     }
-    recipe = json.dumps({"task": "hh", "confidence": 0.95})
+    recipe = json.dumps({"task": "hh", "runs": ["dpo"], "confidence": 0.95})
     win_rate_by_step.run(argparse.Namespace(**inputs, recipe=recipe, **outputs))
     assert pd.read_csv(tmp_path / "t.csv")["win_rate"].tolist() == [0.3, 0.6]
     assert all(path.stat().st_size > 1000 for path in outputs["out"])  # type: ignore[attr-defined]

@@ -42,22 +42,26 @@ def recipe(**changes: Any) -> WinRatesRecipe:
         "task": "tldr",
         "confidence": 0.95,
         "seed": 1,
-        "methods": tuple(OUTCOMES),
+        "runs": tuple(OUTCOMES),
+        "methods": {**{name: name for name in ("sft", "preferred_ft", "dpo", "ppo")}, "best_of_128": "best_of_n"},
+        "n": {"best_of_128": 128},
         "opponents": ("sft", "preferred_ft", "dpo"),
         "judge": {"kind": "oracle"},
     }
-    return WinRatesRecipe(**{**values, **changes})
+    values |= changes
+    values["opponents"] = tuple(name for name in values["opponents"] if name in values["runs"])
+    return WinRatesRecipe(**values)
 
 
 def row(table: pd.DataFrame, method: str, temperature: float) -> pd.Series:
-    (found,) = [r for _, r in table.iterrows() if (r["method"], r["temperature"]) == (method, temperature)]
+    (found,) = [r for _, r in table.iterrows() if (r["run"], r["temperature"]) == (method, temperature)]
     return found
 
 
 def test_a_row_by_hand() -> None:
     table = win_rate_table(*make_frames(OUTCOMES), recipe())
     assert list(table.columns) == COLUMNS
-    assert list(zip(table["method"], table["temperature"], strict=True)) == [
+    assert list(zip(table["run"], table["temperature"], strict=True)) == [
         ("sft", 0.0),
         ("sft", 1.0),
         ("dpo", 0.25),
@@ -94,14 +98,14 @@ def test_what_else_stands_beside_a_win_rate() -> None:
 def test_bands_are_over_prompts_that_are_valid_at_every_temperature() -> None:
     rows = {0.0: ("wwww", "wwwwwwww"), 0.5: ("wwww", "wwwwllli"), 1.0: ("wwww", "llllllwl")}
     verdicts, samples = make_frames({"dpo": rows})
-    table = win_rate_table(verdicts, samples, recipe(methods=("dpo",)))
+    table = win_rate_table(verdicts, samples, recipe(runs=("dpo",)))
     # The last prompt is invalid at 0.5 and left out of all three.
     scores = np.array([[1, 1, 0]] * 4 + [[1, 0, 0]] * 2 + [[1, 0, 1]], dtype=float)
     means, widths = scores.mean(axis=0), simultaneous_half_widths(scores, 0.95, seed=1)
     assert table["band_low"].tolist() == pytest.approx(np.clip(means - widths, 0, 1).tolist())
     assert table["band_high"].tolist() == pytest.approx(np.clip(means + widths, 0, 1).tolist())
     assert table["band_high"].iloc[0] == 1.0 and 0 <= table["band_low"].iloc[2] < 1 / 7
-    never = win_rate_table(*make_frames({"dpo": {0.0: ("w", "i"), 0.5: ("w", "w")}}), recipe(methods=("dpo",)))
+    never = win_rate_table(*make_frames({"dpo": {0.0: ("w", "i"), 0.5: ("w", "w")}}), recipe(runs=("dpo",)))
     assert never["band_low"].isna().all() and never["band_high"].isna().all()
 
 
@@ -111,10 +115,10 @@ def test_order_figures_by_hand() -> None:
     verdicts.loc[test, "decided"] = [2, 2, 1, 0]
     verdicts.loc[test, "first_wins"] = [1, 2, 0, 0]
     verdicts.loc[test, "flipped"] = [True, False, False, None]
-    (only,) = win_rate_table(verdicts, samples, recipe(methods=("dpo",))).to_dict("records")
+    (only,) = win_rate_table(verdicts, samples, recipe(runs=("dpo",))).to_dict("records")
     assert (only["first_position_rate"], only["flip_rate"]) == (3 / 5, pytest.approx(1 / 3))
     verdicts.loc[test, ["decided", "first_wins"]] = 0
-    (none,) = win_rate_table(verdicts, samples, recipe(methods=("dpo",))).to_dict("records")
+    (none,) = win_rate_table(verdicts, samples, recipe(runs=("dpo",))).to_dict("records")
     assert math.isnan(none["first_position_rate"])
 
 
@@ -134,7 +138,7 @@ def test_the_length_controlled_rate_stands_where_both_lengths_are_there() -> Non
 def test_one_temperature_needs_no_validation() -> None:
     verdicts, samples = make_frames({"dpo": {0.5: ("", "wwll")}})
     assert select_temperatures(verdicts) == {"dpo": 0.5}
-    assert win_rate_table(verdicts, samples, recipe(methods=("dpo",)))["selected"].tolist() == [True]
+    assert win_rate_table(verdicts, samples, recipe(runs=("dpo",)))["selected"].tolist() == [True]
 
 
 def test_a_chat_judges_figures_are_those_of_all_methods(tmp_path: Path) -> None:
@@ -162,7 +166,7 @@ def test_all_win_rows_have_an_interval() -> None:
 def test_the_temperature_is_chosen_on_validation_prompts() -> None:
     verdicts, samples = make_frames(OUTCOMES)
     table = win_rate_table(verdicts, samples, recipe())
-    chosen = table[table["selected"]].set_index("method")["temperature"].to_dict()
+    chosen = table[table["selected"]].set_index("run")["temperature"].to_dict()
     assert chosen == {"sft": 0.0, "dpo": 0.25, "best_of_128": 1.0}
     # Turning every test verdict round changes nothing of it.
     turned = verdicts.copy()
@@ -185,13 +189,13 @@ def test_kl_and_its_bound() -> None:
     bound = math.log(128) - 127 / 128
     assert bound == pytest.approx(3.8598428)
     assert row(table, "best_of_128", 1.0)["kl_to_reference"] == pytest.approx(4.0 + bound)
-    assert best_of_n_bound("best_of_1", 1.0) == 0.0
-    assert best_of_n_bound("dpo", 1.0) == 0.0
+    assert best_of_n_bound(1, 1.0) == 0.0
+    assert best_of_n_bound(None, 1.0) == 0.0
 
 
 def test_an_unknown_reference_logp_leaves_the_kl_empty() -> None:
     verdicts, samples = make_frames(OUTCOMES)
-    samples.loc[samples["method"] == "sft", "reference_logp"] = float("nan")
+    samples.loc[samples["run"] == "sft", "reference_logp"] = float("nan")
     table = win_rate_table(verdicts, samples, recipe())
     assert math.isnan(row(table, "sft", 1.0)["kl_to_reference"])
     assert not math.isnan(row(table, "dpo", 1.0)["kl_to_reference"])
@@ -200,16 +204,14 @@ def test_an_unknown_reference_logp_leaves_the_kl_empty() -> None:
 def test_several_samples_a_prompt_are_one_cluster() -> None:
     verdicts, samples = make_frames({"dpo": {1.0: ("w", "wlwlwlwl")}})
     four = pd.concat([verdicts.assign(sample_index=i) for i in range(4)])
-    table = win_rate_table(
-        four, pd.concat([samples.assign(sample_index=i) for i in range(4)]), recipe(methods=("dpo",))
-    )
+    table = win_rate_table(four, pd.concat([samples.assign(sample_index=i) for i in range(4)]), recipe(runs=("dpo",)))
     assert table["n"].item() == 32
     expected = proportion_confint(4, 8, method="wilson")
     assert (table["ci_low"].item(), table["ci_high"].item()) == pytest.approx(expected)
 
 
 def test_all_invalid_has_no_win_rate() -> None:
-    table = win_rate_table(*make_frames({"dpo": {1.0: ("w", "iii")}}), recipe(methods=("dpo",)))
+    table = win_rate_table(*make_frames({"dpo": {1.0: ("w", "iii")}}), recipe(runs=("dpo",)))
     assert table["invalid"].item() == 3
     assert math.isnan(table["win_rate"].item())
     assert math.isnan(table["ci_low"].item())
@@ -218,7 +220,7 @@ def test_all_invalid_has_no_win_rate() -> None:
 def test_rows_on_other_test_prompts_are_refused() -> None:
     verdicts, samples = make_frames(OUTCOMES)
     lacking = verdicts[
-        ~((verdicts["method"] == "dpo") & (verdicts["prompt_id"] == "test-3") & (verdicts["temperature"] == 1))
+        ~((verdicts["run"] == "dpo") & (verdicts["prompt_id"] == "test-3") & (verdicts["temperature"] == 1))
     ]
     with pytest.raises(UserError, match=r"'dpo' at temperature 1.0 lacks the test prompt 'test-3'"):
         win_rate_table(lacking, samples, recipe())
@@ -227,9 +229,9 @@ def test_rows_on_other_test_prompts_are_refused() -> None:
 def test_missing_and_surplus_methods_are_refused() -> None:
     verdicts, samples = make_frames(OUTCOMES)
     with pytest.raises(UserError, match="'ppo' is missing among the verdicts"):
-        win_rate_table(verdicts, samples, recipe(methods=("sft", "dpo", "best_of_128", "ppo")))
-    with pytest.raises(UserError, match="'dpo' is missing among the methods"):
-        win_rate_table(verdicts, samples, recipe(methods=("sft", "best_of_128")))
+        win_rate_table(verdicts, samples, recipe(runs=("sft", "dpo", "best_of_128", "ppo")))
+    with pytest.raises(UserError, match="'dpo' is missing among the runs"):
+        win_rate_table(verdicts, samples, recipe(runs=("sft", "best_of_128")))
 
 
 def test_a_verdict_without_a_sample_is_refused() -> None:
@@ -247,7 +249,7 @@ def test_no_validation_verdicts_no_selection() -> None:
 def test_paired_comparisons() -> None:
     verdicts, samples = make_frames(OUTCOMES)
     comparisons = comparison_table(verdicts, win_rate_table(verdicts, samples, recipe()), recipe())
-    pairs = list(zip(comparisons["method"], comparisons["opponent"], strict=True))
+    pairs = list(zip(comparisons["run"], comparisons["opponent"], strict=True))
     assert pairs == [("dpo", "sft"), ("best_of_128", "sft"), ("best_of_128", "dpo")]
     # dpo at 0.25: wwwttlii, sft at 0: wlllllll; the two invalid prompts are in neither mean.
     first = comparisons.iloc[0]
@@ -274,7 +276,7 @@ def test_every_column_of_a_comparison() -> None:
     found = paired_difference([1, 1, 1, 0.5, 0.5, 0], [1, 0, 0, 0, 0, 0], 0.8, seed=6)
     assert comparisons.iloc[0].to_dict() == pytest.approx(
         {
-            **{"task": "tldr", "method": "dpo", "temperature": 0.25, "opponent": "sft", "opponent_temperature": 0.0},
+            **{"task": "tldr", "run": "dpo", "temperature": 0.25, "opponent": "sft", "opponent_temperature": 0.0},
             **{"n": 6, "win_rate": 4 / 6, "opponent_win_rate": 1 / 6, "difference": 0.5, "p": found.p},
             **{"ci_low": found.interval.low, "ci_high": found.interval.high, "p_holm": comparisons["p_holm"].iloc[0]},
             **{"judge": "oracle:embedded-v1", "seed": 6},
@@ -285,23 +287,23 @@ def test_every_column_of_a_comparison() -> None:
 def test_comparisons_without_a_common_prompt_have_no_p_and_are_not_counted_by_holm() -> None:
     outcomes = {"sft": {0.0: ("w", "iwwwww")}, "preferred_ft": {0.0: ("w", "wiiiii")}, "dpo": {0.0: ("w", "wlllll")}}
     verdicts, samples = make_frames(outcomes)
-    made = recipe(methods=tuple(outcomes))
+    made = recipe(runs=tuple(outcomes))
     comparisons = comparison_table(verdicts, win_rate_table(verdicts, samples, made), made)
-    pairs = list(zip(comparisons["method"], comparisons["opponent"], strict=True))
+    pairs = list(zip(comparisons["run"], comparisons["opponent"], strict=True))
     # Each two are compared once, the later of the methods with the earlier opponent.
     assert pairs == [("preferred_ft", "sft"), ("dpo", "sft"), ("dpo", "preferred_ft")]
     assert comparisons["n"].tolist() == [0, 5, 1]
     assert comparisons["p"].isna().tolist() == comparisons["p_holm"].isna().tolist() == [True, False, False]
     # All five differences are -1: of 2^5 signs two are as extreme. One prompt proves nothing.
     assert comparisons["p"].tolist()[1:] == [2 / 32, 1.0] and comparisons["p_holm"].tolist()[1:] == [2 * 2 / 32, 1.0]
-    alone = recipe(methods=("sft",))
+    alone = recipe(runs=("sft",))
     assert comparison_table(verdicts, win_rate_table(*make_frames({"sft": outcomes["sft"]}), alone), alone).empty
 
 
 def test_bands_and_intervals_have_the_confidence_and_the_seed_of_the_recipe() -> None:
     rows = {0.0: ("w", "wlwlwlwwtl"), 1.0: ("w", "llwltwlwwl")}
     verdicts, samples = make_frames({"dpo": rows})
-    table = win_rate_table(verdicts, samples, recipe(methods=("dpo",), confidence=0.7, seed=9))
+    table = win_rate_table(verdicts, samples, recipe(runs=("dpo",), confidence=0.7, seed=9))
     scores = np.array(
         [[{"w": 1.0, "t": 0.5, "l": 0.0}[c] for c in pair] for pair in zip("wlwlwlwwtl", "llwltwlwwl", strict=True)]
     )
@@ -323,10 +325,10 @@ def test_verdicts_that_cannot_stand_in_the_table_are_named() -> None:
         win_rate_table(odd, samples, recipe())
     with pytest.raises(UserError, match="No verdict is on a test prompt"):
         win_rate_table(verdicts[verdicts["split"] != "test"], samples, recipe())
-    untested = verdicts[(verdicts["method"] != "dpo") | (verdicts["split"] != "test")]
-    with pytest.raises(UserError, match="The method 'dpo' has no verdict on a test prompt"):
+    untested = verdicts[(verdicts["run"] != "dpo") | (verdicts["split"] != "test")]
+    with pytest.raises(UserError, match="The run 'dpo' has no verdict on a test prompt"):
         win_rate_table(untested, samples, recipe())
-    few = verdicts[(verdicts["method"] != "dpo") | ~verdicts["prompt_id"].isin(["test-3", "test-5"])]
+    few = verdicts[(verdicts["run"] != "dpo") | ~verdicts["prompt_id"].isin(["test-3", "test-5"])]
     with pytest.raises(UserError, match=r"'dpo' at temperature 0\.25 lacks the test prompt 'test-3' and 1 more that"):
         win_rate_table(few, samples, recipe())
 
@@ -368,7 +370,7 @@ def test_the_stage_writes_table_comparisons_and_manifest(tmp_path: Path, caplog:
     few = "Only 8 test prompts: this tries the machinery and is no result."
     assert (manifest["warnings"], manifest["data_warnings"]) == ([few], ["many were lost."])
     assert few in caplog.text and "many were lost." in caplog.text
-    assert manifest["kl_to_reference"]["rows_that_are_bounds"] == [{"method": "best_of_128", "temperature": 1.0}]
+    assert manifest["kl_to_reference"]["rows_that_are_bounds"] == [{"run": "best_of_128", "temperature": 1.0}]
     assert manifest["selection"]["temperatures"] == {"sft": 0.0, "dpo": 0.25, "best_of_128": 1.0}
     assert set(manifest["inputs"]["samples"]) == {"sft.parquet", "dpo.parquet", "best_of_128.parquet"}
 
@@ -403,7 +405,7 @@ def test_the_manifest_says_what_the_table_was_made_of(tmp_path: Path) -> None:
     # Real records, ties alone, and no validation prompt.
     (tmp_path / "summary.json").write_text(json.dumps({"synthetic": False}))
     ties = make_files(tmp_path / "ties", {"sft": {0.0: ("", "tt")}})
-    win_rates.run(arguments({**ties, "summary": made["summary"]}, tmp_path, as_json(methods=("sft",))))
+    win_rates.run(arguments({**ties, "summary": made["summary"]}, tmp_path, as_json(runs=("sft",))))
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["synthetic"] is False and "note" not in manifest and manifest["data_warnings"] == []
     assert manifest["first_shown_wins"] is None and manifest["validation_prompts"] == 0
@@ -447,7 +449,7 @@ def test_two_judges_do_not_go_into_one_table(tmp_path: Path) -> None:
     other = make_files(tmp_path, {"dpo": OUTCOMES["dpo"]}, judge="oracle:embedded-v2")
     both = {key: one[key] + other[key] for key in ("verdicts", "samples")} | {"summary": one["summary"]}
     with pytest.raises(UserError, match="two judges"):
-        win_rates.run(arguments(both, tmp_path, as_json(methods=("sft", "dpo"))))
+        win_rates.run(arguments(both, tmp_path, as_json(runs=("sft", "dpo"))))
 
 
 def test_verdicts_on_other_samples_are_refused(tmp_path: Path) -> None:
@@ -464,5 +466,5 @@ def test_best_of_n_bound_against_enumeration() -> None:
     for draw in itertools.product(range(points), repeat=n):
         counts[max(draw)] += 1
     kl = sum(c / points**n * math.log(c / points**n * points) for c in counts)
-    assert best_of_n_bound("best_of_3", 1.0) == pytest.approx(math.log(3) - 2 / 3)
-    assert 0 < kl <= best_of_n_bound("best_of_3", 1.0)
+    assert best_of_n_bound(3, 1.0) == pytest.approx(math.log(3) - 2 / 3)
+    assert 0 < kl <= best_of_n_bound(3, 1.0)

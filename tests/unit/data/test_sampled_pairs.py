@@ -18,7 +18,7 @@ from prefopt.store.tables import read_table, write_table
 def frames(rewards: list[float], ids: list[list[int]]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     prompts = [{"prompt_id": "p", "prompt": "the", "reference": "", "split": "train", "facts": "", "prompt_ids": [7]}]
     key = [{"prompt_id": "p", "temperature": 1.0, "sample_index": i} for i in range(len(rewards))]
-    rest: dict[str, Any] = {"method": "sft", "split": "train", "tokens": 1, "finish_reason": "eos"}
+    rest: dict[str, Any] = {"run": "sft", "split": "train", "tokens": 1, "finish_reason": "eos"}
     logps = {"logp": 0.0, "reference_logp": 0.0}
     samples = [{**k, **rest, **logps, "text": f"t{i}", "token_ids": ids[i]} for i, k in enumerate(key)]
     scores = [{**k, "reward": reward} for k, reward in zip(key, rewards, strict=True)]

@@ -114,7 +114,11 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         ("tasks.tldr.dpo.beta", True, "tasks.tldr.dpo.beta is true; allowed: a number above 0."),
         ("tasks.tldr.dpo.beta", float("inf"), "tasks.tldr.dpo.beta is inf; allowed: a finite number."),
         ("tasks.tldr.dpo.betta", 0.1, "tasks.tldr.dpo.betta (0.1) is not a key; did you mean 'beta'? Allowed: *"),
-        ("tasks.tldr.dpo", None, "tasks.tldr.dpo is missing; methods names 'dpo', which needs this section."),
+        (
+            "tasks.tldr.dpo",
+            None,
+            "tasks.tldr.dpo is missing; the run 'dpo' is of this method, which needs this section.",
+        ),
         ("tasks.sst", {}, "tasks.sst (a section) is not a key; allowed: cnndm, hh, imdb, tldr."),
         ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seed, tasks."),
         ("seed", 1.5, "seed is 1.5; allowed: a whole number at least 0 and at most 4294967295."),
@@ -123,17 +127,102 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             [0.0, -0.5],
             "tasks.tldr.sampling.temperatures[[]1] is -0.5; allowed: a number at least 0.",
         ),
+        ("tasks.tldr.methods", ["dpo"], "tasks.tldr.methods (a list) is not a key; *"),
         (
-            "tasks.tldr.methods",
-            ["dpo", "rlhf"],
-            "tasks.tldr.methods[[]1] is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, ppo or best_of_N *",
+            "tasks.tldr.runs.mine",
+            {"method": "rlhf"},
+            "tasks.tldr.runs.mine.method is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, ppo or best_of_n.",
         ),
-        ("tasks.tldr.methods", ["dpo", "dpo"], "tasks.tldr.methods is [[]'dpo', 'dpo'], where one stands twice; *"),
+        ("tasks.tldr.runs.mine", {}, "tasks.tldr.runs.mine.method is missing; allowed: base, *"),
         (
-            "tasks.tldr.methods",
-            ["best_of_256"],
-            "tasks.tldr.methods[[]0] is 'best_of_256', but best_of_n.n is 128; *",
+            "tasks.tldr.runs.mine",
+            {"method": "dpo", "beta": 0},
+            "tasks.tldr.runs.mine.beta is 0; allowed: a number above 0.",
         ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "dpo", "bet": 1},
+            "tasks.tldr.runs.mine.bet (1) is not a key; did you mean 'beta'? *",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "sft", "source": "hub"},
+            "tasks.tldr.runs.mine.source (a text, which is not shown) is not a key; *",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "base", "beta": 1},
+            "tasks.tldr.runs.mine.beta (1) is not a key; allowed: method.",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "dpo", "loss": "ipo", "label_smoothing": 0.1},
+            "tasks.tldr.runs.mine.label_smoothing is 0.1; with runs.mine.loss 'ipo' it must be 0.",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "ppo", "minibatches": 99},
+            "tasks.tldr.runs.mine.minibatches is 99; allowed: at most runs.mine.prompts_per_update, which is 16.",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "ppo", "max_new_tokens": 100},
+            "tasks.tldr.runs.mine.max_new_tokens is 100; allowed: at most 96, *",
+        ),
+        (
+            "tasks.tldr.runs.best_of_256",
+            {"method": "best_of_n", "n": 256},
+            "tasks.tldr.runs.best_of_256.n is 256; allowed: at most best_of_n.n, the number of candidates, which is 128.",
+        ),
+        (
+            "tasks.tldr.runs.best_of_4",
+            {"method": "best_of_n", "n": 5},
+            "tasks.tldr.runs.best_of_4.n is 5; a run that is called so has the n of its name.",
+        ),
+        (
+            "tasks.tldr.runs.best_of_4",
+            {"method": "dpo"},
+            "tasks.tldr.runs.best_of_4 is of the method 'dpo'; a run that is called so must be of best_of_n.",
+        ),
+        (
+            "tasks.tldr.runs.sft",
+            {"method": "dpo"},
+            "tasks.tldr.runs.sft is of the method 'dpo'; a run that is called as a method must be of it.",
+        ),
+        (
+            "tasks.tldr.runs.reward_model",
+            {"method": "dpo"},
+            "tasks.tldr.runs.reward_model has a name that other files have; give it another.",
+        ),
+        (
+            "tasks.tldr.runs.dpo_by_step",
+            {"method": "dpo"},
+            "tasks.tldr.runs.dpo_by_step has a name that other files have; give it another.",
+        ),
+        (
+            "tasks.tldr",
+            {"sampling": {"temperatures": [0]}},
+            "tasks.tldr.runs.best_of_128 is the best of several, which needs a temperature above 0 in *",
+        ),
+        ("tasks.tldr.reference", "mine", "tasks.tldr.reference is 'mine'; allowed: sft, preferred_ft."),
+        (
+            "tasks.tldr.evaluation.opponents",
+            ["dpoo"],
+            "tasks.tldr.evaluation.opponents[[]0] is 'dpoo'; allowed: the task's *",
+        ),
+        ("tasks.cnndm.evaluation.opponents", ["sft"], "tasks.cnndm.evaluation.opponents[[]0] is 'sft'; allowed: the *"),
+        (
+            "tasks.hh.by_step.runs",
+            ["ppo"],
+            "tasks.hh.by_step.runs[[]0] is 'ppo'; allowed: the task's runs, which are *",
+        ),
+        (
+            "tasks.hh.by_step.runs",
+            ["base_2shot"],
+            "tasks.hh.by_step.runs[[]0] is 'base_2shot', for which nothing is trained; leave it out.",
+        ),
+        ("tasks.cnndm.runs", {"dpo": {"beta": 1}}, "tasks.cnndm.runs.dpo.beta (1) is not a key; allowed: ."),
+        ("tasks.cnndm.runs", {"dpo": None, "ppo": None}, "tasks.cnndm.runs holds nothing; leave at least one in."),
         (
             "tasks.tldr.judge.kind",
             "gpt-4",
@@ -192,7 +281,11 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             {"loss": "ipo", "label_smoothing": 0.1},
             "tasks.tldr.dpo.label_smoothing is 0.1; with dpo.loss 'ipo' it must be 0.",
         ),
-        ("tasks.hh.methods", ["ppo"], "tasks.hh.ppo is missing; methods names 'ppo', which needs this section."),
+        (
+            "tasks.hh.runs.ppo",
+            {"method": "ppo"},
+            "tasks.hh.ppo is missing; the run 'ppo' is of this method, which needs this section.",
+        ),
         ("tasks.hh.reference", "sft", "tasks.hh.sft is missing; reference is 'sft', which needs this section."),
         (
             "tasks.hh.data.source",
@@ -204,7 +297,6 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             "hub",
             "tasks.cnndm.data.hub.articles is null; with data.source 'hub' *\ntasks.cnndm.judge.kind is 'oracle', *",
         ),
-        ("tasks.cnndm.methods", ["best_of_4"], "tasks.cnndm.methods[[]0] is 'best_of_4'; allowed: base, sft, *"),
         (
             "tasks.imdb.runs",
             {"mine": {"method": "dpo"}},
@@ -213,7 +305,7 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         (
             "tasks.imdb.runs",
             {"mine": {"method": "ppo", "kl_target": 3, "beta": 1}},
-            "tasks.imdb.runs.mine.beta (1) is not read by the method 'ppo'; leave it out.",
+            "tasks.imdb.runs.mine.beta (1) is not a key; *",
         ),
         ("tasks.imdb.runs", {"mine": {"beta": 1}}, "tasks.imdb.runs.mine.method is missing; allowed: dpo, *"),
         (
@@ -247,8 +339,8 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         ),
         (
             "tasks.tldr.human",
-            {"matchups": [{"first": {"method": "dpo"}, "second": {"method": "reference"}, "items": 3}]},
-            "tasks.tldr.human.matchups[[]0].first.temperature is missing; a method needs one, *",
+            {"matchups": [{"first": {"run": "dpo"}, "second": {"run": "reference"}, "items": 3}]},
+            "tasks.tldr.human.matchups[[]0].first.temperature is missing; a run needs one, *",
         ),
         ("tasks.tldr.other_judges", {"A": {"kind": "oracle"}}, "tasks.tldr.other_judges is 'A'; allowed: names of *"),
         ("tasks.imdb.runs", {"mine": 3}, "tasks.imdb.runs.mine is 3; allowed: a section with method and *"),
@@ -306,8 +398,33 @@ def test_a_rule_is_the_true_reward_of_embedded_reviews_alone(tmp_path: Path) -> 
 def test_a_run_of_the_sweep_may_be_left_out_but_not_all() -> None:
     runs = read("config.yaml")["tasks"]["imdb"]["runs"]
     resolve(with_value("tasks.imdb.runs", {"dpo_1": None}))
-    with pytest.raises(UserError, match=r"^tasks\.imdb\.runs is empty; give at least one run\.$"):
+    with pytest.raises(UserError, match=r"^tasks\.imdb\.runs holds nothing; leave at least one in\.$"):
         resolve(with_value("tasks.imdb.runs", dict.fromkeys(runs)))
+
+
+def test_a_run_that_is_not_trained_is_not_sampled_by_another_task(caplog: pytest.LogCaptureFixture) -> None:
+    few = resolve(with_value("tasks.tldr.runs", {"ppo": None, "mine": {"method": "dpo", "beta": "5e-1"}}))
+    assert few["tasks"]["cnndm"]["runs"] == {"dpo": {}} and resolve(few) == few
+    assert few["tasks"]["tldr"]["runs"]["mine"] == {"method": "dpo", "beta": 0.5}
+    assert [record.getMessage() for record in caplog.records] == [
+        "tasks.cnndm.runs.ppo falls away: tldr has no such run that could be sampled here, but base, sft, preferred_ft, "
+        "dpo, mine."
+    ]
+    neither = {"dpo": None, "ppo": None}
+    with pytest.raises(
+        UserError,
+        match=r"^tasks\.cnndm\.runs holds no run of tldr that can be sampled here; name one, or leave the task out by null\.$",
+    ):
+        resolve(with_value("tasks.tldr.runs", neither))
+
+
+def test_a_model_of_the_users_own_is_not_trained_with_a_runs_values(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    tldr = {"sft": {"source": "path", "path": str(tmp_path)}, "runs": {"mine": {"method": "sft", "epochs": 9}}}
+    with pytest.raises(
+        UserError, match=r"^tasks\.tldr\.runs\.mine\.epochs is not read, since sft\.source is 'path'; leave it out\.$"
+    ):
+        resolve(with_value("tasks.tldr", tldr))
 
 
 def test_a_missing_key_is_named() -> None:
@@ -320,9 +437,10 @@ def test_a_missing_key_is_named() -> None:
 # What paper.yaml may take over from config.yaml or the schema's defaults, and why.
 INHERITED: typing.Final = (
     "seed",
-    "tasks.tldr.methods",  # the paper's
+    "tasks.*.runs.*",  # the paper's
+    "tasks.*.evaluation.opponents",  # null: the paper's
+    "tasks.hh.by_step.runs",  # null: DPO
     "tasks.tldr.reference",
-    "tasks.imdb.runs.*",  # the paper's
     "tasks.*.data.posts",  # empty: the source is the hub
     "tasks.*.data.comparisons",
     "tasks.*.data.demonstrations",
@@ -379,7 +497,7 @@ def test_the_paper_config_holds_the_printed_values() -> None:
 
 def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:
     sizes = {"batch_size", "epochs", "evaluate_every", "max_new_tokens", "max_length", "max_prompt_length", "updates"}
-    fewer = {"test_prompts", "n", "methods"}  # of HH, whose candidates are long
+    fewer = {"test_prompts", "n", "method", "best_of_128"}  # of HH, whose candidates are long
     for task in ("tldr", "hh", "cnndm"):
         paths = [path for path, _ in leaves(read("files.yaml")) if path.startswith(f"tasks.{task}.")]
         keys = {path.removeprefix(f"tasks.{task}.") for path in paths if ".data." not in path}
@@ -395,13 +513,19 @@ def sentences(config: dict[str, Any]) -> list[str]:
     return str(caught.value).splitlines()
 
 
+BEST = {"method": "best_of_n", "n": 999}
+
+
 def test_all_that_is_wrong_is_said_at_once() -> None:
     overlay = {
         "seed": -1,
         "sead": 2,
         "tasks": {
             "tldr": {"dpo": {"betta": 1, "loss": "mine"}, "lengths": {"max_length": 150}},
-            "hh": {"methods": ["ppo", "best_of_999"], "lengths": {"max_length": 99}},
+            "hh": {
+                "runs": {"ppo": {"method": "ppo"}, "best_of_999": {"method": "best_of_n", "n": 999}},
+                "lengths": {"max_length": 99},
+            },
         },
     }
     said = sentences(merged(read("config.yaml"), overlay))
@@ -411,7 +535,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         "tasks.tldr.dpo.betta (1) is not a key; ",
         "tasks.tldr.dpo.loss is 'mine'; allowed: ",
         "tasks.hh.ppo is missing; ",
-        "tasks.hh.methods[1] is 'best_of_999', but ",
+        "tasks.hh.runs.best_of_999.n is 999; allowed: ",
         "tasks.hh.lengths.max_prompt_length is 160; allowed: less than ",
     ]
     assert [next((start for start in starts if line.startswith(start)), line) for line in said] == starts
@@ -468,7 +592,7 @@ def test_a_seed_that_no_stream_of_random_numbers_takes_is_refused(place: str, se
 
 
 def test_a_number_that_is_not_finite_is_named_at_any_depth() -> None:
-    matchup = {"first": {"method": "dpo", "temperature": float("nan")}, "second": {"method": "reference"}, "items": 3}
+    matchup = {"first": {"run": "dpo", "temperature": float("nan")}, "second": {"run": "reference"}, "items": 3}
     place = "tasks.tldr.human.matchups"
     assert sentences(with_value(place, [matchup])) == [
         f"{place}[0].first.temperature is nan; allowed: a finite number."

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_config import merged, read, with_value
 
-from prefopt.experiment import targets
+from prefopt.experiment import runs
 from prefopt.experiment.config import resolve
 from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.experiment.stage_recipes import (
@@ -20,6 +20,7 @@ from prefopt.experiment.stage_recipes import (
     recipe_json,
     records_recipe,
     stage_recipe,
+    training_recipe,
 )
 
 
@@ -28,16 +29,44 @@ def config() -> dict[str, Any]:
     return resolve(read("config.yaml"))
 
 
+RUNS = {
+    "imdb": {"sft": "sft"},
+    "tldr": {"sft": "sft", "preferred_ft": "sft", "dpo": "dpo", "ppo": "ppo"},
+    "hh": {"preferred_ft": "sft", "dpo": "dpo"},
+}
+
+
+@pytest.mark.parametrize(("task", "run"), [(task, run) for task in RUNS for run in RUNS[task]])
+@pytest.mark.parametrize("overlay", [None, "paper.yaml"])
+def test_each_run_is_accepted_by_its_trainer(task: str, run: str, overlay: str | None) -> None:
+    from prefopt.training.frontier_run import _TRAINERS
+
+    config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
+    text = recipe_json(config, task, "train", run)
+    recipe = from_json(_TRAINERS[RUNS[task][run]], text)
+    assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(recipe)))
+
+
+def test_a_run_has_the_values_of_its_section_and_its_own(config: dict[str, Any]) -> None:
+    own = {"mine": {"method": "dpo", "beta": 0.5, "seed": 7}, "most": {"method": "best_of_n"}}
+    config = resolve(with_value("tasks.tldr.runs", own))
+    dpo, mine = (training_recipe(config, "tldr", run) for run in ("dpo", "mine"))
+    assert mine == {**dpo, "beta": 0.5, "seed": 7} and dpo["beta"] == 0.25
+    recipe = stage_recipe(config, "tldr", "win_rates")
+    # By method, the run that is called as its method first.
+    assert recipe["runs"] == ["base", "sft", "preferred_ft", "dpo", "mine", "ppo", "best_of_128", "most"]
+    assert recipe["n"] == {"best_of_128": 128, "most": 128}
+    assert recipe["methods"]["mine"] == "dpo" and recipe["opponents"] == ["sft", "preferred_ft", "dpo", "mine"]
+    named = resolve(with_value("tasks.tldr.evaluation.opponents", ["ppo"]))
+    assert stage_recipe(named, "tldr", "win_rates")["opponents"] == ["ppo"]
+
+
 RECIPES = {
     "pretrain": "prefopt.training.pretrain",
     "prepare": "prefopt.data.prepare",
-    "sft": "prefopt.training.sft",
-    "preferred_ft": "prefopt.training.sft",
     "reference": "prefopt.training.reference",
-    "dpo": "prefopt.training.dpo",
     "reward_model": "prefopt.training.reward",
     "gold_reward_model": "prefopt.training.reward",
-    "ppo": "prefopt.training.ppo",
     "sample": "prefopt.generation.sample",
     "candidates": "prefopt.generation.sample",
     "score": "prefopt.generation.score",
@@ -70,7 +99,6 @@ OTHERS = {
     "imdb": {
         "pretrain": "prefopt.training.pretrain",
         "prefixes": "prefopt.data.prefixes",
-        "sft": "prefopt.training.sft",
         "pair_samples": "prefopt.generation.sample",
         "ceiling_samples": "prefopt.generation.sample",
         "true_rewards": "prefopt.rewards.stage",
@@ -83,8 +111,6 @@ OTHERS = {
     },
     "hh": {
         "prepare": "prefopt.data.prepare",
-        "preferred_ft": "prefopt.training.sft",
-        "dpo": "prefopt.training.dpo",
         "sample": "prefopt.generation.sample",
         "candidates": "prefopt.generation.sample",
         "win_rate_by_step": "prefopt.analysis.win_rate_by_step",
@@ -142,7 +168,7 @@ def test_a_count_of_embedded_data_changes_the_tables_that_hold_its_rows(config: 
 
 def test_values_that_change_no_result_are_not_compared(config: dict[str, Any]) -> None:
     """How often a trainer saves, what an endpoint costs and how it is asked; what a source or judge does not read."""
-    dpo = stage_recipe(config, "tldr", "dpo")
+    dpo = training_recipe(config, "tldr", "dpo")
     assert compared(dpo) == {key: value for key, value in dpo.items() if key != "checkpoint_every"}
     run = frontier_run_recipe(config, "imdb", "ppo_6")
     assert run["trainer"].keys() - compared(run)["trainer"].keys() == {"checkpoint_every"}
@@ -168,7 +194,7 @@ def test_every_run_of_the_sweep_is_accepted_by_its_trainer(overlay: str | None) 
     from prefopt.training.frontier_run import _TRAINERS, FrontierRunRecipe
 
     config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
-    for run in targets.runs(config, "imdb"):
+    for run in runs.runs(config, "imdb"):
         recipe = from_json(FrontierRunRecipe, recipe_json(config, "imdb", "frontier_run", run))
         trainer = from_dict(_TRAINERS[recipe.kind], recipe.trainer)
         from_dict(EvaluationRecipe, recipe.evaluation)
@@ -181,7 +207,7 @@ def test_every_run_of_the_sweep_is_accepted_by_its_trainer(overlay: str | None) 
 
 def test_the_sweep_is_the_papers(config: dict[str, Any]) -> None:
     found: dict[str, list[float]] = {}
-    for run in targets.runs(config, "imdb"):
+    for run in runs.runs(config, "imdb"):
         recipe = frontier_run_recipe(config, "imdb", run)
         found.setdefault(recipe["method"], []).append(recipe["conservativeness"])
     nats = [3, 6, 9, 12]
@@ -207,8 +233,9 @@ def test_trls_former_defaults(config: dict[str, Any]) -> None:
 
 def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> None:
     changed = resolve(with_value("tasks.tldr.dpo.beta", 0.5))
+    assert all(recipe_json(config, "tldr", stage) == recipe_json(changed, "tldr", stage) for stage in RECIPES)
     different = {
-        stage for stage in RECIPES if recipe_json(config, "tldr", stage) != recipe_json(changed, "tldr", stage)
+        run for run in RUNS["tldr"] if training_recipe(config, "tldr", run) != training_recipe(changed, "tldr", run)
     }
     assert different == {"dpo"}
 
@@ -224,8 +251,8 @@ def test_the_top_level_seed_leaves_data_base_and_judge_alone(config: dict[str, A
 
 def test_a_section_may_name_a_seed_of_its_own(config: dict[str, Any]) -> None:
     changed = resolve(with_value("tasks.tldr.dpo.seed", 7))
-    assert stage_recipe(changed, "tldr", "dpo")["seed"] == 7
-    assert stage_recipe(changed, "tldr", "ppo")["seed"] == stage_recipe(config, "tldr", "dpo")["seed"] == 0
+    assert training_recipe(changed, "tldr", "dpo")["seed"] == 7
+    assert training_recipe(changed, "tldr", "ppo")["seed"] == training_recipe(config, "tldr", "dpo")["seed"] == 0
 
 
 def test_the_judge_never_publishes_the_weights_that_suit_its_own_test_pairs(config: dict[str, Any]) -> None:

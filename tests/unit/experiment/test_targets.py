@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_config import read, with_value
 
-from prefopt.experiment import targets
+from prefopt.experiment import runs, targets
 from prefopt.experiment.config import resolve
 
 
@@ -31,7 +31,7 @@ def test_a_model_of_the_users_own_is_used_where_it_lies_and_not_trained(tmp_path
     assert targets.model_folder(fetched, "tldr", "sft", "shipped") == "results/models/tldr/fetched_sft"
 
 
-def test_a_method_that_is_not_named_needs_no_model(config: dict[str, Any]) -> None:
+def test_a_run_that_is_left_out_needs_no_model(config: dict[str, Any]) -> None:
     assert targets.trainers(config, "tldr") == [
         "sft",
         "preferred_ft",
@@ -40,7 +40,8 @@ def test_a_method_that_is_not_named_needs_no_model(config: dict[str, Any]) -> No
         "ppo",
         "gold_reward_model",
     ]
-    few = resolve(with_value("tasks.tldr.methods", ["sft", "dpo"]))
+    without = dict.fromkeys(("base", "preferred_ft", "ppo", "best_of_128"))
+    few = resolve(with_value("tasks.tldr.runs", without))
     assert targets.trainers(few, "tldr") == ["sft", "dpo", "gold_reward_model"]
     assert targets.matchups(few, "tldr") == [] and targets.studies(few) == []
     assert not targets.has_candidates(few, "tldr")
@@ -48,8 +49,8 @@ def test_a_method_that_is_not_named_needs_no_model(config: dict[str, Any]) -> No
 
 def test_the_sweep_is_the_runs_that_are_not_null() -> None:
     config = resolve(with_value("tasks.imdb.runs", {"ppo_12": None, "dpo_2": {"method": "dpo", "beta": 2}}))
-    runs = targets.runs(config, "imdb")
-    assert len(runs) == 22 and "ppo_12" not in runs and "dpo_2" in runs
+    names = runs.runs(config, "imdb")
+    assert len(names) == 22 and "ppo_12" not in names and "dpo_2" in names
     files = targets.result_files(config)
     assert "results/frontier/imdb/dpo_2.parquet" in files and "results/imdb_dominance.csv" in files
     assert "results/frontier/imdb/ppo_12.parquet" not in files

@@ -30,7 +30,7 @@ KEY = ["prompt_id", "temperature", "sample_index"]
 
 
 def candidate(prompt_id: str, temperature: float, index: int, **values: Any) -> dict[str, Any]:
-    return {"prompt_id": prompt_id, "temperature": temperature, "sample_index": index, "method": "sft", **values}
+    return {"prompt_id": prompt_id, "temperature": temperature, "sample_index": index, "run": "sft", **values}
 
 
 CANDIDATES = pd.DataFrame(
@@ -60,7 +60,7 @@ def test_the_highest_reward_of_the_first_n_wins_and_ties_go_to_the_earlier(n: in
     above = rows[rows["temperature"] > 0]
     assert set(above["text"]) == expected
     assert set(rows["sample_index"]) == {0}
-    assert set(rows["method"]) == {"best"}
+    assert set(rows["run"]) == {"best"}
 
 
 def test_temperature_zero_is_the_greedy_completion() -> None:
@@ -110,7 +110,7 @@ def rows_of(outcomes: dict[tuple[str, str, float], list[float]]) -> tuple[pd.Dat
     """Candidates and their scores, by prompt, split and temperature."""
     keys = [(key, i, reward) for key, rewards in outcomes.items() for i, reward in enumerate(rewards)]
     candidates = pd.DataFrame(
-        {"prompt_id": prompt, "sample_index": i, "method": "sft", "temperature": temperature, "split": split}
+        {"prompt_id": prompt, "sample_index": i, "run": "sft", "temperature": temperature, "split": split}
         | {"text": f"{prompt}{temperature}{i}", "tokens": 2 + i, "token_ids": [3 + i, 1], "finish_reason": "eos"}
         | {"logp": -1.0, "reference_logp": None}
         for (prompt, split, temperature), i, _ in keys
@@ -194,7 +194,17 @@ def test_the_stage_writes_the_best_with_their_reference_log_probability(
     best.add_arguments(parser)
     recipe = {"token_budget": 8, "dtype": "float32"}
     named = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
-    arguments = [*named, "--reference-model", str(tmp_path / "ref"), "--n", "2", "--recipe", json.dumps(recipe)]
+    arguments = [
+        *named,
+        "--reference-model",
+        str(tmp_path / "ref"),
+        "--run",
+        "mine",
+        "--n",
+        "2",
+        "--recipe",
+        json.dumps(recipe),
+    ]
     best.run(parser.parse_args(arguments))
     provenance = {**facts, "candidates": of_candidates["content_hash"], "scores": written["content_hash"]}
     provenance |= {"reference_weights": "weights of ref", "reward_weights": "r", "best_of_n": 2, "recipe": recipe}
@@ -202,7 +212,7 @@ def test_the_stage_writes_the_best_with_their_reference_log_probability(
     assert loaded == [("ref", default_device(), torch.float32)]
     # The second of prompt a and the first of b; the third has the highest reward and is none of the first two.
     assert table["text"].tolist() == ["greedy", "greedy", "a0.51", "b0.50"]
-    assert table["method"].tolist() == ["best_of_2"] * 4 and table["sample_index"].tolist() == [0] * 4
+    assert table["run"].tolist() == ["mine"] * 4 and table["sample_index"].tolist() == [0] * 4
     with torch.no_grad():
         rows = [Row(p, (c,)) for p, c in (([2, 3, 4], [9, 8, 1]), ([5], [9, 8, 1]), ([2, 3, 4], [4, 1]), ([5], [3, 1]))]
         expected = [completion_logprobs(model, [row]).sums.item() for row in rows]

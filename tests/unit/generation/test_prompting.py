@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from prefopt.errors import UserError
-from prefopt.generation.prompting import cut_at_stop, shots_of, with_shots
+from prefopt.generation.prompting import cut_at_stop, with_shots
 from prefopt.lm.models import decode
 from prefopt.training.pretrain import train_tokenizer
 
@@ -41,11 +41,6 @@ def test_a_completion_without_a_stop_string_keeps_its_eos(tokenizer: PreTrainedT
 def test_a_completion_that_begins_with_it_keeps_one_token(tokenizer: PreTrainedTokenizerFast) -> None:
     kept, stopped = cut_at_stop(tokenizer, ids(tokenizer, "\n\nHuman: yes"), STOP)
     assert stopped and len(kept) == 1
-
-
-@pytest.mark.parametrize(("method", "shots"), [("base_2shot", 2), ("base", 0), ("dpo", 0)])
-def test_shots_of_a_method(method: str, shots: int) -> None:
-    assert shots_of(method) == shots
 
 
 def table(tokenizer: PreTrainedTokenizerFast) -> pd.DataFrame:
@@ -117,7 +112,3 @@ def test_the_first_of_several_stop_strings_cuts(tokenizer: PreTrainedTokenizerFa
     for stops in (["\n\nHuman:", "\n\nAssistant:"], ["\n\nAssistant:", "\n\nHuman:"]):
         kept, stopped = cut_at_stop(tokenizer, whole, stops)
         assert stopped and decode(tokenizer, kept) == " yes or no"
-    assert (
-        shots_of("base_12shot") == 12
-        and shots_of("base_shot") == shots_of("xbase_2shot") == shots_of("base_2shots") == 0
-    )

@@ -36,7 +36,7 @@ def check_export(export: Any, key: dict[str, Any], recipe: VotesRecipe, name: st
 
 
 def side(method: str, temperature: float | None = 0.0) -> dict[str, Any]:
-    return {"method": method, "temperature": temperature}
+    return {"run": method, "temperature": temperature}
 
 
 def recipe(**changes: Any) -> StudyRecipe:
@@ -72,7 +72,7 @@ def world(n: int = 40) -> tuple[pd.DataFrame, pd.DataFrame]:
         ):
             samples.append(
                 {
-                    **{"prompt_id": f"p{i:02d}", "sample_index": 0, "method": method, "temperature": temperature},
+                    **{"prompt_id": f"p{i:02d}", "sample_index": 0, "run": method, "temperature": temperature},
                     **{"split": "test", "text": text, "tokens": 3, "token_ids": [1], "finish_reason": "eos"},
                     **{"logp": 0.0, "reference_logp": 0.0},
                 }
@@ -152,7 +152,7 @@ def test_sides_and_repeats(made: Any) -> None:
 def files(tmp_path: Path, **changes: Any) -> tuple[argparse.Namespace, dict[str, Any]]:
     samples, prompts = world()
     written = write_table(tmp_path / "prompts.parquet", "prompts", prompts)
-    for method, rows in samples.groupby("method"):
+    for method, rows in samples.groupby("run"):
         write_table(tmp_path / f"{method}.parquet", "samples", rows, prompts=written["content_hash"])
     parser = argparse.ArgumentParser()
     study.add_arguments(parser)

@@ -57,7 +57,7 @@ def samples(text: str = " sample") -> pd.DataFrame:
             {
                 "prompt_id": f"p{i}",
                 "sample_index": 0,
-                "method": "dpo",
+                "run": "dpo",
                 "temperature": temperature,
                 "split": "test" if i < 30 else "validation",
                 "text": text,
@@ -97,7 +97,7 @@ def test_both_orders_are_shown_and_settled() -> None:
 
     verdicts = judge_samples(FirstWins(), samples(), PROMPTS, LENGTHS, "both", seed=0)
     assert len(verdicts) == 160
-    settled = settle(verdicts, ["prompt_id", "method", "temperature", "sample_index"])
+    settled = settle(verdicts, ["prompt_id", "run", "temperature", "sample_index"])
     assert len(settled) == 80
     one = settled["prompt_id"] == "p0"
     assert settled[one]["outcome"].tolist() == ["win", "win"]

@@ -85,10 +85,10 @@ def test_a_laptop_runs_the_default_without_a_warning() -> None:
 
 def test_overlays_are_merged_in_their_order(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    first.write_text("tasks: {tldr: {dpo: {beta: 0.3, epochs: 2}, methods: [sft]}}")
+    first.write_text("tasks: {tldr: {dpo: {beta: 0.3, epochs: 2}, runs: {ppo: null}}}")
     second.write_text("tasks: {tldr: {dpo: {beta: 0.4}}}")
     tldr = merged([DEFAULT, first, second])["tasks"]["tldr"]
-    assert (tldr["dpo"]["beta"], tldr["dpo"]["epochs"], tldr["methods"]) == (0.4, 2, ["sft"])
+    assert (tldr["dpo"]["beta"], tldr["dpo"]["epochs"], tldr["runs"]["ppo"]) == (0.4, 2, None)
     assert tldr["dpo"]["batch_size"] == 64
 
 
@@ -115,7 +115,7 @@ def test_what_is_wrong_is_one_sentence(
 
 def test_trainers_take_all_gpus_and_others_one() -> None:
     config = config_of("paper.yaml")
-    every = ("sft", "preferred_ft", "reference", "dpo", "reward_model", "gold_reward_model", "ppo", "classifier")
+    every = ("sft", "dpo", "ppo", "reference", "reward_model", "gold_reward_model", "classifier")
     assert {gpus(config, stage) for stage in (*every, "pretrain")} == {8}
     one = ("sample", "candidates", "score", "judge", "best_of_n", "frontier_run", "true_rewards", "pair_samples")
     assert {gpus(config, stage) for stage in one} == {1}

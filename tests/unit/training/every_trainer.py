@@ -48,11 +48,11 @@ MODULES = {
 }
 
 
-def inputs(name: str, task: Path) -> dict[str, Path | None]:
+def inputs(name: str, task: Path) -> dict[str, Path]:
     """A stage's inputs; the reference table and the reward model are made beforehand by one process."""
     model, preferences = {"model": task / "base"}, {"data": task / "preferences.parquet"}
-    cached = {"reference": task / "logps.parquet", "by_step": None}
-    by_name: dict[str, dict[str, Path | None]] = {
+    cached = {"reference": task / "logps.parquet"}
+    by_name: dict[str, dict[str, Path]] = {
         "sft": {**model, "data": task / "demonstrations.parquet"},
         "dpo": {**model, **preferences, **cached},
         "dpo_adapter": {**model, **preferences, **cached},
@@ -69,7 +69,7 @@ def run(name: str, task: Path, out: Path, **values: Any) -> None:
     paths = {"work": out / "work" / name, "out": out / name, "metrics": out / f"{name}.jsonl"}
     paths |= {"table": out / f"{name}.csv"}
     recipe = json.dumps({**VALUES[name], **values})
-    MODULES[name].run(argparse.Namespace(**inputs(name, task), **paths, recipe=recipe))  # type: ignore[attr-defined]
+    MODULES[name].run(argparse.Namespace(**inputs(name, task), **paths, by_step=None, recipe=recipe))  # type: ignore[attr-defined]
 
 
 def make_inputs(task: Path, out: Path) -> None:

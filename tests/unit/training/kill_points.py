@@ -66,7 +66,7 @@ def train(task: Path, out: Path, die_at: int | None = None) -> tuple[int, dict[s
         torch.set_num_threads(1)
         paths = {"work": out / "work" / "sft", "out": out / "model", "metrics": out / "metrics.jsonl"}
         inputs = {"model": task / "base", "data": task / "demonstrations.parquet", "recipe": recipe(**VALUES)}
-        sft.run(argparse.Namespace(**inputs, **paths))
+        sft.run(argparse.Namespace(**inputs, **paths, by_step=None))
         code = 0
     finally:
         os.write(tell, json.dumps({"before": before, "all": changes}).encode())

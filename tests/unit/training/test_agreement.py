@@ -51,7 +51,7 @@ def sampled(task: Task, folder: Path) -> Path:
     out = folder / "samples.parquet"
     paths = {"model": task.model, "prompts": task.prompts, "out": out, "reference_model": None}
     paths |= {"shard": None, "earlier": None}
-    sample.run(argparse.Namespace(**paths, method="sft", recipe=json.dumps(SAMPLING)))
+    sample.run(argparse.Namespace(**paths, run="sft", shots=0, recipe=json.dumps(SAMPLING)))
     return out
 
 
@@ -65,7 +65,7 @@ def stages(task: Task, other: Path, folder: Path) -> dict[str, tuple[ModuleType,
         "out": folder / "out",
         "shard": None,
         "earlier": None,
-        "method": "sft",
+        "run": "sft",
     }
     asked |= {"reference_model": None, "recipe": json.dumps(SAMPLING)}
     pairwise = {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}
@@ -103,7 +103,7 @@ def test_a_reward_model_of_another_base(task: Task, scorers: tuple[Path, Path], 
     with pytest.raises(
         UserError, match=r"The tokenizer of .*scorer_instruct .*EOS 40\) is not that of .*base .*EOS 0\)"
     ):
-        ppo.run(argparse.Namespace(**arguments, **places, recipe=json.dumps(PPO)))
+        ppo.run(argparse.Namespace(**arguments, **places, by_step=None, recipe=json.dumps(PPO)))
     with pytest.raises(UserError, match="EOS 40' is expected here"):
         load_judge(foreign, task.preferences, read_table(task.prompts, "prompts"), 64)
 
@@ -117,7 +117,7 @@ def test_a_reference_policy_of_another_base(task: Task, other: Path, scorers: An
         "earlier": None,
     }
     with pytest.raises(UserError, match=r"The tokenizer of .*instruct .*EOS 40\) is not that of .*base"):
-        sample.run(argparse.Namespace(**paths, reference_model=other, method="sft", recipe=json.dumps(SAMPLING)))
+        sample.run(argparse.Namespace(**paths, reference_model=other, run="sft", shots=0, recipe=json.dumps(SAMPLING)))
     out = sampled(task, tmp_path)
     score.run(
         argparse.Namespace(
@@ -128,7 +128,9 @@ def test_a_reference_policy_of_another_base(task: Task, other: Path, scorers: An
     given = {"candidates": out, "scores": tmp_path / "scores.parquet", "greedy": out, "prompts": task.prompts}
     with pytest.raises(UserError, match="EOS 40' is expected here"):
         best_of_n.run(
-            argparse.Namespace(**given, reference_model=other, n=1, recipe=COMPUTE, out=tmp_path / "b.parquet")
+            argparse.Namespace(
+                **given, reference_model=other, run="best", n=1, recipe=COMPUTE, out=tmp_path / "b.parquet"
+            )
         )
 
 

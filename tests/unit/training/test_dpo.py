@@ -13,10 +13,8 @@ import pytest
 import torch
 
 from prefopt.errors import UserError
-from prefopt.experiment.recipes import from_dict, from_json
-from prefopt.generation import sample
+from prefopt.experiment.recipes import from_json
 from prefopt.lm.models import load_policy, save_model, weights_hash
-from prefopt.runtime.usage import Usage
 from prefopt.store.tables import read_table, write_table
 from prefopt.training import dpo, loop, reference
 from tiny_task import Task, recipe
@@ -87,65 +85,6 @@ def test_dpo_learns_the_training_pairs_and_publishes(
     assert manifest["used"]["examples"] == 8 * 12
     assert weights_hash(arguments.out) != weights_hash(task.model)
     assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".lock"]
-
-
-@pytest.mark.parametrize(
-    ("total", "points", "steps"), [(6, 3, [0, 2, 4, 6]), (7, 2, [0, 4, 7]), (2, 5, [0, 1, 2]), (9, 1, [0, 9])]
-)
-def test_steps_are_sampled_evenly_from_the_reference_policy_to_the_last(
-    total: int, points: int, steps: list[int]
-) -> None:
-    assert dpo.sampled_steps(total, points) == steps
-
-
-def test_a_policy_is_sampled_by_step_from_its_reference_to_what_is_published(
-    task: Task, reference_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sampling = {"temperatures": [1.0], "stop": [], "n": 2, "max_new_tokens": 5, "token_budget": 64, "seed": 0}
-    sampling |= {"train_prompts": 0, "validation_prompts": 3, "test_prompts": 0, "dtype": "float32"}
-    arguments = argparse.Namespace(
-        by_step=json.dumps({"points": 2, "sampling": sampling}),
-        model=task.model,
-        data=task.preferences,
-        reference=reference_table,
-        prompts=task.prompts,
-        recipe=dpo_recipe(epochs=2, batch_size=6, learning_rate=1e-2, checkpoint_every=1),
-        work=tmp_path / "work",
-        out=tmp_path / "dpo",
-        samples=tmp_path / "samples.parquet",
-        metrics=tmp_path / "dpo.jsonl",
-    )
-    write, written = dpo.write_table, []
-
-    def stop_after_step_two(path: Path, *values: object, **facts: object) -> None:
-        write(path, *values, **facts)
-        written.append(path.name)
-        if written == ["samples_000000.parquet", "samples_000002.parquet"]:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(dpo, "write_table", stop_after_step_two)
-    with pytest.raises(KeyboardInterrupt):
-        dpo.run(arguments)
-    assert not arguments.samples.exists() and not arguments.out.exists()
-    dpo.run(arguments)
-    # The step at which the run was stopped was not yet saved; the reference policy is not sampled again.
-    assert written[2:] == ["samples_000002.parquet", "samples_000004.parquet", "samples.parquet"]
-    table = read_table(arguments.samples, "samples")
-    assert table["method"].drop_duplicates().tolist() == ["dpo_step_0", "dpo_step_2", "dpo_step_4"]
-    manifest = table.attrs["manifest"]
-    assert manifest["prompts"] == read_table(task.prompts, "prompts").attrs["manifest"]["content_hash"]
-    assert manifest["recipe"] == {"points": 2, "sampling": sampling}
-    prompts = sample.chosen_prompts(read_table(task.prompts, "prompts"), from_dict(sample.SampleRecipe, sampling))
-    assert prompts["prompt_id"].tolist() == ["p12", "p13", "p14"]
-    for step, folder in ((0, task.model), (4, arguments.out)):
-        policy, tokenizer = load_policy(folder)
-        usage = Usage("test", torch.device("cpu"), torch.float32)
-        values = (policy, tokenizer, prompts, f"dpo_step_{step}", from_dict(sample.SampleRecipe, sampling), usage)
-        expected = pd.DataFrame(sample.sample_rows(*values))
-        found = table[table["method"] == f"dpo_step_{step}"].reset_index(drop=True)
-        for column in ("prompt_id", "sample_index", "text"):
-            assert found[column].tolist() == expected[column].tolist()
-        assert found["logp"].tolist() == pytest.approx(expected["logp"].tolist(), abs=1e-4)
 
 
 def test_one_changed_weight_is_noticed(task: Task, reference_table: Path, tmp_path: Path) -> None:

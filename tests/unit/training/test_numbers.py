@@ -294,7 +294,7 @@ def test_a_classifiers_report_names_the_review(task: Task) -> None:
 
 def samples_table(rewards: list[float]) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = [
-        {"prompt_id": f"p{i // 2}", "sample_index": i % 2, "method": "sft", "temperature": 1.0, "split": "test"}
+        {"prompt_id": f"p{i // 2}", "sample_index": i % 2, "run": "sft", "temperature": 1.0, "split": "test"}
         | {"text": f"t{i}", "tokens": 1, "token_ids": np.array([i]), "finish_reason": "eos"}
         | {"logp": -1.0, "reference_logp": -1.0}
         for i in range(len(rewards))

@@ -162,6 +162,7 @@ def test_stage_runs_resumes_and_publishes(
             work=tmp_path / name / "work",
             out=tmp_path / name / "ppo",
             metrics=tmp_path / name / "ppo.jsonl",
+            by_step=None,
         )
 
     ppo.run(arguments("whole"))

@@ -41,7 +41,7 @@ def test_the_loss_is_a_mean_over_the_tokens_of_the_asked_completions(
 ) -> None:
     paths = {"work": tmp_path / "work", "out": tmp_path / "model", "metrics": tmp_path / "metrics.jsonl"}
     values = recipe(completion=completion, epochs=1, batch_size=6, evaluate_every=2, seed=seed)
-    sft.run(argparse.Namespace(model=task.model, data=getattr(task, data), **paths, recipe=values))
+    sft.run(argparse.Namespace(model=task.model, data=getattr(task, data), **paths, by_step=None, recipe=values))
     metrics = [json.loads(line) for line in paths["metrics"].read_text().splitlines()]
     table = read_table(getattr(task, data), data)
     logps = plain_logps(task, table, f"{completion}_ids")

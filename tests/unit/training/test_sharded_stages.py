@@ -90,7 +90,7 @@ def samples(task: Task, prompts: Path, tmp_path: Path) -> Path:
 
 
 def sampling(task: Task, prompts: Path, **values: Any) -> list[str]:
-    policy = ["--model", str(task.model), "--reference-model", str(task.model), "--method", "base"]
+    policy = ["--model", str(task.model), "--reference-model", str(task.model), "--run", "base"]
     return [*policy, "--prompts", str(prompts), "--recipe", json.dumps({**SAMPLING, **values})]
 
 

@@ -246,17 +246,17 @@ def run(args: argparse.Namespace) -> None:
     candidates = samples[[*_KEY, "split", "tokens"]].merge(scores, on=_KEY, validate="one_to_one")
     policy = Shape(**samples.attrs["manifest"]["shape"])
     tables = [curve_table(candidates, verdicts, lengths, policy, reward_model, recipe.n, recipe)]
-    tables[0]["method"] = samples["method"].iloc[0]
+    tables[0]["run"] = samples["run"].iloc[0]
     tables[0]["distinct_texts"] = tables[0]["temperature"].map(distinct_texts(samples))
     if args.one_sample is not None:
         samples, verdicts = _samples_and_verdicts(args.one_sample, args.one_sample_verdicts, prompts)
         policy = Shape(**samples.attrs["manifest"]["shape"])
         one = curve_table(samples.assign(reward=math.nan), verdicts, lengths, policy, reward_model, (1,), recipe)
-        method = str(samples["method"].iloc[0])
-        selected = one[one["temperature"] == select_temperatures(verdicts)[method]]
-        tables.append(selected.assign(method=method))
+        name = str(samples["run"].iloc[0])
+        selected = one[one["temperature"] == select_temperatures(verdicts)[name]]
+        tables.append(selected.assign(run=name))
     table = pd.concat(tables, ignore_index=True)
-    write_csv(args.out, table[["task", "method", *table.columns.drop(["task", "method"])]])
+    write_csv(args.out, table[["task", "run", *table.columns.drop(["task", "run"])]])
 
 
 def _samples_and_verdicts(

@@ -35,7 +35,7 @@ def best_of_n_figure(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, A
     """A row per task: win rate against N at each temperature, and against operations per prompt.
 
     Args:
-        table: curves as the stage `best_of_n_curve` wrote them. A task's first method is the policy that the
+        table: curves as the stage `best_of_n_curve` wrote them. A task's first run is the policy that the
             candidates are samples of; rows of another are its one sample: a level on the left, a point on the right.
         summaries: of each task's data, whose facts are written under the figure.
     """
@@ -98,8 +98,8 @@ def _note(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, Any]]) -> st
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) -> None:
-    own = rows["method"].iloc[0]
-    curves = rows[rows["method"] == own]
+    own = rows["run"].iloc[0]
+    curves = rows[rows["run"] == own]
     for temperature, curve in curves.groupby("temperature"):
         style = position_style(positions[temperature])
         ordered = curve.sort_values("n")
@@ -113,8 +113,8 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) 
             linewidth=1.5,
             label=f"Best of N, T = {temperature:g}",
         )
-    for _, one in rows[rows["method"] != own].iterrows():
-        label = f"{display_name(one['method'])}, one sample, T = {one['temperature']:g}"
+    for _, one in rows[rows["run"] != own].iterrows():
+        label = f"{display_name(one['run'])}, one sample, T = {one['temperature']:g}"
         spread = [[one["win_rate"] - one["ci_low"]], [one["ci_high"] - one["win_rate"]]]
         axes.errorbar(one[x], one["win_rate"], yerr=spread, color="black", marker="*", markersize=11, label=label)
         if x == "n":

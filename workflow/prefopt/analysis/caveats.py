@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +24,30 @@ def few_prompts(prompts: int) -> list[str]:
     return [f"Only {prompts} test prompts: this tries the machinery and is no result."]
 
 
-def equal_texts(samples: pd.DataFrame) -> list[str]:
-    """Sentences on methods that wrote one text for most prompts, and on methods that wrote the same texts.
+def equal_texts(samples: pd.DataFrame, choices: Collection[str] = ()) -> list[str]:
+    """Sentences on runs that wrote one text for most prompts, and on runs that wrote the same texts.
 
     Best-of-N at temperature 0 has one candidate, the reference policy's, and is passed over.
 
     Args:
-        samples: rows with method, temperature, prompt_id, text, of one split; the first sample of a prompt counts.
+        samples: rows with run, temperature, prompt_id, text, of one split; the first sample of a prompt counts.
+        choices: runs that are the best of N.
     """
-    first = samples.drop_duplicates(["method", "temperature", "prompt_id"])
-    first = first[~(first["method"].str.startswith("best_of_") & (first["temperature"] == 0))]
+    first = samples.drop_duplicates(["run", "temperature", "prompt_id"])
+    first = first[~(first["run"].isin(choices) & (first["temperature"] == 0))]
     alike: dict[str, list[str]] = {}
     shared: dict[str, list[str]] = {}
     for temperature, at in first.groupby("temperature"):
-        texts = at.pivot(index="prompt_id", columns="method", values="text")
+        texts = at.pivot(index="prompt_id", columns="run", values="text")
         same: dict[tuple[str, ...], list[str]] = {}
-        for method in dict.fromkeys(at["method"]):
-            column = texts[method]
+        for run in dict.fromkeys(at["run"]):
+            column = texts[run]
             if len(column.dropna()) > 1 and column.value_counts().iloc[0] > len(column.dropna()) / 2:
-                alike.setdefault(display_name(method), []).append(f"{temperature:g}")
-            same.setdefault(tuple(column), []).append(display_name(method))
-        for methods in same.values():
-            if len(methods) > 1:
-                shared.setdefault(" and ".join(methods), []).append(f"{temperature:g}")
+                alike.setdefault(display_name(run), []).append(f"{temperature:g}")
+            same.setdefault(tuple(column), []).append(display_name(run))
+        for names in same.values():
+            if len(names) > 1:
+                shared.setdefault(" and ".join(names), []).append(f"{temperature:g}")
     sentences = [
         f"{name} wrote one and the same text for most prompts at T = {', '.join(at)}." for name, at in alike.items()
     ]

@@ -1,4 +1,4 @@
-"""The stage `compute`: what each method cost, in training and for one answer, beside what it bought."""
+"""The stage `compute`: what each run cost, in training and for one answer, beside what it bought."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import pandas as pd
 
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
-from prefopt.experiment.methods import n_of, stages_of
 from prefopt.experiment.recipes import from_json
 from prefopt.store.files import read_json
 from prefopt.store.tables import read_csv, read_manifest, read_table
 
 COLUMNS = [
-    *("task", "method", "stage", "training_flops", "inference_flops_per_prompt", "generated_tokens"),
+    *("task", "run", "stage", "training_flops", "inference_flops_per_prompt", "generated_tokens"),
     *("models_resident", "wall_seconds", "device_seconds", "peak_memory_mib", "bought", "bought_low", "bought_high"),
     "bought_what",
 ]
@@ -26,9 +25,10 @@ COLUMNS = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComputeRecipe:
-    """The methods of each task with win rates, and the reference policy that they start from."""
+    """The runs of each task with win rates, and the reference policy that they start from."""
 
-    methods: dict[str, list[str]]
+    # Of each run its name `run`, the names `stages` of what is trained for it, and `n` where it is the best of N.
+    runs: dict[str, list[dict[str, Any]]]
     reference: dict[str, str]
     home: dict[str, str]  # the task whose models it samples
 
@@ -44,18 +44,18 @@ class Records:
     curves: pd.DataFrame
 
 
-def method_rows(task: str, method: str, records: Records, recipe: ComputeRecipe) -> Iterator[dict[str, Any]]:
+def run_rows(task: str, run: Mapping[str, Any], records: Records, recipe: ComputeRecipe) -> Iterator[dict[str, Any]]:
     """A row per stage, one of sampling an answer, and their total with what it bought.
 
     A model that is the user's own has no record, and then neither has the total.
     """
-    home = recipe.home[task]
+    home, name = recipe.home[task], run["run"]
     rows = []
-    for stage in stages_of(method, recipe.reference[home]):
+    for stage in run["stages"]:
         used = records.reference.get(home) if stage == "reference_logprobs" else records.models.get((home, stage))
         rows.append({"stage": stage, **_figures(used)})
-    sampling = _sampling(task, method, recipe.reference[home], records)
-    selected = records.win_rates.query("task == @task and method == @method and selected")
+    sampling = _sampling(task, run, recipe.reference[home], records)
+    selected = records.win_rates.query("task == @task and run == @name and selected")
     bought = (
         {
             "bought": selected["win_rate"].item(),
@@ -78,7 +78,7 @@ def method_rows(task: str, method: str, records: Records, recipe: ComputeRecipe)
         **bought,
     }
     for row in (*rows, sampling, total):
-        yield {"task": task, "method": method, **row}
+        yield {"task": task, "run": name, **row}
 
 
 def _figures(used: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -93,14 +93,14 @@ def _figures(used: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _sampling(task: str, method: str, reference: str, records: Records) -> dict[str, Any]:
+def _sampling(task: str, run: Mapping[str, Any], reference: str, records: Records) -> dict[str, Any]:
     """The row of the stage `sampling`: of one answer, at the mean over temperatures; of Best-of-N at the selected one.
 
     At temperature 0 all candidates are one, and Best-of-N is the reference policy's greedy answer.
     """
-    selected = records.win_rates.query("task == @task and method == @method and selected")
+    name, n = run["run"], run["n"]
+    selected = records.win_rates.query("task == @task and run == @name and selected")
     temperature = selected["temperature"].item() if len(selected) else None
-    n = n_of(method)
     if n and temperature != 0:
         own = records.curves[(records.curves["task"] == task) & (records.curves["n"] == n)]
         row = own[own["temperature"] == temperature].head(1)
@@ -116,7 +116,7 @@ def _sampling(task: str, method: str, reference: str, records: Records) -> dict[
             "device_seconds": _sum(both, "device_seconds"),
             "peak_memory_mib": max(part["peak_memory_mib"] or 0 for part in both),
         }
-    manifest = records.samples[task, reference if n else method]
+    manifest = records.samples[task, reference if n else name]
     used = _figures(manifest.get("used"))
     answers = manifest["rows"]
     return {
@@ -128,7 +128,7 @@ def _sampling(task: str, method: str, reference: str, records: Records) -> dict[
     }
 
 
-def run_rows(task: str, evaluations: Path) -> dict[str, Any]:
+def evaluated_row(task: str, evaluations: Path) -> dict[str, Any]:
     """The row of a run of the sentiment sweep, which bought the reward of its last checkpoint."""
     table = read_table(evaluations, "evaluations")
     manifest = table.attrs["manifest"]
@@ -137,7 +137,7 @@ def run_rows(task: str, evaluations: Path) -> dict[str, Any]:
     error = 1.96 * prompts.std() / len(prompts) ** 0.5
     return {
         "task": task,
-        "method": table["run"].iloc[0],
+        "run": table["run"].iloc[0],
         "stage": "frontier_run",
         **_figures(manifest["used"]),
         "bought": prompts.mean(),
@@ -157,7 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files = {"type": Path, "nargs": "*", "default": []}
     parser.add_argument("--models", help="model folders, results/models/TASK/NAME", **files)  # type: ignore[arg-type]
     parser.add_argument("--reference", help="tables results/logprobs/TASK/reference.parquet", **files)  # type: ignore[arg-type]
-    parser.add_argument("--samples", help="tables results/samples/TASK/METHOD.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--samples", help="tables results/samples/TASK/RUN.parquet", **files)  # type: ignore[arg-type]
     parser.add_argument("--candidates", help="results/candidates/TASK.parquet and TASK_scores.parquet", **files)  # type: ignore[arg-type]
     parser.add_argument("--win-rates", help="CSVs of win rates", **files)  # type: ignore[arg-type]
     parser.add_argument("--curves", help="CSVs of the best of N", **files)  # type: ignore[arg-type]
@@ -177,16 +177,11 @@ def run(args: argparse.Namespace) -> None:
         models={(path.parent.name, path.name): _used(path) for path in args.models},
         reference={path.parent.name: read_manifest(path)["used"] for path in args.reference},
         samples=samples,
-        win_rates=_joined(args.win_rates, ["task", "method", "temperature", "selected", "win_rate"]),
+        win_rates=_joined(args.win_rates, ["task", "run", "temperature", "selected", "win_rate"]),
         curves=_joined(args.curves, ["task", "n", "temperature", "flops", "generated_tokens"]),
     )
-    rows = [
-        row
-        for task, methods in recipe.methods.items()
-        for name in methods
-        for row in method_rows(task, name, records, recipe)
-    ]
-    rows += [run_rows(path.parent.name, path) for path in args.runs]
+    rows = [row for task, runs in recipe.runs.items() for one in runs for row in run_rows(task, one, records, recipe)]
+    rows += [evaluated_row(path.parent.name, path) for path in args.runs]
     write_csv(args.out, pd.DataFrame(rows).reindex(columns=COLUMNS))
 
 

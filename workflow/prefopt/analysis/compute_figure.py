@@ -16,10 +16,11 @@ from matplotlib.ticker import NullFormatter, PercentFormatter
 
 from prefopt.analysis.caveats import caveats_of, data_notes, read_facts
 from prefopt.analysis.style import (
+    LineStyle,
     annotate,
     display_name,
     figure_style,
-    line_style,
+    line_styles,
     reference_name,
     save,
     task_name,
@@ -36,9 +37,9 @@ def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any
         manifests: of each task's win rates, whose facts are written under the figure.
     """
     totals = table[(table["stage"] == "total") & table["bought"].notna()]
-    tasks = list(dict.fromkeys(totals["task"]))
+    tasks, styles = list(dict.fromkeys(totals["task"])), line_styles(totals["run"])
     if not tasks:
-        raise UserError("No method has a win rate: run the stage `win_rates`.")
+        raise UserError("No run has a win rate: run the stage `win_rates`.")
     with figure_style():
         figure, panels = plt.subplots(
             len(tasks), 2, figsize=(8.4, 2.6 * len(tasks) + 1.3), squeeze=False, sharey="row", layout="constrained"
@@ -46,8 +47,8 @@ def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any
         handles: dict[str, Any] = {}
         for (left, right), task in zip(panels, tasks, strict=True):
             rows = totals[totals["task"] == task]
-            handles |= _draw(left, rows, "training_flops")
-            handles |= _draw(right, rows, "inference_flops_per_prompt")
+            handles |= _draw(left, rows, "training_flops", styles)
+            handles |= _draw(right, rows, "inference_flops_per_prompt", styles)
             kind = " (synthetic records)" if manifests[task]["synthetic"] else ""
             left.set_title(f"{task_name(task)}{kind}", loc="left", fontweight="bold")
             left.set_ylabel(f"Win rate against\n{reference_name(task)}")
@@ -71,20 +72,19 @@ def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> s
     ]
     confidence = manifests[tasks[0]]["recipe"]["confidence"]
     parts.append(
-        f"Each method at the temperature chosen on validation prompts; bars: {confidence:.0%} intervals over prompts. Training "
-        f"counts every stage after the base; a method that trains nothing is on the right only. Best-of-N's answer holds "
+        f"Each run at the temperature chosen on validation prompts; bars: {confidence:.0%} intervals over prompts. Training "
+        f"counts every stage after the base; a run that trains nothing is on the right only. Best-of-N's answer holds "
         f"all N candidates and their scores."
     )
     facts = [{**manifests[task], "warnings": manifests[task]["data_warnings"]} for task in tasks]
     return " ".join([*parts, *data_notes(facts, judges)])
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> dict[str, Any]:
-    """Draws the methods that have this cost; one that was not trained has none of training."""
+def _draw(axes: Axes, rows: pd.DataFrame, x: str, styles: Mapping[str, LineStyle]) -> dict[str, Any]:
+    """Draws the runs that have this cost; one that was not trained has none of training."""
     handles: dict[str, Any] = {}
     for _, row in rows[rows[x].fillna(0) > 0].iterrows():
-        style = line_style(str(row["method"]))
-        name = display_name(str(row["method"]))
+        style, name = styles[row["run"]], display_name(str(row["run"]))
         spread = [[row["bought"] - row["bought_low"]], [row["bought_high"] - row["bought"]]]
         handles[name] = axes.errorbar(
             *(row[x], row["bought"]),
@@ -96,7 +96,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str) -> dict[str, Any]:
         )
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    # Whole decades, so that methods that cost alike look alike.
+    # Whole decades, so that runs that cost alike look alike.
     low, high = axes.get_xlim()
     axes.set_xlim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
     return handles

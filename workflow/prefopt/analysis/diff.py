@@ -19,7 +19,7 @@ _KEYS = (
     *("opponent_temperature", "n", "step", "seed", "conservativeness", "beta", "texts", "bin"),
 )
 # Tables whose rows are named by less than all of these.
-_KEYS_OF = {"winrates": ("task", "method", "temperature"), "comparisons": ("task", "method", "opponent")}
+_KEYS_OF = {"winrates": ("task", "run", "temperature"), "comparisons": ("task", "run", "opponent")}
 
 
 def parameters(folder: Path) -> dict[str, Any]:

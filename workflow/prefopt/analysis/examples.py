@@ -1,4 +1,4 @@
-"""The stage `examples`: some test prompts with every method's text side by side, for a person to read."""
+"""The stage `examples`: some test prompts with every run's text side by side, for a person to read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ExamplesRecipe:
     """Which prompts are shown."""
 
     task: str
-    methods: tuple[str, ...]
+    runs: tuple[str, ...]
     count: int
     seed: int
     max_characters: int  # of a prompt or a text that is shown
@@ -43,7 +43,7 @@ def examples_page(
     recipe: ExamplesRecipe,
     note: str = "",
 ) -> str:
-    """A Markdown page: for each chosen test prompt its text, the reference and each method's text and verdict.
+    """A Markdown page: for each chosen test prompt its text, the reference and each run's text and verdict.
 
     Everything that a person, a model or a judge wrote is escaped, so that it shows as it is and nothing in it is
     taken for markup.
@@ -51,31 +51,31 @@ def examples_page(
     Args:
         prompts: rows of the prompts table.
         texts: rows of samples joined with their verdicts (text, tokens, outcome, reply, finish_reason).
-        selected: each method's temperature.
+        selected: each run's temperature.
         recipe: which and how many.
         note: a sentence under the title, in Markdown.
 
     Raises:
-        UserError: no test prompt has a text of every method.
+        UserError: no test prompt has a text of every run.
     """
     shown = pd.concat(
         [
             texts[
-                (texts["method"] == m) & (texts["temperature"] == selected[m]) & (texts["split"] == "test")
+                (texts["run"] == run) & (texts["temperature"] == selected[run]) & (texts["split"] == "test")
             ].sort_values("sample_index")
-            for m in recipe.methods
+            for run in recipe.runs
         ]
-    ).drop_duplicates(["method", "prompt_id"])
+    ).drop_duplicates(["run", "prompt_id"])
     counts = shown.groupby("prompt_id").size()
-    complete = sorted(counts[counts == len(recipe.methods)].index, key=lambda i: stable_hash([recipe.seed, i]))
+    complete = sorted(counts[counts == len(recipe.runs)].index, key=lambda i: stable_hash([recipe.seed, i]))
     if not complete:
-        raise UserError("No test prompt has a text of every method: sample and judge them again.")
+        raise UserError("No test prompt has a text of every run: sample and judge them again.")
     by_id = prompts.set_index("prompt_id")
     chosen = complete[: recipe.count]
     lines = [
         f"# {escape_markdown(recipe.task)}: examples",
         "",
-        f"{len(chosen)} of {len(complete)} test prompts, drawn with seed {recipe.seed}; each method at the "
+        f"{len(chosen)} of {len(complete)} test prompts, drawn with seed {recipe.seed}; each run at the "
         f"temperature chosen on validation prompts. {note}".strip(),
     ]
     limit = recipe.max_characters
@@ -85,12 +85,12 @@ def examples_page(
         # Behind the word in bold no character begins a line, where it could make a heading or a list.
         lines += [f"> **Prompt.** {escape_markdown(shorten(str(prompt['prompt']), limit))}", ""]
         lines += ["| writer | text | tokens | verdict |", "| --- | --- | ---: | --- |"]
-        of_prompt = shown[shown["prompt_id"] == prompt_id].set_index("method")
+        of_prompt = shown[shown["prompt_id"] == prompt_id].set_index("run")
         reference_tokens = int(of_prompt["reference_tokens"].iloc[0])
         lines.append(_row("**Reference**", str(prompt["reference"]), reference_tokens, "", limit))
-        for method in recipe.methods:
-            row = of_prompt.loc[method]
-            writer = f"{escape_markdown(display_name(method))} (T = {selected[method]:g})"
+        for run in recipe.runs:
+            row = of_prompt.loc[run]
+            writer = f"{escape_markdown(display_name(run))} (T = {selected[run]:g})"
             verdict = f"{_VERDICTS[str(row['outcome'])]} ({escape_markdown(shorten(str(row['reply']), limit))})"
             if row["finish_reason"] == "length":
                 verdict += "; cut at the length limit"
@@ -113,8 +113,8 @@ def shorten(text: str, limit: int) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `examples`."""
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
-    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables, one a method")
-    parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a method")
+    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables, one a run")
+    parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a run")
     parser.add_argument("--win-rates", required=True, type=Path, help="CSV of the stage `win_rates`")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="Markdown page that is made")
@@ -125,8 +125,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(ExamplesRecipe, args.recipe)
     table = read_win_rates(args.win_rates)
     chosen = table[table["selected"]]
-    selected = dict(zip(chosen["method"], chosen["temperature"].astype(float), strict=True))
-    if missing := sorted(set(recipe.methods) - set(selected)):
+    selected = dict(zip(chosen["run"], chosen["temperature"].astype(float), strict=True))
+    if missing := sorted(set(recipe.runs) - set(selected)):
         raise UserError(f"{args.win_rates} has no row of {missing[0]!r}: run the stage `win_rates` again.")
     write_text(
         args.out,

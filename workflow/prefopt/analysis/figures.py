@@ -1,4 +1,4 @@
-"""The stage `win_rate_figure`: win rate against sampling temperature, a line per method with its intervals."""
+"""The stage `win_rate_figure`: win rate against sampling temperature, a line per run with its intervals."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.caveats import caveats_of, data_notes
-from prefopt.analysis.style import display_name, figure_style, line_style, reference_name, save, task_name
+from prefopt.analysis.style import LineStyle, display_name, figure_style, line_styles, reference_name, save, task_name
 from prefopt.errors import UserError
 from prefopt.store.files import read_json
 from prefopt.store.tables import read_csv
 
-_DODGE = 0.07  # of the smallest step between temperatures, between neighbouring methods
+_DODGE = 0.07  # of the smallest step between temperatures, between neighbouring runs
 
 
 def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
@@ -32,19 +32,19 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
         manifest: its manifest; judge, prompts, what is synthetic, what was lost and what takes from the weight of the
             numbers are written on the figure.
     """
-    methods = list(dict.fromkeys(table["method"]))
+    styles = line_styles(table["run"])
     temperatures = sorted(set(table["temperature"]))
     step = min((b - a for a, b in itertools.pairwise(temperatures)), default=0.25)
     with figure_style():
         figure, axes = plt.subplots(figsize=(6.8, 4.6))
         top = min(1.04, max(0.6, table["ci_high"].max() + 0.04))
         ends = []
-        for position, method in enumerate(methods):
-            rows = table[table["method"] == method].sort_values("temperature")
-            shift = (position - (len(methods) - 1) / 2) * _DODGE * step
-            _draw_method(axes, rows, shift, position)
+        for position, (run, style) in enumerate(styles.items()):
+            rows = table[table["run"] == run].sort_values("temperature")
+            shift = (position - (len(styles) - 1) / 2) * _DODGE * step
+            _draw_run(axes, rows, shift, style)
             last = rows.iloc[-1]
-            ends.append((float(last["win_rate"]), float(last["temperature"] + shift), method, position))
+            ends.append((float(last["win_rate"]), float(last["temperature"] + shift), display_name(run), style))
         axes.axhline(0.5, color="#444444", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
         left, right = temperatures[0] - 0.4 * step, temperatures[-1] + 0.45 * step
         axes.set_xlim(left, right)
@@ -83,7 +83,7 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
     task = str(table["task"].iloc[0])
     parts = [
         f"Judge: {manifest['judge']}. {manifest['test_prompts']} test prompts.",
-        f"Bars: {confidence:.0%} intervals over prompts; thin lines: for all temperatures of a method at once. Filled "
+        f"Bars: {confidence:.0%} intervals over prompts; thin lines: for all temperatures of a run at once. Filled "
         f"marker: the temperature chosen on validation prompts. Dashed: as good as {reference_name(task)}.",
     ]
     if (invalid := int(table["invalid"].sum())) > 0:
@@ -127,7 +127,7 @@ def read_win_rates(path: str | Path) -> pd.DataFrame:
         UserError: it is missing, empty, or lacks a column.
     """
     table = read_csv(path)
-    needed = ["task", "method", "temperature", "selected", "win_rate", "ci_low", "ci_high", "band_low", "band_high"]
+    needed = ["task", "run", "temperature", "selected", "win_rate", "ci_low", "ci_high", "band_low", "band_high"]
     needed += ["flip_rate", "invalid"]
     if missing := [column for column in needed if column not in table.columns]:
         raise UserError(f"{path} lacks the column {missing[0]!r}: run the stage `win_rates` again.")
@@ -136,8 +136,7 @@ def read_win_rates(path: str | Path) -> pd.DataFrame:
     return table
 
 
-def _draw_method(axes: Axes, rows: pd.DataFrame, shift: float, position: int) -> None:
-    style = line_style(str(rows["method"].iloc[0]), position)
+def _draw_run(axes: Axes, rows: pd.DataFrame, shift: float, style: LineStyle) -> None:
     x, y = rows["temperature"] + shift, rows["win_rate"]
     axes.vlines(x, rows["band_low"], rows["band_high"], color=style.color, linewidth=0.5, alpha=0.55, zorder=2)
     axes.vlines(x, rows["ci_low"], rows["ci_high"], color=style.color, linewidth=1.4, alpha=0.55, zorder=2)
@@ -156,19 +155,18 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, shift: float, position: int) ->
         )
 
 
-def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, int]], right: float) -> None:
+def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, LineStyle]], right: float) -> None:
     """Each line's name beside its last point, moved apart where names would touch."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.058
     heights: list[float] = []
-    ordered = sorted(end for end in ends if end[0] == end[0])
+    ordered = sorted((end for end in ends if end[0] == end[0]), key=lambda end: end[:3])
     for y, *_ in ordered:
         heights.append(max(y, heights[-1] + gap) if heights else max(y, low + gap / 2))
     # Pushed up only, the names would drift above their lines: centre each touching run on its lines.
     heights = _centre_runs([y for y, *_ in ordered], heights, gap)
     span = right - axes.get_xlim()[0]
-    for (y, x, method, position), height in zip(ordered, heights, strict=True):
-        style = line_style(method, position)
+    for (y, x, name, style), height in zip(ordered, heights, strict=True):
         axes.plot(
             [x + 0.012 * span, right + 0.012 * span],
             [y, height],
@@ -188,7 +186,7 @@ def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, int]], righ
             linestyle="none",
         )
         axes.text(
-            *(right + 0.05 * span, height, display_name(method)),
+            *(right + 0.05 * span, height, name),
             color=style.color,
             va="center_baseline",
             clip_on=False,

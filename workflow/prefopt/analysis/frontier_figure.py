@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import norm
 
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
-from prefopt.analysis.style import annotate, display_name, figure_style, line_style, save, task_name
+from prefopt.analysis.style import annotate, display_name, figure_style, line_styles, save, task_name
 from prefopt.errors import UserError
 from prefopt.experiment.methods import METHODS, swept
 from prefopt.experiment.recipes import from_json
@@ -119,7 +119,7 @@ def marker_sizes(method: str, conservativeness: pd.Series) -> dict[float, float]
 
 def _draw_method(axes: Axes, rows: pd.DataFrame, method: str) -> tuple[Any, ...]:
     """Draws a method's checkpoints and its frontier; returns a handle of the legend for each size of marker."""
-    style = line_style(method)
+    style = line_styles(swept())[method]
     line = rows[rows["on_frontier"]].sort_values("kl")
     axes.errorbar(
         *(line["kl"], line["reward"]),

@@ -28,7 +28,7 @@ class AgreementRecipe:
 
 
 def agreement_table(verdicts: pd.DataFrame, recipe: AgreementRecipe) -> pd.DataFrame:
-    """A row for each pair of judges of a task and each method, and one over all methods.
+    """A row for each pair of judges of a task and each run, and one over all runs.
 
     Args:
         verdicts: settled verdicts with the columns task and judge_name; only what both judges of a pair have
@@ -36,7 +36,7 @@ def agreement_table(verdicts: pd.DataFrame, recipe: AgreementRecipe) -> pd.DataF
         recipe: confidence and seed.
 
     Returns:
-        task, method, judge_a, judge_b, n, agreement, ci_low, ci_high, kappa, kappa_low, kappa_high, win_rate_a,
+        task, run, judge_a, judge_b, n, agreement, ci_low, ci_high, kappa, kappa_low, kappa_high, win_rate_a,
         win_rate_b, tie_rate_a, tie_rate_b, identity_a, identity_b, seed.
     """
     rows = []
@@ -46,15 +46,15 @@ def agreement_table(verdicts: pd.DataFrame, recipe: AgreementRecipe) -> pd.DataF
             both = sides[0].merge(sides[1], on=KEY, suffixes=("_a", "_b"), validate="one_to_one")
             both = both[(both["outcome_a"] != "invalid") & (both["outcome_b"] != "invalid")]
             identities = {f"identity_{side}": rows_["judge"].iloc[0] for side, rows_ in zip("ab", sides, strict=True)}
-            methods = both["method"].drop_duplicates().tolist()
-            for method in ["all", *methods] if len(methods) > 1 else methods:
+            runs = both["run"].drop_duplicates().tolist()
+            for run in ["all", *runs] if len(runs) > 1 else runs:
                 rows.append(
                     {
                         "task": task,
-                        "method": method,
+                        "run": run,
                         "judge_a": a,
                         "judge_b": b,
-                        **agreement_figures(both if method == "all" else both[both["method"] == method], recipe),
+                        **agreement_figures(both if run == "all" else both[both["run"] == run], recipe),
                         **identities,
                         "seed": recipe.seed,
                     }

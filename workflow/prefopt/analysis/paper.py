@@ -20,9 +20,9 @@ from prefopt.store.tables import read_csv
 NUMBERS = Path(__file__).with_name("paper_numbers.yaml")
 _HEAD = """# The paper's numbers and their counterparts here
 
-Printed by Rafailov et al. (2023), not read off a figure. A counterpart has the paper's method and temperature, on the
-test prompts of this run with its own judge; an empty cell has none. The last column says at which scale it was obtained:
-numbers of different scales are not measurements of one thing.
+Printed by Rafailov et al. (2023), not read off a figure. A counterpart is the run that is called as the paper's method, at
+its temperature, on the test prompts here with the task's own judge; an empty cell has none. The last column says at which
+scale it was obtained: numbers of different scales are not measurements of one thing.
 
 | where | what | paper | here [95% interval] | scale here |
 | --- | --- | --- | --- | --- |
@@ -43,7 +43,7 @@ def counterpart(entry: dict[str, Any], win_rates: dict[str, pd.DataFrame], human
     table = win_rates.get(entry.get("task", ""))
     if table is None or "method" not in entry:
         return ""
-    rows = table[(table["method"] == entry["method"]) & (table["temperature"] == entry["temperature"])]
+    rows = table[(table["run"] == entry["method"]) & (table["temperature"] == entry["temperature"])]
     if rows.empty:
         return ""
     return _shown(*rows.iloc[0][["win_rate", "ci_low", "ci_high"]])

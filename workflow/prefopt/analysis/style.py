@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from prefopt.experiment.methods import METHODS, method_of, n_of, section_of
+from prefopt.experiment.methods import METHODS, n_of
 from prefopt.experiment.tasks import TASKS
 from prefopt.store.files import atomic_path
 
@@ -73,13 +75,13 @@ def reference_name(task: str) -> str:
     return TASKS[task].reference if task in TASKS else "the reference"
 
 
-def display_name(method: str) -> str:
-    """The method's name for a reader: "best_of_128" becomes "Best of 128"."""
-    if n := n_of(method):
+def display_name(run: str) -> str:
+    """A run's name for a reader: "best_of_128" becomes "Best of 128"; a name of the user's own stays as it is."""
+    if of_step := re.fullmatch(r"(.+)_step_([0-9]+)", run):
+        return f"{display_name(of_step[1])} after {of_step[2]} steps"
+    if n := n_of(run):
         return f"Best of {n}"
-    if method.startswith("dpo_step_"):
-        return f"DPO after {method.removeprefix('dpo_step_')} steps"
-    return METHODS[method].label if method in METHODS else _MODELS.get(method, method)
+    return METHODS[run].label if run in METHODS else _MODELS.get(run, run)
 
 
 def position_style(position: int) -> LineStyle:
@@ -89,12 +91,19 @@ def position_style(position: int) -> LineStyle:
     return LineStyle(color.color, marker.marker, dashes.dashes)
 
 
-def line_style(method: str, position: int = 0) -> LineStyle:
-    """A method's style, the same in every figure; an unknown method takes one by its position."""
-    known = section_of(method) in METHODS
-    return position_style(
-        method_of(method).style if known else 1 + max(one.style for one in METHODS.values()) + position
-    )
+def line_styles(runs: Iterable[str]) -> dict[str, LineStyle]:
+    """A style for each run of a figure, no two alike for forty of them.
+
+    A run that is called as its method has the method's, the same in every figure; others take, in their order, those
+    that no method has.
+    """
+    further = itertools.count(1 + max(method.style for method in METHODS.values()))
+    places: dict[str, int] = {}
+    for run in dict.fromkeys(runs):
+        method = METHODS.get("best_of_n" if n_of(run) else run)
+        free = method is not None and method.style not in places.values()
+        places[run] = method.style if method and free else next(further)
+    return {run: position_style(place) for run, place in places.items()}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pandas as pd
 from prefopt.errors import UserError
 from prefopt.store.tables import read_table
 
-KEY = ["method", "prompt_id", "temperature", "sample_index"]  # of a judged sample
+KEY = ["run", "prompt_id", "temperature", "sample_index"]  # of a judged sample
 SCORE = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
@@ -55,23 +55,23 @@ def settle(verdicts: pd.DataFrame, key: list[str]) -> pd.DataFrame:
 
 
 def select_temperatures(verdicts: pd.DataFrame) -> dict[str, float]:
-    """Each method's temperature by its win rate on the validation prompts; equal ones: the lower.
+    """Each run's temperature by its win rate on the validation prompts; equal ones: the lower.
 
     Raises:
-        UserError: a method has no verdict on validation prompts.
+        UserError: a run has no verdict on validation prompts.
     """
     selected = {}
-    for method, rows in verdicts.groupby("method"):
+    for run, rows in verdicts.groupby("run"):
         if rows["temperature"].nunique() == 1:
-            selected[str(method)] = float(rows["temperature"].iloc[0])
+            selected[str(run)] = float(rows["temperature"].iloc[0])
             continue
         validation = rows[rows["split"] == "validation"]
         if set(validation["temperature"]) != set(rows["temperature"]):
             raise UserError(
-                f"The method {method!r} lacks verdicts on validation prompts at some temperature, so that its "
+                f"The run {run!r} lacks verdicts on validation prompts at some temperature, so that its "
                 f"temperature cannot be chosen: raise the task's evaluation.validation_prompts."
             )
         rates = validation["outcome"].map(SCORE).groupby(validation["temperature"]).mean().fillna(-1.0)
         # The first of equal rates, and they are sorted by temperature.
-        selected[str(method)] = float(rates.index.to_numpy()[rates.to_numpy().argmax()])
+        selected[str(run)] = float(rates.index.to_numpy()[rates.to_numpy().argmax()])
     return selected

@@ -1,4 +1,4 @@
-"""The stage `win_rate_by_step`: DPO's win rate over training steps at each temperature (Fig. 3, right)."""
+"""The stage `win_rate_by_step`: the win rate of runs over training steps at each temperature (Fig. 3, right)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts
-from prefopt.analysis.style import annotate, figure_style, position_style, reference_name, save, task_name
+from prefopt.analysis.style import annotate, display_name, figure_style, position_style, reference_name, save, task_name
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import read_verdicts
 from prefopt.analysis.win_rates import tally
@@ -25,34 +25,34 @@ from prefopt.store.tables import read_table
 
 logger = logging.getLogger(__name__)
 
-_METHOD = "dpo_step_"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByStepTableRecipe:
-    """The task, and the confidence of the intervals."""
+    """The task, its runs that were sampled while they trained, and the confidence of the intervals."""
 
     task: str
+    runs: tuple[str, ...]
     confidence: float
 
 
 def step_table(verdicts: pd.DataFrame, recipe: ByStepTableRecipe) -> pd.DataFrame:
-    """A row per step and temperature, on the test prompts.
+    """A row per run, step and temperature, on the test prompts.
 
     Args:
-        verdicts: verdicts table, whose methods are "dpo_step_" and a number of steps.
-        recipe: task and confidence.
+        verdicts: verdicts tables, whose runs are a run's name, "_step_" and a number of steps.
+        recipe: task, runs and confidence.
 
     Raises:
-        UserError: another method is among them.
+        UserError: another run is among them.
     """
     test = verdicts[verdicts["split"] == "test"]
-    if odd := sorted(method for method in set(test["method"]) if not method.startswith(_METHOD)):
-        raise UserError(f"The verdicts hold the method {odd[0]!r}, which is no step of DPO: pass those of its steps.")
-    steps = test["method"].str.removeprefix(_METHOD).astype(int)
+    names = test["run"].str.rpartition("_step_")
+    if odd := sorted(set(test["run"][~names[0].isin(recipe.runs)])):
+        raise UserError(f"The verdicts hold the run {odd[0]!r}, which is no step of {' or '.join(recipe.runs)}.")
     rows = [
         {
             "task": recipe.task,
+            "run": run,
             "step": step,
             "temperature": temperature,
             **tally(group, recipe.confidence),
@@ -61,13 +61,14 @@ def step_table(verdicts: pd.DataFrame, recipe: ByStepTableRecipe) -> pd.DataFram
             "confidence": recipe.confidence,
             "judge": group["judge"].iloc[0],
         }
-        for (step, temperature), group in test.groupby([steps.rename("step"), "temperature"])
+        for (run, step, temperature), group in test.groupby([names[0], names[2].astype(int), "temperature"])
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.sort_values("run", key=lambda column: column.map(recipe.runs.index), kind="stable", ignore_index=True)
 
 
 def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequence[str]) -> Figure:
-    """Win rate against training steps, a line and a band per temperature.
+    """Win rate against training steps, a line and a band per run and temperature.
 
     Args:
         table: see `step_table`.
@@ -78,7 +79,7 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
     with figure_style():
         figure, axes = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
         axes.axhline(0.5, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
-        for position, (temperature, rows) in enumerate(table.groupby("temperature")):
+        for position, ((run, temperature), rows) in enumerate(table.groupby(["run", "temperature"], sort=False)):
             style = position_style(position)
             axes.fill_between(rows["step"], rows["ci_low"], rows["ci_high"], color=style.color, alpha=0.13, linewidth=0)
             axes.plot(
@@ -88,17 +89,18 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
                 marker=style.marker,
                 markersize=4.5,
                 linewidth=1.5,
-                label=f"DPO, T = {temperature:g}",
+                label=f"{display_name(str(run))}, T = {temperature:g}",
             )
         kind = " (synthetic records)" if summary["synthetic"] else ""
-        axes.set_title(f"{task_name(task)}: DPO while it trains{kind}", loc="left", fontweight="bold")
-        axes.set_xlabel("Training steps (0 is the reference policy)")
+        names = " and ".join(display_name(run) for run in dict.fromkeys(table["run"]))
+        axes.set_title(f"{task_name(task)}: {names} while training{kind}", loc="left", fontweight="bold")
+        axes.set_xlabel("Training steps (0 is where training starts)")
         axes.set_ylabel(f"Win rate against {reference_name(task)}")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         note = (
             f"Judge: {judge}. {prompts_note(table['prompts'].tolist())} Bands: {table['confidence'].iloc[0]:.0%} intervals "
-            f"over prompts, of this one training. Dotted: as good as {reference_name(task)}."
+            f"over prompts, of one training each. Dotted: as good as {reference_name(task)}."
         )
         annotate(figure, " ".join([note, *data_notes([{**summary, "task": task}], {task: judge})]), caveats)
         plt.close(figure)
@@ -107,8 +109,10 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `win_rate_by_step`."""
-    parser.add_argument("--verdicts", required=True, type=Path, help="verdicts on DPO's samples at each step")
-    parser.add_argument("--samples", required=True, type=Path, help="these samples")
+    parser.add_argument(
+        "--verdicts", required=True, type=Path, nargs="+", help="verdicts on a run's samples at each step"
+    )
+    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="these samples")
     parser.add_argument("--summary", required=True, type=Path, help="summary of the data, JSON")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--table", required=True, type=Path, help="CSV that is made")
@@ -117,8 +121,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the table and draws it."""
-    table = step_table(read_verdicts(args.verdicts), from_json(ByStepTableRecipe, args.recipe))
-    samples = read_table(args.samples, "samples")
+    verdicts = pd.concat([read_verdicts(path) for path in args.verdicts], ignore_index=True)
+    table = step_table(verdicts, from_json(ByStepTableRecipe, args.recipe))
+    samples = pd.concat([read_table(path, "samples") for path in args.samples], ignore_index=True)
     caveats = [*few_prompts(int(table["prompts"].min())), *equal_texts(samples[samples["split"] == "test"])]
     for caveat in caveats:
         logger.warning("warning: %s", caveat)

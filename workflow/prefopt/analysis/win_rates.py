@@ -25,7 +25,6 @@ from prefopt.analysis.statistics import (
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts, select_temperatures
 from prefopt.errors import UserError
-from prefopt.experiment.methods import n_of
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.store.files import sha256_of_file, write_text
 from prefopt.store.tables import read_table
@@ -33,7 +32,7 @@ from prefopt.store.tables import read_table
 logger = logging.getLogger(__name__)
 
 COLUMNS = [
-    *("task", "method", "temperature", "selected", "n", "wins", "losses", "ties", "invalid", "win_rate"),
+    *("task", "run", "method", "temperature", "selected", "n", "wins", "losses", "ties", "invalid", "win_rate"),
     *("ci_low", "ci_high", "band_low", "band_high", "if_invalid_lose", "if_invalid_win"),
     *("first_position_rate", "flip_rate", "mean_tokens", "reference_mean_tokens", "n_longer", "longer_win_rate"),
     *("n_shorter", "shorter_win_rate", "length_controlled_win_rate", "well_formed", "kl_to_reference"),
@@ -47,19 +46,19 @@ JUDGE_COLUMNS = [
 _CHAT = ("template", "served_models", "cost_usd", "repeated")  # what is known of a chat judge
 
 _SELECTION = (
-    "Each method's temperature is the one with the highest win rate on the validation prompts (equal: the lower "
+    "Each run's temperature is the one with the highest win rate on the validation prompts (equal: the lower "
     "temperature); all figures of the table are on the test prompts."
 )
 _WIN_RATE = (
     "(wins + ties / 2) / (n - invalid). The interval is Wilson's over prompts, with the effective number of prompts "
     "where there are ties or several samples a prompt; it holds the trained models fixed. band_low and band_high hold "
-    "all of a method's temperatures at once (max-T bootstrap over prompts). if_invalid_lose and if_invalid_win count "
+    "all of a run's temperatures at once (max-T bootstrap over prompts). if_invalid_lose and if_invalid_win count "
     "every invalid verdict as a loss and as a win."
 )
 _ORDER = (
     "first_position_rate: of the verdicts that name a winner, the share won by the text that was shown first. "
     "flip_rate: of the pairs shown in both orders, the share whose two verdicts disagree; such a pair is a tie. "
-    "self_agreement: of the pairs judged once more, over all methods, the share with the same verdict."
+    "self_agreement: of the pairs judged once more, over all runs, the share with the same verdict."
 )
 _LENGTH = (
     "longer_win_rate and shorter_win_rate: among completions with more and with fewer tokens than the reference. "
@@ -75,7 +74,7 @@ _BOUND = (
     "between their sampling distribution and the reference at temperature 1 (zero at temperature 1)."
 )
 _COMPARISON = (
-    "Methods at their selected temperatures on the same test prompts: BCa bootstrap over prompts, two-sided p of "
+    "Runs at their selected temperatures on the same test prompts: BCa bootstrap over prompts, two-sided p of "
     "the sign-flip permutation test, p_holm adjusted over the rows of the file."
 )
 
@@ -87,24 +86,26 @@ class WinRatesRecipe:
     task: str
     confidence: float
     seed: int
-    methods: tuple[str, ...]  # in the order of the table
-    opponents: tuple[str, ...]  # of the paired comparisons; those that are no methods of the table are left out
+    runs: tuple[str, ...]  # in the order of the table
+    methods: dict[str, str]  # of each run
+    n: dict[str, int]  # of each run that is the best of N
+    opponents: tuple[str, ...]  # runs that every other is compared with
     judge: dict[str, Any]
 
 
 def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRatesRecipe) -> pd.DataFrame:
-    """A row per method and temperature on the test prompts, with the columns `COLUMNS`.
+    """A row per run and temperature on the test prompts, with the columns `COLUMNS`.
 
     Args:
-        verdicts: rows of verdict tables, all methods, splits validation and test.
+        verdicts: rows of verdict tables, all runs, splits validation and test.
         samples: rows of samples tables that the verdicts are about.
-        recipe: task, methods, confidence, seed.
+        recipe: task, runs, confidence, seed.
 
     Raises:
-        UserError: a method has no verdicts, the rows are not all on the same test prompts, or a verdict has no
+        UserError: a run has no verdicts, the rows are not all on the same test prompts, or a verdict has no
             sample.
     """
-    _check(verdicts, recipe.methods)
+    _check(verdicts, recipe.runs)
     ratios = samples[KEY].assign(log_ratio=samples["logp"].astype(float) - samples["reference_logp"].astype(float))
     joined = verdicts.merge(ratios, on=KEY, how="left", validate="one_to_one", indicator=True)
     if len(orphans := joined[joined["_merge"] != "both"]):
@@ -112,17 +113,18 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
     selected = select_temperatures(verdicts)
     test = joined[joined["split"] == "test"]
     rows = []
-    for method in recipe.methods:
-        of_method = test[test["method"] == method]
-        bands = temperature_bands(of_method, recipe.confidence, recipe.seed)
-        for temperature in sorted(of_method["temperature"].unique().tolist()):
-            group = of_method[of_method["temperature"] == temperature]
+    for run in recipe.runs:
+        of_run = test[test["run"] == run]
+        bands = temperature_bands(of_run, recipe.confidence, recipe.seed)
+        for temperature in sorted(of_run["temperature"].unique().tolist()):
+            group = of_run[of_run["temperature"] == temperature]
             rows.append(
                 {
                     "task": recipe.task,
-                    "method": method,
+                    "run": run,
+                    "method": recipe.methods[run],
                     "temperature": temperature,
-                    "selected": temperature == selected[method],
+                    "selected": temperature == selected[run],
                     **tally(group, recipe.confidence),
                     "band_low": bands[temperature].low,
                     "band_high": bands[temperature].high,
@@ -132,7 +134,8 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
                     "reference_mean_tokens": group["reference_tokens"].mean(),
                     **_length_figures(group),
                     "well_formed": group["well_formed"].astype(float).mean(),
-                    "kl_to_reference": group["log_ratio"].mean(skipna=False) + best_of_n_bound(method, temperature),
+                    "kl_to_reference": group["log_ratio"].mean(skipna=False)
+                    + best_of_n_bound(recipe.n.get(run), temperature),
                     "cost_usd": group["cost_usd"].sum(),
                     "judge": group["judge"].iloc[0],
                     "seed": recipe.seed,
@@ -142,10 +145,10 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
 
 
 def temperature_bands(group: pd.DataFrame, confidence: float, seed: int) -> dict[float, Interval]:
-    """Bands of a method's win rates that hold at all its temperatures at once; NaN where no prompt is valid at all.
+    """Bands of a run's win rates that hold at all its temperatures at once; NaN where no prompt is valid at all.
 
     Args:
-        group: a method's settled verdicts on the test prompts.
+        group: a run's settled verdicts on the test prompts.
         confidence: e.g. 0.95.
         seed: of the bootstrap.
     """
@@ -161,19 +164,18 @@ def temperature_bands(group: pd.DataFrame, confidence: float, seed: int) -> dict
     }
 
 
-def best_of_n_bound(method: str, temperature: float) -> float:
-    """log N - (N-1)/N for "best_of_N", the bound on KL(best of N || one sample); 0 for any other method.
+def best_of_n_bound(n: int | None, temperature: float) -> float:
+    """log N - (N-1)/N, the bound on KL(best of N || one sample); 0 for a run that is no best of N.
 
     At temperature 0 there is one completion to choose from, and no choice.
     """
-    n = n_of(method)
     if n is None or temperature == 0:
         return 0.0
     return math.log(n) - (n - 1) / n
 
 
 def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRatesRecipe) -> pd.DataFrame:
-    """Paired differences of each method to each of the opponents, both at their selected temperatures.
+    """Paired differences of each run to each of the opponents, both at their selected temperatures.
 
     Args:
         verdicts: as for `win_rate_table`.
@@ -181,26 +183,26 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
         recipe: the same.
 
     Returns:
-        task, method, temperature, opponent, opponent_temperature, n (prompts with a valid verdict on both),
+        task, run, temperature, opponent, opponent_temperature, n (prompts with a valid verdict on both),
         win_rate and opponent_win_rate on these, difference, ci_low, ci_high, p, p_holm, judge, seed.
     """
-    chosen = table[table["selected"]].set_index("method")["temperature"].to_dict()
-    scores = {method: _prompt_scores(verdicts, method, chosen[method]) for method in recipe.methods}
+    chosen = table[table["selected"]].set_index("run")["temperature"].to_dict()
+    scores = {run: _prompt_scores(verdicts, run, chosen[run]) for run in recipe.runs}
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, str]] = set()
-    for opponent in (name for name in recipe.opponents if name in scores):
-        for method in recipe.methods:
-            if method == opponent or (opponent, method) in seen:
+    for opponent in recipe.opponents:
+        for run in recipe.runs:
+            if run == opponent or (opponent, run) in seen:
                 continue
-            seen.add((method, opponent))
-            both = pd.concat([scores[method], scores[opponent]], axis=1, join="inner").dropna().sort_index()
+            seen.add((run, opponent))
+            both = pd.concat([scores[run], scores[opponent]], axis=1, join="inner").dropna().sort_index()
             first, second = both.iloc[:, 0], both.iloc[:, 1]
             result = paired_difference(first.tolist(), second.tolist(), recipe.confidence, recipe.seed)
             rows.append(
                 {
                     "task": recipe.task,
-                    "method": method,
-                    "temperature": chosen[method],
+                    "run": run,
+                    "temperature": chosen[run],
                     "opponent": opponent,
                     "opponent_temperature": chosen[opponent],
                     "n": result.prompts,
@@ -223,8 +225,8 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `win_rates`."""
-    parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a method")
-    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables, one a method")
+    parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a run")
+    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables, one a run")
     parser.add_argument("--summary", required=True, type=Path, help="summary of the data, JSON")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="CSV of win rates that is made")
@@ -247,7 +249,7 @@ def run(args: argparse.Namespace) -> None:
     comparisons = comparison_table(verdicts, table, recipe)
     judge |= _chat_figures(frames)
     facts = _prompt_facts(verdicts)
-    warnings = [*few_prompts(facts["test_prompts"]), *equal_texts(samples[samples["split"] == "test"])]
+    warnings = [*few_prompts(facts["test_prompts"]), *equal_texts(samples[samples["split"] == "test"], recipe.n)]
     data_warnings = list(summary.get("warnings", []))
     for warning in (*warnings, *data_warnings):
         logger.warning("warning: %s", warning)
@@ -271,9 +273,9 @@ def run(args: argparse.Namespace) -> None:
             "definition": _KL,
             "bound": _BOUND,
             "rows_that_are_bounds": [
-                {"method": method, "temperature": temperature}
-                for method, temperature in zip(table["method"], table["temperature"], strict=True)
-                if best_of_n_bound(method, temperature) > 0
+                {"run": run, "temperature": temperature}
+                for run, temperature in zip(table["run"], table["temperature"], strict=True)
+                if best_of_n_bound(recipe.n.get(run), temperature) > 0
             ],
         },
         "recipe": to_dict(recipe),
@@ -286,7 +288,7 @@ def run(args: argparse.Namespace) -> None:
     write_csv(args.comparisons, comparisons)
     write_text(args.manifest, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     write_csv(args.out, table.assign(**columns))
-    shown = table[table["selected"]][["method", "temperature", "n", "win_rate", "ci_low", "ci_high"]]
+    shown = table[table["selected"]][["run", "temperature", "n", "win_rate", "ci_low", "ci_high"]]
     logger.info("win rates at the selected temperatures:\n%s", shown.to_string(index=False))
 
 
@@ -336,33 +338,31 @@ def _length_figures(group: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _prompt_scores(verdicts: pd.DataFrame, method: str, temperature: float) -> pd.Series:
+def _prompt_scores(verdicts: pd.DataFrame, run: str, temperature: float) -> pd.Series:
     """Mean score of each test prompt's valid verdicts; NaN where none is valid."""
-    rows = verdicts[
-        (verdicts["method"] == method) & (verdicts["temperature"] == temperature) & (verdicts["split"] == "test")
-    ]
+    rows = verdicts[(verdicts["run"] == run) & (verdicts["temperature"] == temperature) & (verdicts["split"] == "test")]
     return rows["outcome"].map(SCORE).groupby(rows["prompt_id"]).mean()
 
 
-def _check(verdicts: pd.DataFrame, methods: Sequence[str]) -> None:
-    """Every method is there, and every row of the table will be on the same test prompts."""
+def _check(verdicts: pd.DataFrame, runs: Sequence[str]) -> None:
+    """Every run is there, and every row of the table will be on the same test prompts."""
     if odd := sorted(set(verdicts["outcome"]) - {*SCORE, "invalid"}):
         raise UserError(f"The verdicts hold the outcome {odd[0]!r}: run the stage `judge` again.")
-    if odd := sorted(set(methods) ^ set(verdicts["method"])):
-        where = "the verdicts" if odd[0] in methods else "the methods of the recipe"
-        raise UserError(f"The method {odd[0]!r} is missing among {where}: pass one verdict table a method.")
+    if odd := sorted(set(runs) ^ set(verdicts["run"])):
+        where = "the verdicts" if odd[0] in runs else "the runs of the recipe"
+        raise UserError(f"The run {odd[0]!r} is missing among {where}: pass one verdict table a run.")
     test = verdicts[verdicts["split"] == "test"]
     if test.empty:
         raise UserError("No verdict is on a test prompt: raise the task's evaluation.test_prompts.")
     expected = set(test["prompt_id"])
-    for (method, temperature), group in test.groupby(["method", "temperature"]):
+    for (run, temperature), group in test.groupby(["run", "temperature"]):
         if lacking := sorted(expected - set(group["prompt_id"])):
             raise UserError(
-                f"Method {method!r} at temperature {temperature} lacks the test prompt {lacking[0]!r} and "
+                f"Run {run!r} at temperature {temperature} lacks the test prompt {lacking[0]!r} and "
                 f"{len(lacking) - 1} more that another row has: sample and judge it again."
             )
-    if lacking := sorted(set(verdicts["method"]) - set(test["method"])):
-        raise UserError(f"The method {lacking[0]!r} has no verdict on a test prompt: sample and judge it again.")
+    if lacking := sorted(set(verdicts["run"]) - set(test["run"])):
+        raise UserError(f"The run {lacking[0]!r} has no verdict on a test prompt: sample and judge it again.")
 
 
 def _common_judge(paths: Sequence[Path], frames: Sequence[pd.DataFrame], recipe: WinRatesRecipe) -> dict[str, Any]:
@@ -380,7 +380,7 @@ def _common_judge(paths: Sequence[Path], frames: Sequence[pd.DataFrame], recipe:
 
 
 def _chat_figures(frames: Sequence[pd.DataFrame]) -> dict[str, Any]:
-    """What chat judges report, over all methods."""
+    """What chat judges report, over all runs."""
     manifests = [frame.attrs["manifest"] for frame in frames]
     if "template" not in manifests[0]:
         return {}

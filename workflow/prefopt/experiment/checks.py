@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.experiment import targets
-from prefopt.experiment.methods import METHODS, method_of, n_of, section_of, swept, trained_by
+from prefopt.experiment.methods import METHODS, n_of, trained_by
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
 
 Config = dict[str, Any]
@@ -23,8 +23,29 @@ def problems(section: Config, task: str, tasks: Collection[str]) -> Iterator[str
     """What is wrong with a task's section, beside these tasks."""
     if section.get("models_of", task) not in tasks:
         yield f"models_of is {section['models_of']!r}, a task that is left out; leave this one out too, or neither."
+    if not section["runs"]:
+        yield f"runs holds no run of {section['models_of']} that can be sampled here; name one, or leave the task out by null."
     for check in _CHECKS[targets.kind(section)]:
         yield from check(section, task)
+
+
+def leave_out_untrained(section: Config, tasks: Config) -> list[str]:
+    """Takes out of a task that samples another's models the runs that it does not have.
+
+    Returns:
+        A sentence for each of them.
+    """
+    home = section.get("models_of")
+    if home not in tasks:
+        return []
+    fitting = [run for run, values in tasks[home]["runs"].items() if METHODS[values["method"]].transfers]
+    lacking = [run for run in section["runs"] if run not in fitting]
+    for run in lacking:
+        del section["runs"][run]
+    return [
+        f"runs.{run} falls away: {home} has no such run that could be sampled here, but {', '.join(fitting) or 'none'}."
+        for run in lacking
+    ]
 
 
 def leave_out_embedded(section: Config) -> list[str]:
@@ -159,39 +180,110 @@ def _check_human(section: Config, task: str) -> Iterator[str]:
             yield f"human.{key} is missing; a study needs it."
     for index, matchup in enumerate(human.get("matchups", [])):
         for side in ("first", "second"):
-            reference, given = matchup[side]["method"] == targets.REFERENCE, "temperature" in matchup[side]
+            reference, given = matchup[side]["run"] == targets.REFERENCE, "temperature" in matchup[side]
             if reference == given:
                 yield (
-                    f"human.matchups[{index}].{side}.temperature is {'given' if given else 'missing'}; a method needs "
+                    f"human.matchups[{index}].{side}.temperature is {'given' if given else 'missing'}; a run needs "
                     f"one, the reference has none."
                 )
 
 
 def _check_sections(section: Config, task: str) -> Iterator[str]:
-    needed = {section["reference"]: f"reference is {section['reference']!r}"}
-    for name in section["methods"]:
-        method = method_of(name)
+    needed = {}
+    if section["reference"] not in section["runs"]:
+        needed[section["reference"]] = f"reference is {section['reference']!r}"
+    for run, values in section["runs"].items():
+        method = METHODS[values["method"]]
         if "reward_model" in method.needs:
-            needed.setdefault("reward_model", f"methods names {name!r}")
+            needed.setdefault("reward_model", f"the run {run!r} learns from it")
         if method.section:
-            needed.setdefault(section_of(name), f"methods names {name!r}")
+            needed.setdefault(values["method"], f"the run {run!r} is of this method")
     if "reward_model" in targets.judge_kinds(section):
         needed["gold_reward_model"] = "a judge's kind is 'reward_model'"
     for name, reason in needed.items():
-        if name not in section:
+        if name not in section and name in (*METHODS, "reward_model", "gold_reward_model"):
             yield f"{name} is missing; {reason}, which needs this section."
 
 
-def _check_methods(section: Config, task: str) -> Iterator[str]:
-    for index, method in enumerate(section["methods"]):
-        if n := n_of(method):
-            if n > section.get("best_of_n", {}).get("n", math.inf):
-                yield (
-                    f"methods[{index}] is {method!r}, but best_of_n.n is {section['best_of_n']['n']}; "
-                    f"allowed: best_of_N with N up to that."
-                )
-            if not any(temperature > 0 for temperature in section["sampling"]["temperatures"]):
-                yield f"methods[{index}] is {method!r}, which needs a temperature above 0 in sampling.temperatures."
+# Names of models and files that are no runs.
+_TAKEN = ("reference", "reward_model", "gold_reward_model", "classifier", "pretrain", "all")
+
+
+def _check_names(section: Config, task: str) -> Iterator[str]:
+    """No run takes the place of a model or file, and none has the name of a method that it is not of."""
+    for run, values in section["runs"].items():
+        if run in METHODS and run != values["method"]:
+            yield f"runs.{run} is of the method {values['method']!r}; a run that is called as a method must be of it."
+        if run in _TAKEN or run.startswith("fetched_") or "_step_" in run or run.endswith("_by_step"):
+            yield f"runs.{run} has a name that other files have; give it another."
+
+
+def _check_comparison(section: Config, task: str) -> Iterator[str]:
+    """What the runs of a task with win rates name is there."""
+    runs, reference = section["runs"], section["reference"]
+    of_sft = [*trained_by("sft"), *(run for run, values in runs.items() if METHODS[values["method"]].trainer == "sft")]
+    if reference not in of_sft:
+        yield f"reference is {reference!r}; allowed: {', '.join(dict.fromkeys(of_sft))}."
+    yield from _check_named(section, "evaluation.opponents", section["evaluation"]["opponents"])
+    by_step = section.get("by_step", {}).get("runs") or []
+    yield from _check_named(section, "by_step.runs", by_step)
+    for index, run in enumerate(by_step):
+        if run in runs and METHODS[runs[run]["method"]].trainer is None:
+            yield f"by_step.runs[{index}] is {run!r}, for which nothing is trained; leave it out."
+    most = section.get("best_of_n", {}).get("n", math.inf)
+    for run, values in runs.items():
+        if section.get(values["method"], {}).get("source", "train") != "train" and len(values) > 1:
+            key = next(key for key in values if key != "method")
+            source = f"{values['method']}.source"
+            yield f"runs.{run}.{key} is not read, since {source} is {section[values['method']]['source']!r}; leave it out."
+        if "candidates" not in METHODS[values["method"]].needs:
+            continue
+        n = values.get("n", most)
+        if n > most:
+            yield f"runs.{run}.n is {n}; allowed: at most best_of_n.n, the number of candidates, which is {most}."
+        if n_of(run) not in (None, n):
+            yield f"runs.{run}.n is {n}; a run that is called so has the n of its name."
+        if not any(temperature > 0 for temperature in section["sampling"]["temperatures"]):
+            yield f"runs.{run} is the best of several, which needs a temperature above 0 in sampling.temperatures."
+    for run, values in runs.items():
+        if n_of(run) and "candidates" not in METHODS[values["method"]].needs:
+            yield f"runs.{run} is of the method {values['method']!r}; a run that is called so must be of best_of_n."
+
+
+def _check_named(section: Config, key: str, named: list[str] | None) -> Iterator[str]:
+    """Runs that a key names are runs of the task."""
+    for index, run in enumerate(named or []):
+        if run not in section["runs"]:
+            yield f"{key}[{index}] is {run!r}; allowed: the task's runs, which are {', '.join(section['runs'])}."
+
+
+def _check_transfer(section: Config, task: str) -> Iterator[str]:
+    yield from _check_named(section, "evaluation.opponents", section["evaluation"]["opponents"])
+
+
+def _settings(section: Config) -> Iterator[tuple[str, str, Config]]:
+    """Key, method and values of each method's section, and of each run that has values of its own."""
+    yield from ((name, name, section[name]) for name in METHODS if name in section)
+    for run, own in section["runs"].items():
+        if len(own) > 1:
+            yield f"runs.{run}", own["method"], {**section.get(own["method"], {}), **own}
+
+
+def _check_values(section: Config, task: str) -> Iterator[str]:
+    """Values that a run names, or that its method's section gives it, go together."""
+    for run, own in section["runs"].items():
+        name, varies = own["method"], METHODS[own["method"]].varies
+        if varies and name in section and varies not in {**section[name], **own}:
+            yield f"runs.{run}.{varies} is missing; a run of the method {name!r} is made by it."
+    for where, name, values in _settings(section):
+        trainer = METHODS[name].trainer
+        if trainer == "ppo" and values["minibatches"] > values["prompts_per_update"]:
+            yield (
+                f"{where}.minibatches is {values['minibatches']}; allowed: at most {where}.prompts_per_update, "
+                f"which is {values['prompts_per_update']}."
+            )
+        if trainer == "dpo" and values["loss"] == "ipo" and values["label_smoothing"] > 0:
+            yield f"{where}.label_smoothing is {values['label_smoothing']}; with {where}.loss 'ipo' it must be 0."
 
 
 def _check_lengths(section: Config, task: str) -> Iterator[str]:
@@ -208,13 +300,20 @@ def _check_lengths(section: Config, task: str) -> Iterator[str]:
                 f"lengths.max_length is {lengths['max_length']}; allowed: at most the base's "
                 f"pretrain.max_positions, which is {longest}."
             )
-        for name in ("sampling", *trained_by("ppo")):
-            tokens = section.get(name, {}).get("max_new_tokens", 0)
+        for name, tokens in _new_tokens(section, "sampling"):
             if lengths["max_prompt_length"] + tokens > longest:
                 yield (
                     f"{name}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prompt_length']}, "
                     f"so that it fits into pretrain.max_positions after a prompt of lengths.max_prompt_length."
                 )
+
+
+def _new_tokens(section: Config, *names: str) -> Iterator[tuple[str, int]]:
+    """Key and longest completion of these sections, and of all that samples while it trains."""
+    yield from ((name, section[name]["max_new_tokens"]) for name in names)
+    yield from (
+        (where, values["max_new_tokens"]) for where, _, values in _settings(section) if "max_new_tokens" in values
+    )
 
 
 def _check_prefix_lengths(section: Config, task: str) -> Iterator[str]:
@@ -228,8 +327,7 @@ def _check_prefix_lengths(section: Config, task: str) -> Iterator[str]:
         return
     if lengths["max_length"] > longest:
         yield f"lengths.max_length is {lengths['max_length']}; allowed: at most pretrain.max_positions, {longest}."
-    for name in ("pairs", "evaluation", *trained_by("ppo")):
-        tokens = section[name]["max_new_tokens"]
+    for name, tokens in _new_tokens(section, "pairs", "evaluation"):
         if lengths["max_prefix"] + tokens > longest:
             yield (
                 f"{name}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prefix']}, "
@@ -249,14 +347,6 @@ def _check_models(section: Config, task: str) -> Iterator[str]:
             yield f"{name}.path is {model['path']!r}, where no config.json lies; it must be a folder of a model."
         if model["source"] == "hub" and model["name"] is None:
             yield f"{name}.name is null; with {name}.source 'hub' it must be the name of a model there."
-    for name in trained_by("ppo"):
-        if name in section and section[name]["minibatches"] > section[name]["prompts_per_update"]:
-            yield (
-                f"{name}.minibatches is {section[name]['minibatches']}; allowed: at most {name}.prompts_per_update, "
-                f"which is {section[name]['prompts_per_update']}."
-            )
-    if section.get("dpo", {}).get("loss") == "ipo" and section["dpo"].get("label_smoothing", 0) > 0:
-        yield f"dpo.label_smoothing is {section['dpo']['label_smoothing']}; with dpo.loss 'ipo' it must be 0."
 
 
 def _check_evaluation(section: Config, task: str) -> Iterator[str]:
@@ -287,22 +377,6 @@ def _check_ceiling(section: Config, task: str) -> Iterator[str]:
         yield f"ceiling.smallest_beta is {section['ceiling']['smallest_beta']:g}; allowed: less than ceiling.largest_beta."
 
 
-def _check_runs(section: Config, task: str) -> Iterator[str]:
-    runs = {name: run for name, run in section["runs"].items() if run is not None}
-    if not runs:
-        yield "runs is empty; give at least one run."
-    for name, run in runs.items():
-        if "method" not in run:
-            yield f"runs.{name}.method is missing; allowed: {', '.join(swept())}."
-            continue
-        wanted = {key for key in [METHODS[run["method"]].varies] if key}
-        given = set(run) - {"method", "seed"}
-        for key in sorted(wanted - given):
-            yield f"runs.{name}.{key} is missing; a run of the method {run['method']!r} is made by it."
-        for key in sorted(given - wanted):
-            yield f"runs.{name}.{key} ({run[key]:g}) is not read by the method {run['method']!r}; leave it out."
-
-
 def _check_true_reward(section: Config, task: str) -> Iterator[str]:
     if section["true_reward"]["source"] == "rule" and section["data"]["source"] != "embedded":
         yield (
@@ -319,7 +393,9 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_judge,
         _check_human,
         _check_sections,
-        _check_methods,
+        _check_names,
+        _check_comparison,
+        _check_values,
         _check_lengths,
         _check_models,
         _check_evaluation,
@@ -330,6 +406,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_data,
         _check_judge,
         _check_human,
+        _check_transfer,
         _check_lengths,
         _check_evaluation,
     ),
@@ -340,7 +417,8 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_models,
         _check_sizes,
         _check_ceiling,
-        _check_runs,
+        _check_names,
+        _check_values,
         _check_true_reward,
     ),
 }

@@ -22,7 +22,7 @@ import yaml
 
 from prefopt.errors import UserError
 from prefopt.experiment import methods
-from prefopt.experiment.checks import leave_out_embedded, problems
+from prefopt.experiment.checks import leave_out_embedded, leave_out_untrained, problems
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
 
@@ -63,9 +63,13 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
     for task, section in resolved["tasks"].items() if isinstance(resolved.get("tasks"), dict) else ():
         if any(sentence.startswith(f"tasks.{task}") for sentence in found):
             continue  # values that are no values cannot be held against each other
+        section["runs"] = _in_order(section["runs"])
         if "base" in section and section["base"]["source"] is None:
             section["base"]["source"] = "shipped" if section["data"]["source"] == "embedded" else "scratch"
-        for line in leave_out_embedded(section):
+        left_out = leave_out_embedded(section)
+        if not any(sentence.startswith(f"tasks.{section.get('models_of')}") for sentence in found):
+            left_out += leave_out_untrained(section, resolved["tasks"])
+        for line in left_out:
             logger.warning("tasks.%s.%s", task, line)
         found += [f"tasks.{task}.{problem}" for problem in problems(section, task, resolved["tasks"])]
     if found:
@@ -77,17 +81,44 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
 def load_schema() -> dict[str, Any]:
     """The JSON schema of a config, which is read once and not to be changed."""
     schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
-    _name_methods(schema)
+    for task in schema["properties"]["tasks"]["properties"].values():
+        if "x-runs" in task["properties"]["runs"]:
+            task["properties"]["runs"] = _runs(task["properties"]["runs"], task["properties"])
     return schema
 
 
-def _name_methods(schema: dict[str, Any]) -> None:
-    """Puts what methods there are where the schema has the mark `x-methods`."""
-    if "x-methods" in schema:
-        schema |= methods.allowed(schema["x-methods"])
-    for below in schema.values():
-        if isinstance(below, dict):
-            _name_methods(below)
+def _in_order(runs: Config) -> Config:
+    """Runs by method, the one that is called as its method before others: Snakemake puts an overlay's keys first."""
+    known = list(methods.METHODS)
+
+    def place(run: str) -> tuple[int, bool]:
+        name = runs[run].get("method", run)
+        return known.index(name) if name in known else len(known), run != name
+
+    return {run: runs[run] for run in sorted(runs, key=place)}
+
+
+def _runs(schema: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a task's runs: each holds a method, and values that the method's section may hold."""
+    which = schema["x-runs"]
+    names = methods.swept() if which == "swept" else methods.names(which)
+    values = {name: methods.own_values(name, sections.get(name, {}).get("properties", {})) for name in names}
+    of_method = [
+        {
+            "if": {"properties": {"method": {"const": name}}, "required": ["method"]},
+            "then": {"additionalProperties": False, "properties": {"method": {}, **keys}},
+        }
+        for name, keys in values.items()
+    ]
+    run = {
+        "type": ["object", "null"],
+        "x-allowed": "a section with method and values of it, or null, which leaves the run out",
+        "required": ["method"],
+        "properties": {"method": {"enum": names, "description": "What is trained, sampled or chosen."}},
+        "x-values": values,
+        "allOf": of_method,
+    }
+    return {**schema, "additionalProperties": run}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,6 +142,8 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
                 value[key] = _complete(copy.deepcopy(below["default"]), below)
             elif "properties" in below and not below.get("x-optional"):
                 value[key] = _complete({}, below)
+        own = schema.get("x-values", {}).get(str(value.get("method")), {})
+        value |= {key: _complete(value[key], below) for key, below in own.items() if key in value}
     elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
         kept = {key: below for key, below in value.items() if below is not None or not schema.get("x-null-leaves-out")}
         value = {key: _complete(below, schema["additionalProperties"]) for key, below in kept.items()}

@@ -27,7 +27,8 @@ class Method:
     reported: bool = False  # may be a row of a table of win rates
     transfers: bool = False  # also on the prompts of another task
     swept: int = 0  # its place in a sweep's comparisons (the paper's Fig. 2), from 1; 0: it is no run of a sweep
-    opponent: bool = False  # of the paired comparisons
+    opponent: bool = False  # of the paired comparisons, unless the config names others
+    shots: int = 0  # examples before each prompt
 
     @property
     def section(self) -> bool:
@@ -47,7 +48,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "base": Method(label="Base (zero-shot)", style=5, reported=True, transfers=True),
-    "base_2shot": Method(label="Base (2-shot)", style=5, reported=True),
+    "base_2shot": Method(label="Base (2-shot)", style=5, reported=True, shots=2),
     "sft": Method(
         label="SFT",
         style=3,
@@ -90,7 +91,6 @@ METHODS: dict[str, Method] = {
         transfers=True,
         swept=4,
     ),
-    # In tables and configs best_of_N.
     "best_of_n": Method(
         label="Best of N",
         style=2,
@@ -125,28 +125,14 @@ METHODS: dict[str, Method] = {
 }
 
 
-def n_of(name: str) -> int | None:
-    """The N of "best_of_N"; None of any other name."""
-    match = re.fullmatch(r"best_of_([0-9]+)", name)
+def n_of(run: str) -> int | None:
+    """The N of a run that is called "best_of_N"; None of any other name."""
+    match = re.fullmatch(r"best_of_([0-9]+)", run)
     return int(match[1]) if match else None
 
 
-def method_of(name: str) -> Method:
-    """The method of a table's row: "best_of_128" is the method best_of_n.
-
-    Raises:
-        KeyError: there is none of this name.
-    """
-    return METHODS[section_of(name)]
-
-
-def section_of(name: str) -> str:
-    """Key of a task's section that holds a method's values."""
-    return "best_of_n" if n_of(name) else name
-
-
-def names(where: Literal["reported", "transfers", "opponent"]) -> list[str]:
-    """Keys of `METHODS` that are reported, that transfer or that are opponents."""
+def names(where: Literal["reported", "transfers"]) -> list[str]:
+    """Keys of `METHODS` that are reported or that transfer."""
     return [name for name, method in METHODS.items() if getattr(method, where)]
 
 
@@ -155,46 +141,23 @@ def swept() -> list[str]:
     return sorted((name for name in METHODS if METHODS[name].swept), key=lambda name: METHODS[name].swept)
 
 
+def trained() -> list[str]:
+    """Those that are reported and for which a model is trained."""
+    return [name for name in names("reported") if METHODS[name].trainer]
+
+
 def trained_by(trainer: str) -> list[str]:
     """Keys of `METHODS` with this trainer."""
     return [name for name, method in METHODS.items() if method.trainer == trainer]
 
 
-def sampled() -> list[str]:
-    """Methods with samples of their own; the others choose among candidates."""
-    return [name for name in names("reported") if "candidates" not in METHODS[name].needs]
-
-
-def stages_of(name: str, reference: str) -> list[str]:
-    """The training stages that a method needs, in their order; `reference_logprobs` is the cached table.
-
-    Nothing before the base is counted: it is given to all of them alike.
+def own_values(name: str, section: dict[str, Any]) -> dict[str, Any]:
+    """What of a method's section a run may say for itself.
 
     Args:
-        name: a row of a table of win rates.
-        reference: the method that is the task's reference policy.
+        name: key of `METHODS`.
+        section: the section's keys and what each may hold.
     """
-    method = method_of(name)
-    before = [reference] if method.starts_from == "reference" else []
-    made = [need for need in method.needs if need != "candidates"]
-    return [*before, *made, *([name] if method.trainer else [])]
-
-
-def allowed(which: str) -> dict[str, Any]:
-    """What the schema's mark `x-methods` stands for: keywords of a JSON schema.
-
-    Args:
-        which: reported, transfers, swept, reference (those that may be a reference policy) or side (of a matchup).
-    """
-    if which in ("swept", "reference"):
-        return {"enum": swept() if which == "swept" else trained_by("sft")}
-    plain = sampled() if which != "transfers" else names("transfers")
-    if which == "transfers":
-        return {"type": "string", "pattern": rf"^({'|'.join(plain)})\Z", "x-allowed": _or(plain)}
-    plain = ["reference", *plain] if which == "side" else plain
-    words = "a method or reference" if which == "side" else f"{', '.join(plain)} or best_of_N (N a whole number)"
-    return {"type": "string", "pattern": rf"^({'|'.join(plain)}|best_of_[1-9][0-9]*)\Z", "x-allowed": words}
-
-
-def _or(options: list[str]) -> str:
-    return f"{', '.join(options[:-1])} or {options[-1]}"
+    if "candidates" in METHODS[name].needs:
+        return {"n": section["n"]}
+    return {key: section[key] for key in section if key not in ("source", "path", "name", "revision")}

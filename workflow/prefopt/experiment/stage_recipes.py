@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefopt.experiment import targets
-from prefopt.experiment.methods import METHODS, names, swept
+from prefopt.experiment import runs, targets
+from prefopt.experiment.methods import swept
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
 from prefopt.store.files import canonical_json
 
@@ -26,10 +26,20 @@ def stage_recipe(config: Config, task: str, stage: str) -> Config:
         stage: a rule's name; `candidates` and `gold_reward_model` are the stages `sample` and `reward` with values of
             their own.
     """
-    section = config["tasks"][task]
-    if stage in METHODS and METHODS[stage].trainer:
-        return _trainer(config, section, stage)
-    return _RECIPES[stage](config, section, task)
+    return _RECIPES[stage](config, config["tasks"][task], task)
+
+
+def training_recipe(config: Config, task: str, run: str) -> Config:
+    """The values that a run of a task is trained with.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        run: key of its `runs`, or its reference policy.
+    """
+    method = runs.entry(config, task, run)
+    of_kind = _ppo if method.trainer == "ppo" else _training
+    return {**of_kind(config, runs.values(config, task, run)), **dict(method.values)}
 
 
 def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
@@ -41,11 +51,8 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
         run: key of its `runs`.
     """
     section = config["tasks"][task]
-    values = section["runs"][run]
-    name, evaluation = values["method"], section["evaluation"]
-    method = METHODS[name]
-    given = {key: value for key, value in values.items() if key != "method"}
-    trainer = {**_trainer(config, section, name), **given}
+    name, evaluation = runs.method(config, task, run), section["evaluation"]
+    method, trainer = runs.entry(config, task, run), training_recipe(config, task, run)
     interval = trainer.pop("interval")
     # The last weights are all that is evaluated at the end, as at every other checkpoint.
     trainer |= {"evaluate_every": interval, "keep": "last"}
@@ -59,7 +66,7 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
         "kind": method.trainer,
         "learned_reward": "reward_model" in method.needs,
         "models": method.models,
-        "conservativeness": values.get(method.varies),
+        "conservativeness": trainer[method.varies] if method.varies else None,
         "interval": interval,
         "checkpoints": evaluation["checkpoints"],
         "trainer": trainer,
@@ -72,8 +79,11 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
 
 
 def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -> str:
-    """`stage_recipe`, or `frontier_run_recipe` of that run, as text: equal values give equal text."""
-    return canonical_json(stage_recipe(config, task, stage) if run is None else frontier_run_recipe(config, task, run))
+    """The recipe of a stage, of a run where the stage is `train` or `frontier_run`: equal values give equal text."""
+    if run is None:
+        return canonical_json(stage_recipe(config, task, stage))
+    of_run = {"train": training_recipe, "frontier_run": frontier_run_recipe}[stage]
+    return canonical_json(of_run(config, task, run))
 
 
 # How a stage goes about its work, which changes no result: how often it saves, how it asks an endpoint and what it may
@@ -119,12 +129,6 @@ def compared(recipe: Config, kind: str | None = None) -> Config:
     return {key: compared(value, kind) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
-def _trainer(config: Config, section: Config, method: str) -> Config:
-    """The recipe of a method's trainer from its section of a task."""
-    of_kind = _ppo if METHODS[method].trainer == "ppo" else _training
-    return {**of_kind(config, section[method]), **dict(METHODS[method].values)}
-
-
 def _training(config: Config, section: Config, **others: Any) -> Config:
     """The recipe of a trainer on fixed examples: its section, and what all trainers share."""
     return {"adapter": None, **_ppo(config, section), **others}
@@ -147,12 +151,16 @@ def _engine(config: Config) -> Config:
 
 
 def compute_recipe(config: Config) -> Config:
-    """The values of the stage `compute`, which reads all tasks."""
+    """The values of the stage `compute`, which reads all tasks: what each run of a task is made of."""
+
+    def of_run(task: str, run: str) -> Config:
+        return {"run": run, "stages": runs.stages_of(config, task, run), "n": runs.choices(config, task).get(run)}
+
     tasks = targets.tasks_of(config, "comparison", "transfer")
     return {
-        "methods": {task: config["tasks"][task]["methods"] for task in tasks},
-        "reference": {task: targets.reference(config, task) for task in tasks},
-        "home": {task: targets.home(config, task) for task in tasks},
+        "runs": {task: [of_run(task, run) for run in runs.runs(config, task)] for task in tasks},
+        "reference": {task: runs.reference(config, task) for task in tasks},
+        "home": {task: runs.home(config, task) for task in tasks},
     }
 
 
@@ -160,7 +168,7 @@ def paper_recipe(config: Config) -> Config:
     """The values of the stage `paper`: the scale of each task with win rates, in words."""
     scale = {}
     for task in targets.tasks_of(config, "comparison", "transfer"):
-        section, base = config["tasks"][task], config["tasks"][targets.home(config, task)]["base"]
+        section, base = config["tasks"][task], config["tasks"][runs.home(config, task)]["base"]
         model = {"hub": base["name"], "path": base["path"]}.get(base["source"], f"{base['source']} base")
         scale[task] = f"{section['data']['source']} records, {model}, judge {section['judge']['kind']}"
     return {"scale": scale}
@@ -240,8 +248,10 @@ def _sides(matchup: Config) -> Config:
     return {**matchup, **sides}
 
 
-def _curve(section: Config) -> list[int]:
-    return [n for n in section["best_of_n"]["curve"] if n <= section["best_of_n"]["n"]]
+def _curve(config: Config, task: str) -> list[int]:
+    """The N of a task's curve: those that the config lists, and those of its runs."""
+    best_of_n = config["tasks"][task]["best_of_n"]
+    return sorted({n for n in best_of_n["curve"] if n <= best_of_n["n"]} | set(runs.choices(config, task).values()))
 
 
 def _true_reward(section: Config) -> Config:
@@ -268,7 +278,11 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "points": task["by_step"]["points"],
         "sampling": _sampling(config, task, validation_prompts=0, temperatures=task["by_step"]["temperatures"]),
     },
-    "win_rate_by_step": lambda config, task, name: {"task": name, "confidence": task["evaluation"]["confidence"]},
+    "win_rate_by_step": lambda config, task, name: {
+        "task": name,
+        "runs": targets.stepped(config, name),
+        "confidence": task["evaluation"]["confidence"],
+    },
     "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
     "gold_reward_model": lambda config, task, name: _training(config, task["gold_reward_model"]),
     "sample": lambda config, task, name: _sampling(config, task),
@@ -286,18 +300,20 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "task": name,
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seed"],
-        "methods": task["methods"],
-        "opponents": names("opponent"),
+        "runs": runs.runs(config, name),
+        "methods": {run: runs.method(config, name, run) for run in runs.runs(config, name)},
+        "n": runs.choices(config, name),
+        "opponents": runs.opponents(config, name),
         "judge": {"kind": task["judge"]["kind"]},
     },
     "subsets": lambda config, task, name: {
-        "n": _curve(task),
+        "n": _curve(config, name),
         "subsets": task["best_of_n"]["subsets"],
         "seed": config["seed"],
     },
     "best_of_n_curve": lambda config, task, name: {
         "task": name,
-        "n": _curve(task),
+        "n": _curve(config, name),
         "subsets": task["best_of_n"]["subsets"] if targets.judges_subsets(config, name) else None,
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seed"],
@@ -356,7 +372,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     },
     "examples": lambda config, task, name: {
         "task": name,
-        "methods": task["methods"],
+        "runs": runs.runs(config, name),
         "count": task["evaluation"]["examples"],
         "seed": config["seed"],
         "max_characters": task["evaluation"]["example_characters"],

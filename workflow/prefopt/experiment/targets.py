@@ -8,12 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.experiment.methods import METHODS, method_of
+from prefopt.experiment.runs import (
+    choices,
+    entry,
+    home,
+    is_brought,
+    known,
+    method,
+    policies,
+    reference,
+    runs,
+    values,
+)
 from prefopt.experiment.tasks import TASKS
 
 Config = dict[str, Any]
 
 REFERENCE = "reference"  # a side of a matchup: the reference text of the prompt
+PACKAGE = Path(__file__).parents[1]
 PROMPTS = Path(__file__).parents[2] / "prompts"
 
 # What makes the judge of each kind.
@@ -38,8 +50,8 @@ def other_judges(judge: Config) -> frozenset[str]:
 
 
 def kind(section: Config) -> Literal["comparison", "transfer", "frontier"]:
-    """What is asked of a task: win rates of its methods, win rates of another task's models, or reward against KL."""
-    if "runs" in section:
+    """What is asked of a task: win rates of its runs, win rates of another task's models, or reward against KL."""
+    if "ceiling" in section:
         return "frontier"
     return "transfer" if "models_of" in section else "comparison"
 
@@ -49,45 +61,42 @@ def tasks_of(config: Config, *kinds: str) -> list[str]:
     return [task for task, section in config["tasks"].items() if kind(section) in kinds]
 
 
-def home(config: Config, task: str) -> str:
-    """The task whose models this one samples: itself, unless it transfers another's."""
-    name: str = config["tasks"][task].get("models_of", task)
-    return name
-
-
-def reference(config: Config, task: str) -> str:
-    """The model that is the reference policy of a task's methods."""
-    name: str = config["tasks"][home(config, task)].get("reference", "sft")
-    return name
-
-
 def model_folder(config: Config, task: str, name: str, shipped: str) -> str:
     """Folder of a task's model, made by a rule or brought by the user.
 
     Args:
         config: a resolved config.
         task: key of `tasks`.
-        name: base, reference, a trainer's name, or true_reward.
+        name: base, reference, a run, reward_model, gold_reward_model or true_reward.
         shipped: folder of the base model that the repository holds.
     """
     task = home(config, task)
     section = config["tasks"][task]
     if name == "reference":
         name = reference(config, task)
-    if name in METHODS and METHODS[name].trainer is None:
-        name = METHODS[name].starts_from
+    if name in section["runs"] and entry(config, task, name).trainer is None:
+        name = entry(config, task, name).starts_from
     if name == "true_reward" and section["true_reward"]["source"] == "classifier":
         return f"results/models/{task}/classifier"
-    if name in ("base", "sft", "true_reward"):
-        source = section[name]["source"]
-        if source == "shipped":
-            return shipped
-        if source == "path":
-            folder: str = section[name]["path"]
-            return folder
-        if source == "hub":
-            return f"results/models/{task}/fetched_{name}"
+    sources = {"base": section["base"], "true_reward": section.get("true_reward")}
+    if name not in sources and (name == reference(config, task) or name in section["runs"]):
+        sources[name] = values(config, task, name)
+    source = sources.get(name) or {}
+    if source.get("source") == "shipped":
+        return shipped
+    if source.get("source") == "path":
+        folder: str = source["path"]
+        return folder
+    if source.get("source") == "hub":
+        return f"results/models/{task}/fetched_{name if name in ('base', 'true_reward') else 'sft'}"
     return f"results/models/{task}/{name}"
+
+
+def trained(config: Config, task: str) -> list[str]:
+    """The runs whose models this workflow trains; those of a sweep leave evaluations, and only its reference a model."""
+    by_kind = {"comparison": known(config, task), "frontier": [reference(config, task)], "transfer": []}
+    own = by_kind[kind(config["tasks"][task])]
+    return [run for run in own if entry(config, task, run).trainer and not is_brought(config, task, run)]
 
 
 def trainers(config: Config, task: str) -> list[str]:
@@ -95,23 +104,40 @@ def trainers(config: Config, task: str) -> list[str]:
     section = config["tasks"][task]
     if kind(section) == "transfer":
         return []
-    if kind(section) == "frontier":
-        # What the runs train are evaluations, and no models.
-        used = ["sft", *(run["method"] for run in section["runs"].values() if run is not None)]
-        own = ["sft"]
-    else:
-        used = [*section["methods"], reference(config, task)]
-        own = [name for name, method in METHODS.items() if method.trainer and name in used]
-    own = [name for name in own if name != "sft" or section["sft"]["source"] == "train"]
-    rewarded = [name for name in own if "reward_model" in METHODS[name].needs]
+    own = trained(config, task)
+    rewarded = [name for name in own if "reward_model" in entry(config, task, name).needs]
+    learned = any("reward_model" in entry(config, task, name).needs for name in runs(config, task))
     return [
         *(["base"] if section["base"]["source"] == "scratch" else []),
         *(name for name in own if name not in rewarded),
-        *(["reward_model"] if any("reward_model" in method_of(name).needs for name in used) else []),
+        *(["reward_model"] if learned else []),
         *rewarded,
         *(["gold_reward_model"] if "reward_model" in judge_kinds(section) else []),
         *(["classifier"] if section.get("true_reward", {}).get("source") == "classifier" else []),
     ]
+
+
+def training_files(config: Config, task: str, run: str) -> dict[str, str]:
+    """What a run's trainer reads beside the model that it starts from, by the argument of its stage."""
+    data, one = f"results/data/{task}", entry(config, task, run)
+    if one.trainer == "ppo":
+        files = {"prompts": f"{data}/training/prompts.parquet"}
+    elif dict(one.values).get("completion") == "response":
+        files = {"data": f"{data}/training/demonstrations.parquet"}
+    else:
+        files = {"data": f"{data}/preferences.parquet"}
+    if "reference_logprobs" in one.needs:
+        files["reference"] = f"results/logprobs/{task}/reference.parquet"
+    if "reward_model" in one.needs:
+        files["reward_model"] = f"results/models/{task}/reward_model"
+    return files
+
+
+def trainer_code(config: Config, task: str, run: str) -> tuple[Any, ...]:
+    """Arguments of `fingerprint` for a run's trainer, which samples nothing where that is not asked for."""
+    module = f"prefopt.training.{entry(config, task, run).trainer}"
+    without = frozenset() if run in stepped(config, task) else frozenset({"prefopt.training.by_step:step_sampler"})
+    return module, PACKAGE, without
 
 
 def judge_kinds(section: Config) -> set[str]:
@@ -141,21 +167,21 @@ def tasks_with_judges(config: Config) -> list[str]:
 def verdict_tables(config: Config) -> list[tuple[str, str, str]]:
     """Task, judge and path of every verdict table of tasks that have more judges than one."""
     return [
-        (task, judge, f"results/verdicts/{task}/{'' if judge == 'main' else judge + '/'}{method}.parquet")
+        (task, judge, f"results/verdicts/{task}/{'' if judge == 'main' else judge + '/'}{run}.parquet")
         for task in tasks_with_judges(config)
         for judge in ("main", *config["tasks"][task]["other_judges"])
-        for method in config["tasks"][task]["methods"]
+        for run in runs(config, task)
     ]
 
 
 def matchups(config: Config, task: str) -> list[Config]:
-    """Whom people compare; a matchup of a method or temperature that is not sampled is left out."""
+    """Whom people compare; a matchup of a run or temperature that is not sampled is left out."""
     section = config["tasks"][task]
 
     def sampled(side: Config) -> bool:
-        if side["method"] == REFERENCE:
+        if side["run"] == REFERENCE:
             return True
-        return side["method"] in section["methods"] and side["temperature"] in section["sampling"]["temperatures"]
+        return side["run"] in section["runs"] and side["temperature"] in section["sampling"]["temperatures"]
 
     every = section["human"]["matchups"] if "human" in section else []
     return [matchup for matchup in every if sampled(matchup["first"]) and sampled(matchup["second"])]
@@ -204,19 +230,16 @@ def training_metrics(config: Config, task: str) -> list[str]:
     return [f"results/training/{task}/{name}.jsonl" for name in names]
 
 
-def runs(config: Config, task: str) -> list[str]:
-    """Names of the runs of a task's sweep; one that an overlay sets to null is left out."""
-    return [name for name, run in config["tasks"][task]["runs"].items() if run is not None]
-
-
 def caches_reference(config: Config, task: str) -> bool:
     """Whether some model that a task trains needs the reference policy's log-probabilities."""
-    return any("reference_logprobs" in METHODS[name].needs for name in trainers(config, task) if name in METHODS)
+    if kind(config["tasks"][task]) != "comparison":
+        return False
+    return any("reference_logprobs" in entry(config, task, run).needs for run in runs(config, task))
 
 
 def has_candidates(config: Config, task: str) -> bool:
-    """Whether some method of the task is Best-of-N."""
-    return any("candidates" in method_of(name).needs for name in config["tasks"][task].get("methods", []))
+    """Whether some run of the task is Best-of-N."""
+    return kind(config["tasks"][task]) == "comparison" and bool(choices(config, task))
 
 
 def judges_subsets(config: Config, task: str) -> bool:
@@ -224,21 +247,25 @@ def judges_subsets(config: Config, task: str) -> bool:
     return config["tasks"][task]["judge"]["kind"] in ("chat", "recorded", "human")
 
 
-def has_steps(config: Config, task: str) -> bool:
-    """Whether DPO is sampled while it trains."""
-    section = config["tasks"][task]
-    return "dpo" in section.get("methods", []) and "by_step" in section
+def stepped(config: Config, task: str) -> list[str]:
+    """The runs that are sampled while they train: those that the config names, else those of DPO (Fig. 3)."""
+    by_step = config["tasks"][task].get("by_step")
+    if by_step is None:
+        return []
+    given: list[str] | None = by_step["runs"]
+    return [run for run in runs(config, task) if method(config, task, run) == "dpo"] if given is None else given
 
 
 def compute_files(config: Config) -> dict[str, list[str]]:
     """What the stage `compute` reads, by argument: what every stage that runs a model recorded of itself."""
     compared = tasks_of(config, "comparison", "transfer")
     candidates = [task for task in compared if has_candidates(config, task)]
+    # The best of N at temperature 0 is the reference policy's greedy answer.
+    sampled = {task: [reference(config, task)] if task in candidates else [] for task in compared}
     samples = [
-        f"results/samples/{task}/{method}.parquet"
+        f"results/samples/{task}/{run}.parquet"
         for task in compared
-        for method in config["tasks"][task]["methods"]
-        if "candidates" not in method_of(method).needs
+        for run in dict.fromkeys([*sampled[task], *policies(config, task)])
     ]
     files = {
         "models": [f"results/models/{task}/{name}" for task in config["tasks"] for name in trainers(config, task)],
@@ -280,9 +307,9 @@ def result_files(config: Config) -> list[str]:
             files += [
                 f"results/{table}/{task}/{name}.parquet"
                 for table in ("samples", "verdicts")
-                for name in section["methods"]
+                for name in runs(config, task)
             ]
-        if has_steps(config, task):
+        if stepped(config, task):
             files += [f"results/{task}_winrate_by_step.{ending}" for ending in ("csv", "svg", "png")]
         files += [f"results/{task}_training.svg"] if trainers(config, task) else []
         files += [f"results/models/{task}/{name}" for name in trainers(config, task)]

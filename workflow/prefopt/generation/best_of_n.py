@@ -33,9 +33,7 @@ class BestOfNRecipe:
     dtype: Literal["float32", "bfloat16"]
 
 
-def best_of_n(
-    candidates: pd.DataFrame, scores: pd.DataFrame, greedy: pd.DataFrame, n: int, method: str
-) -> pd.DataFrame:
+def best_of_n(candidates: pd.DataFrame, scores: pd.DataFrame, greedy: pd.DataFrame, n: int, run: str) -> pd.DataFrame:
     """The best candidate of each prompt and temperature; at temperature 0 the greedy completion.
 
     Args:
@@ -43,7 +41,7 @@ def best_of_n(
         scores: their rewards.
         greedy: samples table that holds the same policy's completions at temperature 0.
         n: how many candidates to compare; ties go to the earlier one.
-        method: name of the method in the result.
+        run: name of the run in the result.
 
     Returns:
         Rows of the samples table with `sample_index` 0.
@@ -66,7 +64,7 @@ def best_of_n(
     best = scored.loc[scored.groupby(["prompt_id", "temperature"], sort=False)["reward"].idxmax()]
     zero = greedy[greedy["temperature"] == 0]
     rows = pd.concat([zero, best[candidates.columns]], ignore_index=True)
-    return rows.assign(method=method, sample_index=0)
+    return rows.assign(run=run, sample_index=0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--greedy", required=True, type=Path, help="samples table with temperature 0")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
     parser.add_argument("--reference-model", required=True, type=Path, help="the reference policy")
+    parser.add_argument("--run", required=True, help="name of the run in the samples table")
     parser.add_argument("--n", required=True, type=int, help="how many candidates are compared")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="samples table that is made")
@@ -90,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     greedy = read_table(args.greedy, "samples", prompts=manifest["prompts"])
     expected = {"content_hash": manifest["prompts"], "tokenizer_hash": tokenizer_hash(args.reference_model)}
     prompts = read_table(args.prompts, "prompts", **expected)
-    rows = best_of_n(candidates, scores, greedy, args.n, f"best_of_{args.n}")
+    rows = best_of_n(candidates, scores, greedy, args.n, args.run)
     model, _ = load_policy(args.reference_model, device=default_device(), dtype=DTYPES[recipe.dtype])
     chosen: list[dict[Any, Any]] = rows.to_dict("records")
     rows["reference_logp"] = reference_logps(model, prompts, chosen, [len(chosen)], recipe.token_budget, recipe.dtype)

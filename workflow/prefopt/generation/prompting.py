@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,14 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from prefopt.errors import UserError
 from prefopt.lm.continuations import encode_continuations
 from prefopt.lm.models import beginning, decode
-
-_SHOTS = re.compile(r"base_(\d+)shot")
-
-
-def shots_of(method: str) -> int:
-    """How many examples come before a method's prompts: 2 for `base_2shot`, else 0."""
-    match = _SHOTS.fullmatch(method)
-    return int(match[1]) if match else 0
 
 
 def with_shots(

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict
-from prefopt.generation.prompting import cut_at_stop, shots_of, with_shots
+from prefopt.generation.prompting import cut_at_stop, with_shots
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.continuations import decode_continuation
 from prefopt.lm.flops import sampling_flops
@@ -100,7 +100,7 @@ def sample_rows(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompts: pd.DataFrame,
-    method: str,
+    run: str,
     recipe: SampleRecipe,
     usage: Usage,
     blocks: Sequence[Block] | None = None,
@@ -113,7 +113,7 @@ def sample_rows(
         model: the policy.
         tokenizer: the policy's own.
         prompts: rows of the prompts table.
-        method: name of the policy in the table.
+        run: name of the policy in the table.
         recipe: how is sampled.
         usage: counts what is sampled.
         blocks: some of `blocks_of`; None: every prompt at every temperature.
@@ -121,7 +121,7 @@ def sample_rows(
     rows: list[dict[str, Any]] = []
     shape = shape_of(model)
     blocks = blocks_of(len(prompts), recipe) if blocks is None else blocks
-    with Progress(f"sample {method}", sum(block.samples for block in blocks), "samples") as progress:
+    with Progress(f"sample {run}", sum(block.samples for block in blocks), "samples") as progress:
         for block in blocks:
             n, temperature = block.n, block.temperature
             part = prompts.iloc[block.start : block.stop]
@@ -136,7 +136,7 @@ def sample_rows(
             )
             require_finite(
                 [[sum(completion.logps) for completion in completions] for completions in sampled],
-                *(part["prompt_id"], f"The log-probability of a completion of {method}"),
+                *(part["prompt_id"], f"The log-probability of a completion of {run}"),
                 f"look at these prompts and at the weights of the policy; the temperature is {temperature:g}",
             )
             for (_, prompt), completions in zip(part.iterrows(), sampled, strict=True):
@@ -146,7 +146,7 @@ def sample_rows(
                         {
                             "prompt_id": prompt["prompt_id"],
                             "sample_index": index,
-                            "method": method,
+                            "run": run,
                             "temperature": temperature,
                             "split": prompt["split"],
                             "text": decode_continuation(tokenizer, prompt["prompt_ids"], ids),
@@ -213,7 +213,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, help="the policy")
     parser.add_argument("--reference-model", type=Path, help="the reference policy; none: no reference_logp")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
-    parser.add_argument("--method", required=True, help="name of the method in the samples table")
+    parser.add_argument("--run", required=True, help="name of the run in the samples table")
+    parser.add_argument("--shots", type=int, default=0, help="examples before each prompt")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument(
         "--earlier", type=Path, help="samples table that differs in temperatures alone: rows of those it has are kept"
@@ -228,11 +229,11 @@ def run(args: argparse.Namespace) -> None:
     table = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
     prompts = chosen_prompts(table, recipe)
     device = default_device()
-    usage = Usage(f"sample {args.method}", device, DTYPES[recipe.dtype])
+    usage = Usage(f"sample {args.run}", device, DTYPES[recipe.dtype])
     model, tokenizer = load_policy(args.model, device=device, dtype=DTYPES[recipe.dtype])
     positions = max_positions(args.model)
     room = sys.maxsize if positions is None else positions - recipe.max_new_tokens
-    asked, shots_cut = with_shots(prompts, table, shots_of(args.method), tokenizer, room, recipe.seed)
+    asked, shots_cut = with_shots(prompts, table, args.shots, tokenizer, room, recipe.seed)
     facts = {
         "prompts": table.attrs["manifest"]["content_hash"],
         "code": fingerprint(__name__),
@@ -245,7 +246,7 @@ def run(args: argparse.Namespace) -> None:
         check_tokenizer(args.reference_model, args.model)
         facts["reference_weights"] = weights_hash(args.reference_model)
         reference, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
-    earlier = _earlier(args.earlier, args.method, to_dict(recipe), facts)
+    earlier = _earlier(args.earlier, args.run, to_dict(recipe), facts)
     every = blocks_of(len(prompts), recipe)
     first, end = shard.part(len(every))
     rows: list[dict[str, Any]] = []
@@ -259,8 +260,8 @@ def run(args: argparse.Namespace) -> None:
             if blocks[0].start == 0:  # of all shards one accounts for it
                 used[str(temperature)] = took
             continue
-        usage = Usage(f"sample {args.method}", device, DTYPES[recipe.dtype]) if used else usage
-        sampled = sample_rows(model, tokenizer, asked, args.method, recipe, usage, blocks)
+        usage = Usage(f"sample {args.run}", device, DTYPES[recipe.dtype]) if used else usage
+        sampled = sample_rows(model, tokenizer, asked, args.run, recipe, usage, blocks)
         if reference is not None:
             sizes = [block.samples for block in blocks]
             logps = reference_logps(reference, prompts, sampled, sizes, recipe.token_budget, recipe.dtype)
@@ -285,7 +286,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _earlier(
-    path: Path | None, method: str, recipe: dict[str, Any], facts: dict[str, Any]
+    path: Path | None, run: str, recipe: dict[str, Any], facts: dict[str, Any]
 ) -> dict[float, tuple[pd.DataFrame, dict[str, Any]]]:
     """Rows, and what they took, of each temperature of an earlier table that differs in its temperatures alone.
 
@@ -299,7 +300,7 @@ def _earlier(
         return {}
     manifest = table.attrs["manifest"]
     same = {**manifest["recipe"], "temperatures": recipe["temperatures"]} == recipe
-    if not same or manifest["recipe"] == recipe or set(table["method"]) != {method}:
+    if not same or manifest["recipe"] == recipe or set(table["run"]) != {run}:
         return {}
     used = manifest["used"][BY_TEMPERATURE]
     return {float(name): (table[table["temperature"] == float(name)], used[name]) for name in used}

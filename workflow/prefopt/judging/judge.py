@@ -55,17 +55,17 @@ class Judge(Protocol):
 
 
 def orders_of(
-    rule: OrderRule, seed: int, prompt_id: str, method: str, temperature: float, sample_index: int
+    rule: OrderRule, seed: int, prompt_id: str, run: str, temperature: float, sample_index: int
 ) -> tuple[Order, ...]:
     """The orders in which a pair is shown: one, by a coin (the paper), or both."""
     if rule == "both":
         return ("policy_first", "reference_first")
-    return (order_of(seed, prompt_id, method, temperature, sample_index),)
+    return (order_of(seed, prompt_id, run, temperature, sample_index),)
 
 
-def order_of(seed: int, prompt_id: str, method: str, temperature: float, sample_index: int) -> Order:
+def order_of(seed: int, prompt_id: str, run: str, temperature: float, sample_index: int) -> Order:
     """Who is shown first: a coin thrown by a hash of its arguments, whatever the rows beside it."""
-    key = [seed, prompt_id, method, float(temperature), int(sample_index)]
+    key = [seed, prompt_id, run, float(temperature), int(sample_index)]
     return "policy_first" if int(stable_hash(key), 16) % 2 == 0 else "reference_first"
 
 
@@ -107,7 +107,7 @@ class Pair:
 
     Attributes:
         row: what stands in the table of verdicts beside the verdict.
-        key: prompt_id, method, temperature and sample_index, which draw the order (see `order_of`).
+        key: prompt_id, run, temperature and sample_index, which draw the order (see `order_of`).
         prompt: the prompt's text.
         facts: its hidden facts, "" where there are none.
         policy: the text whose outcome is told.

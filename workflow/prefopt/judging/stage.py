@@ -18,7 +18,7 @@ from prefopt.judging.oracle import well_formed
 from prefopt.store.shards import add_shard_argument, parse_shard
 from prefopt.store.tables import SCHEMAS, read_table, write_table
 
-_KEPT = ["prompt_id", "method", "temperature", "sample_index", "split", "tokens"]  # of a sample's columns
+_KEPT = ["prompt_id", "run", "temperature", "sample_index", "split", "tokens"]  # of a sample's columns
 
 logger = logging.getLogger(__name__)
 
@@ -68,21 +68,21 @@ def judge_samples(
             "reference_tokens": reference_tokens[prompt_id],
             "well_formed": well_formed(prompt["facts"], text),
         }
-        key = (prompt_id, sample["method"], sample["temperature"], sample["sample_index"])
+        key = (prompt_id, sample["run"], sample["temperature"], sample["sample_index"])
         pairs.append(Pair(row, key, prompt["prompt"], prompt["facts"], text, prompt["reference"]))
     # Named, since a shard may be without a row.
     return pd.DataFrame(judge_pairs(judge, pairs, rule, seed), columns=SCHEMAS["verdicts"].names)
 
 
 def selected_samples(samples: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    """A method's samples on test prompts at the temperature that another judge's settled verdicts select for it."""
-    temperatures = samples["method"].map(select_temperatures(verdicts))
+    """A run's samples on test prompts at the temperature that another judge's settled verdicts select for it."""
+    temperatures = samples["run"].map(select_temperatures(verdicts))
     return samples[(samples["temperature"] == temperatures) & (samples["split"] == "test")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `judge`."""
-    parser.add_argument("--samples", required=True, type=Path, help="samples table of one method")
+    parser.add_argument("--samples", required=True, type=Path, help="samples table of one run")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table, with the references")
     parser.add_argument("--demonstrations", required=True, type=Path, help="demonstrations table")
     parser.add_argument(
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Judges all samples of a method and writes the verdicts, or a shard of them."""
+    """Judges all samples of a run and writes the verdicts, or a shard of them."""
     recipe, shard = from_json(JudgeRecipe, args.recipe), parse_shard(args.shard)
     prompts = read_table(args.prompts, "prompts")
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])

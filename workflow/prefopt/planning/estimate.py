@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from prefopt.experiment.methods import METHODS, names
+from prefopt.experiment.methods import trained
 from prefopt.planning import memory, work
 from prefopt.planning.memory import Parts
 from prefopt.planning.work import Hardware, Phase
@@ -14,12 +14,7 @@ from prefopt.planning.work import Hardware, Phase
 Config = dict[str, Any]
 
 # Stages whose job takes all GPUs of the config; any other model runs on one.
-SHARDED = frozenset(
-    {
-        *("pretrain", "reference", "reward_model", "gold_reward_model", "classifier"),
-        *(name for name in names("reported") if METHODS[name].trainer),
-    }
-)
+SHARDED = frozenset({"pretrain", *trained(), "reference", "reward_model", "gold_reward_model", "classifier"})
 # A process without a model, in megabytes: the interpreter and torch; with a GPU, CUDA's libraries too.
 _FOOTPRINT = {False: 600, True: 3000}
 _MARGIN = 1.25

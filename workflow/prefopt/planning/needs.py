@@ -24,7 +24,7 @@ def needs(config: Config, task: str, stage: str, name: str | None = None) -> dic
         config: a resolved config, whose `compute.mem_mb` and `compute.runtime` override what is computed.
         task: key of `tasks`.
         stage: the rule's name.
-        name: of `sample` the method, of `frontier_run` the run.
+        name: of `frontier_run`, `sample` and a method's rule the run.
 
     Returns:
         `gpu`; `mem_mb`, memory of the host in megabytes; `runtime` in minutes.

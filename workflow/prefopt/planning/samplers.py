@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from prefopt.experiment import runs
 from prefopt.planning import memory, work
 from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
 from prefopt.planning.estimate import Estimate
@@ -24,19 +25,19 @@ def reference(task: Task, stage: str, _: str | None = None) -> Estimate:
     return Estimate(stage, name, parameters, engine.processes, parts, phases)
 
 
-def sample(task: Task, stage: str, method: str | None) -> Estimate:
-    """A method's completions at every temperature; then the reference policy, loaded beside it, reads them."""
+def sample(task: Task, stage: str, run: str | None) -> Estimate:
+    """A run's completions at every temperature; then the reference policy, loaded beside it, reads them."""
     sampling = task.section["sampling"]
-    shots = 2 if method == "base_2shot" else 0
+    run = run or runs.reference(task.config, task.name)
     made = _sampled(
         task,
         stage,
-        method or "base",
+        run,
         n=1,
         temperatures=sampling["temperatures"],
         prompts=_prompts(task),
         new_tokens=sampling["max_new_tokens"],
-        shots=shots,
+        shots=runs.entry(task.config, task.name, run).shots,
     )
     _, other = task.model("reference")
     dtype, sampled = task.compute["dtype"], task.sampled(sampling["max_new_tokens"])
@@ -87,7 +88,7 @@ def score(task: Task, stage: str, _: str | None = None) -> Estimate:
 
 
 def judge(task: Task, stage: str, _: str | None = None) -> Estimate:
-    """The gold reward model on a method's samples, or on all candidates, and on the references."""
+    """The gold reward model on a run's samples, or on all candidates, and on the references."""
     groups = _prompts(task) * len(task.section["sampling"]["temperatures"])
     n = task.section["best_of_n"]["n"] if stage == "judge_candidates" else 1
     return _scored(task, stage, "base", n=n + 1, groups=groups)

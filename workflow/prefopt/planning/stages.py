@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from prefopt.experiment import targets
-from prefopt.experiment.methods import sampled, trained_by
+from prefopt.experiment import runs, targets
+from prefopt.experiment.methods import trained
 from prefopt.planning import samplers, trainers
 from prefopt.planning.estimate import Estimate
 from prefopt.planning.task import Task
@@ -16,12 +16,10 @@ Config = dict[str, Any]
 
 _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "pretrain": trainers.pretrain,
-    **dict.fromkeys(trained_by("sft"), trainers.fine_tuning),
-    "dpo": trainers.dpo,
+    **dict.fromkeys(trained(), trainers.of_run),
     "reward_model": trainers.reward_model,
     "gold_reward_model": trainers.gold_reward_model,
     "classifier": trainers.classifier,
-    "ppo": trainers.ppo,
     "frontier_run": trainers.frontier_run,
     "reference": samplers.reference,
     "sample": samplers.sample,
@@ -43,7 +41,7 @@ def estimate(config: Config, task: str, stage: str, name: str | None = None) -> 
         config: a resolved config.
         task: key of `tasks`.
         stage: a rule's name.
-        name: of `sample` the method, of `frontier_run` the run.
+        name: of `frontier_run`, `sample` and a method's rule the run (default: the one that is called as its method).
 
     Raises:
         UserError: the size of its model is not known.
@@ -54,27 +52,35 @@ def estimate(config: Config, task: str, stage: str, name: str | None = None) -> 
 def estimates(config: Config, task: str) -> list[Estimate]:
     """Every training, sampling and scoring stage of a task; runs of a sweep as one entry a method."""
     section = config["tasks"][task]
-    made = ["pretrain" if name == "base" else name for name in targets.trainers(config, task)]
+    made = [_trained(config, task, name) for name in targets.trainers(config, task)]
     if targets.kind(section) == "frontier":
-        stages = [*made, "pair_samples", "ceiling_samples", "reference"]
+        stages = ["pair_samples", "ceiling_samples", "reference"]
         stages += [] if section["true_reward"]["source"] == "rule" else ["true_rewards"]
-        return [estimate(config, task, stage) for stage in stages] + _sweep(config, task)
-    stages = [*made, *(["reference"] if targets.caches_reference(config, task) else [])]
+        return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
+    stages = ["reference"] if targets.caches_reference(config, task) else []
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
-    samples = [method for method in section["methods"] if method in sampled()]
     return [
+        *made,
         *(estimate(config, task, stage) for stage in stages),
-        *(_renamed(estimate(config, task, "sample", method), f"sample {method}") for method in samples),
+        *(_renamed(estimate(config, task, "sample", run), f"sample {run}") for run in runs.policies(config, task)),
     ]
+
+
+def _trained(config: Config, task: str, name: str) -> Estimate:
+    """A model that is trained: the base, a run or a scorer."""
+    stage = "pretrain" if name == "base" else name
+    if name not in runs.known(config, task):
+        return estimate(config, task, stage)
+    return _renamed(estimate(config, task, runs.method(config, task, name), name), name)
 
 
 def _sweep(config: Config, task: str) -> list[Estimate]:
     by_method: dict[str, list[str]] = {}
-    for run in targets.runs(config, task):
-        by_method.setdefault(config["tasks"][task]["runs"][run]["method"], []).append(run)
+    for run in runs.runs(config, task):
+        by_method.setdefault(runs.method(config, task, run), []).append(run)
     return [
-        _renamed(estimate(config, task, "frontier_run", runs[0]), f"frontier_run {method}", len(runs))
-        for method, runs in by_method.items()
+        _renamed(estimate(config, task, "frontier_run", equal[0]), f"frontier_run {method}", len(equal))
+        for method, equal in by_method.items()
     ]
 
 

@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from prefopt.experiment import targets
-from prefopt.experiment.methods import METHODS
+from prefopt.experiment import runs, targets
 from prefopt.planning import work
 from prefopt.planning.architecture import Architecture, from_folder, from_hub, from_pretrain
 from prefopt.planning.estimate import gpus
@@ -62,17 +61,22 @@ class Task:
         """Name and architecture of a model: of its own source, else of the model that it is trained from.
 
         Args:
-            name: base, base_2shot, reference, true_reward, or a trainer's.
+            name: base, reference, true_reward, reward_model, or a run.
 
         Raises:
             UserError: its size is not known.
         """
-        section = self.config["tasks"][targets.home(self.config, self.name)]
+        section = self.config["tasks"][runs.home(self.config, self.name)]
         if name == "reference":
-            name = targets.reference(self.config, self.name)
-        if name in ("sft", "true_reward") and section[name]["source"] in ("path", "hub"):
+            name = runs.reference(self.config, self.name)
+        if name == "true_reward" and section[name]["source"] in ("path", "hub"):
             return self._brought(section[name], name)
-        if name == "reward_model" or (name in METHODS and METHODS[name].starts_from == "reference"):
+        if name not in ("base", "true_reward", "reward_model"):
+            if runs.is_brought(self.config, self.name, name):
+                return self._brought(runs.values(self.config, self.name, name), "sft")
+            if runs.entry(self.config, self.name, name).starts_from == "reference":
+                return self.model("reference")
+        if name == "reward_model":
             return self.model("reference")
         base = section["base"]
         if base["source"] == "shipped":
@@ -84,7 +88,7 @@ class Task:
     def _brought(self, source: Config, part: str) -> tuple[str, Architecture]:
         if source["source"] == "path":
             return source["path"], from_folder(source["path"])
-        fetched = Path("results", "models", targets.home(self.config, self.name), f"fetched_{part}")
+        fetched = Path("results", "models", runs.home(self.config, self.name), f"fetched_{part}")
         known = from_folder(fetched) if (fetched / "config.json").is_file() else from_hub(source["name"])
         return source["name"], known
 

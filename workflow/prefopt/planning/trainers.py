@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefopt.experiment import targets
-from prefopt.experiment.methods import METHODS
+from prefopt.experiment import runs, targets
+from prefopt.experiment.methods import Method
 from prefopt.planning import memory, work
 from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
 from prefopt.planning.estimate import Estimate
@@ -32,26 +32,25 @@ def pretrain(task: Task, stage: str, _: str | None = None) -> Estimate:
     return _on_examples(task, stage, "base", section, documents - held_out, held_out, rows)
 
 
-def fine_tuning(task: Task, stage: str, _: str | None = None) -> Estimate:
-    """SFT on the demonstrations, or on the chosen completion of each pair."""
-    completion = dict(METHODS[stage].values)["completion"]
-    table = task.counts.demonstrations if completion == "response" else task.counts.pairs
+def of_run(task: Task, stage: str, run: str | None) -> Estimate:
+    """A run's trainer, perhaps with the samples that are drawn from its float32 weights while it trains."""
+    run = run or stage
+    method, values = runs.entry(task.config, task.name, run), runs.values(task.config, task.name, run)
+    if method.trainer == "ppo":
+        made = _ppo(task, stage, values)
+    else:
+        completion = dict(method.values).get("completion")
+        table = task.counts.demonstrations if completion == "response" else task.counts.pairs
 
-    def rows(long: bool) -> Rows:
-        return task.rows(completion, long=long)
+        def rows(long: bool) -> Rows:
+            return task.rows(completion, long=long) if completion else task.pair_rows(long)
 
-    return _on_examples(task, stage, "base", task.section[stage], table["train"], table["validation"], rows)
-
-
-def dpo(task: Task, stage: str, _: str | None = None) -> Estimate:
-    """DPO, perhaps with the samples that are drawn from its float32 weights while it trains."""
-    table, section = task.counts.pairs, task.section["dpo"]
-    made = _on_examples(task, stage, "reference", section, table["train"], table["validation"], task.pair_rows)
-    if not targets.has_steps(task.config, task.name):
+        made = _on_examples(task, stage, method.starts_from, values, table["train"], table["validation"], rows)
+    if run not in targets.stepped(task.config, task.name):
         return made
     sampling, by_step = task.section["sampling"], task.section["by_step"]
     drawn = work.sampling(
-        task.model("reference")[1],
+        task.model(run)[1],
         prompt=task.tokens["prompt"],
         sampled=task.sampled(sampling["max_new_tokens"]),
         new_tokens=sampling["max_new_tokens"],
@@ -88,9 +87,9 @@ def classifier(task: Task, stage: str, _: str | None = None) -> Estimate:
     return _on_examples(task, stage, "base", section, training, validation, rows, 2)
 
 
-def ppo(task: Task, stage: str, _: str | None = None) -> Estimate:
+def _ppo(task: Task, stage: str, section: Config) -> Estimate:
     """PPO against the learned reward: four models."""
-    section, engine = task.section["ppo"], task.engine(stage)
+    engine = task.engine(stage)
     name, model = task.model("reference")
     parts = _ppo_parts(task, model, section, engine, learned=True, others=[])
     phases = [phase.times(section["updates"]) for phase in _ppo_update(task, model, section, engine, learned=True)]
@@ -102,14 +101,15 @@ def ppo(task: Task, stage: str, _: str | None = None) -> Estimate:
 
 def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
     """One run of a sweep, with the evaluations of its checkpoints."""
-    method = task.section["runs"][run]["method"]
-    values, engine = task.section[method], task.engine(stage)
-    name, model = task.model("sft")
+    run = run or next(iter(task.section["runs"]))
+    method, values = runs.entry(task.config, task.name, run), runs.values(task.config, task.name, run)
+    engine = task.engine(stage)
+    name, model = task.model("reference")
     parameters = language_model_parameters(model)
     judge = None if task.section["true_reward"]["source"] == "rule" else task.model("true_reward")[1]
     others = [Resident(scorer_parameters(judge, 2))] if judge else []
-    if METHODS[method].trainer == "ppo":
-        learned = "reward_model" in METHODS[method].needs
+    if method.trainer == "ppo":
+        learned = "reward_model" in method.needs
         parts = _ppo_parts(task, model, values, engine, learned=learned, others=others)
         updates = values["interval"] * task.section["evaluation"]["checkpoints"]
         phases = [phase.times(updates) for phase in _ppo_update(task, model, values, engine, learned=learned)]
@@ -142,13 +142,13 @@ def _on_examples(
 
 
 def _on_pairs(
-    task: Task, model: Architecture, values: Config, engine: Engine, method: str, others: Sequence[Resident]
+    task: Task, model: Architecture, values: Config, engine: Engine, method: Method, others: Sequence[Resident]
 ) -> tuple[Parts, list[Phase]]:
     """A run of DPO, Unlikelihood or Preferred-FT: so many steps, and all validation pairs at every checkpoint."""
 
     def rows(long: bool) -> Rows:
         both = task.pair_rows(long)
-        return Rows(both.prompt, both.completions[:1]) if METHODS[method].trainer == "sft" else both
+        return Rows(both.prompt, both.completions[:1]) if method.trainer == "sft" else both
 
     batch = micro_batch(rows(True), engine, values["batch_size"])
     micro_batches = _micro_batches(values["batch_size"], batch, engine)

@@ -81,7 +81,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [
             ("prompt_id", pa.string()),
             ("sample_index", pa.int32()),
-            ("method", pa.string()),
+            ("run", pa.string()),
             ("temperature", pa.float64()),
             ("split", pa.string()),
             ("text", pa.string()),
@@ -119,7 +119,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "verdicts": _schema(
         [
             ("prompt_id", pa.string()),
-            ("method", pa.string()),
+            ("run", pa.string()),
             ("temperature", pa.float64()),
             ("sample_index", pa.int32()),
             ("split", pa.string()),
@@ -177,14 +177,14 @@ _KEYS: dict[str, list[str]] = {
     "preferences": ["pair_id"],
     "prompts": ["prompt_id"],
     "reference_logprobs": ["pair_id"],
-    "samples": ["prompt_id", "method", "temperature", "sample_index"],
+    "samples": ["prompt_id", "run", "temperature", "sample_index"],
     "scores": ["prompt_id", "temperature", "sample_index"],
     "evaluations": ["run", "step", "prompt_id", "sample_index"],
     "chat_replies": ["key"],
     "study_items": ["item_id"],
     "votes": ["rater", "item_id"],
     "item_verdicts": ["item_id", "order"],
-    "verdicts": ["prompt_id", "method", "temperature", "sample_index", "order"],
+    "verdicts": ["prompt_id", "run", "temperature", "sample_index", "order"],
 }
 
 Manifest = dict[str, Any]

@@ -66,6 +66,11 @@ class Examples:
         return sum(self.rows[i].tokens for i in indices)
 
 
+def steps_of(training: Examples, recipe: TrainingRecipe) -> int:
+    """Optimizer steps of a training."""
+    return recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
+
+
 def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int, shuffle: bool = True) -> list[list[int]]:
     """Indices of each batch of an epoch: every example exactly once, in an order of (seed, epoch) alone."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -111,7 +116,7 @@ def train(
     # Adam's second moment over some twenty steps, as is usual for language models.
     optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, adam_beta2=0.95)
     if total_steps is None:
-        total_steps = recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
+        total_steps = steps_of(training, recipe)
     state = TrainingState(name, run, model, model, optimizer, recipe.keep)
     shape = shape_of(model)
     # In forward passes: one itself, one for the gradients of what a layer reads, one for those of weights that learn.

@@ -34,7 +34,7 @@ from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.finite import require_finite
 from prefopt.store.tables import read_table
-from prefopt.training import stage
+from prefopt.training import by_step, stage
 from prefopt.training.checkpoint import RunFolder, TrainingState
 from prefopt.training.optimization import (
     build_optimizer,
@@ -250,6 +250,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, help="the reference policy, also the start")
     parser.add_argument("--reward-model", required=True, type=Path, help="the learned reward")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
+    by_step.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -282,7 +283,10 @@ def run(args: argparse.Namespace) -> None:
         },
     )
     with stage.open_run(args.work, identity, models.policy, models.value) as folder:
-        metrics = train(models, training, validation, recipe, tokenizer.eos_token_id, folder, usage)
+        sampler = by_step.step_sampler(args, models.policy, tokenizer, folder, recipe.updates)
+        metrics = train(models, training, validation, recipe, tokenizer.eos_token_id, folder, usage, hook=sampler)
+        if sampler is not None:
+            sampler.publish()
         stage.publish(args, policy, tokenizer, identity, metrics, usage, folder)
 
 

@@ -20,8 +20,8 @@ from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.tables import read_table
-from prefopt.training import stage
-from prefopt.training.loop import Examples, train
+from prefopt.training import by_step, stage
+from prefopt.training.loop import Examples, steps_of, train
 from prefopt.training.recipe import TrainingRecipe
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stage.add_arguments(parser)
     parser.add_argument("--model", required=True, type=Path, help="model to start from")
     parser.add_argument("--data", required=True, type=Path, help="demonstrations or preferences table")
+    by_step.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -99,5 +100,8 @@ def run(args: argparse.Namespace) -> None:
         {"data": table.attrs["manifest"]["content_hash"], **stage.model_hashes("model", args.model)},
     )
     with stage.open_run(args.work, identity, model) as folder:
-        metrics = train("sft", model, training, validation, recipe, folder, usage)
+        sampler = by_step.step_sampler(args, model, tokenizer, folder, steps_of(training, recipe))
+        metrics = train("sft", model, training, validation, recipe, folder, usage, hook=sampler)
+        if sampler is not None:
+            sampler.publish()
         stage.publish(args, model, tokenizer, identity, metrics, usage, folder)

@@ -38,13 +38,13 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Side:
-    """Whose text: a method at a temperature, or the reference text of the prompt."""
+    """Whose text: a run at a temperature, or the reference text of the prompt."""
 
-    method: str
+    run: str
     temperature: float | None
 
     def __str__(self) -> str:
-        return self.method if self.temperature is None else f"{self.method} T={self.temperature:g}"
+        return self.run if self.temperature is None else f"{self.run} T={self.temperature:g}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,7 +270,7 @@ def read_key(path: Path) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `human_study`."""
-    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables of the methods compared")
+    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables of the runs compared")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table, with the references")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--pages", required=True, type=Path, help="folder of the raters' pages that is made")
@@ -333,10 +333,10 @@ def _matchups(recipe: StudyRecipe) -> Iterable[Matchup]:
 
 def _texts(side: Side, samples: pd.DataFrame, test: pd.DataFrame) -> dict[str, str]:
     """A side's text for each test prompt."""
-    if side.method == REFERENCE:
+    if side.run == REFERENCE:
         return dict(zip(test.index, test["reference"], strict=True))
     rows = samples[
-        (samples["method"] == side.method)
+        (samples["run"] == side.run)
         & (samples["temperature"] == side.temperature)
         & (samples["split"] == "test")
         & (samples["sample_index"] == 0)

@@ -1,0 +1,59 @@
+"""What a task's runs are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_config import read, with_value
+
+from prefopt.experiment import runs, targets
+from prefopt.experiment.config import resolve
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return resolve(read("config.yaml"))
+
+
+def test_the_stages_of_every_run(config: dict[str, Any]) -> None:
+    assert {run: runs.stages_of(config, "tldr", run) for run in runs.runs(config, "tldr")} == {
+        **{"base": [], "sft": ["sft"], "preferred_ft": ["preferred_ft"]},
+        **{"dpo": ["sft", "reference_logprobs", "dpo"], "ppo": ["sft", "reward_model", "ppo"]},
+        **{"best_of_128": ["sft", "reward_model"]},
+    }
+    assert runs.stages_of(config, "hh", "dpo") == ["preferred_ft", "reference_logprobs", "dpo"]
+    assert runs.stages_of(config, "cnndm", "dpo") == ["sft", "reference_logprobs", "dpo"]
+
+
+def test_a_reference_policy_need_not_be_a_row() -> None:
+    """It is trained with its section's values, and sampled for the greedy answers of the best of N."""
+    config = resolve(with_value("tasks.tldr.runs", {"sft": None}))
+    assert "sft" not in runs.runs(config, "tldr") and runs.known(config, "tldr")[0] == "sft"
+    assert targets.trainers(config, "tldr")[0] == "sft"
+    assert runs.values(config, "tldr", "sft") == config["tasks"]["tldr"]["sft"]
+    assert "results/samples/tldr/sft.parquet" not in targets.result_files(config)
+
+
+def test_a_reference_policy_may_be_a_run_of_the_users_own() -> None:
+    tldr = {"runs": {"longer": {"method": "sft", "epochs": 9}, "sft": None}, "reference": "longer"}
+    config = resolve(with_value("tasks.tldr", tldr))
+    assert targets.model_folder(config, "tldr", "reference", "") == "results/models/tldr/longer"
+    assert runs.stages_of(config, "tldr", "dpo") == ["longer", "reference_logprobs", "dpo"]
+    assert targets.trainers(config, "tldr")[0] == "longer" and "sft" not in targets.trainers(config, "tldr")
+
+
+def test_what_a_trainer_reads(config: dict[str, Any]) -> None:
+    data = "results/data/tldr"
+    assert {run: targets.training_files(config, "tldr", run) for run in targets.trained(config, "tldr")} == {
+        "sft": {"data": f"{data}/training/demonstrations.parquet"},
+        "preferred_ft": {"data": f"{data}/preferences.parquet"},
+        "dpo": {"data": f"{data}/preferences.parquet", "reference": "results/logprobs/tldr/reference.parquet"},
+        "ppo": {"prompts": f"{data}/training/prompts.parquet", "reward_model": "results/models/tldr/reward_model"},
+    }
+
+
+def test_runs_that_are_sampled_while_they_train(config: dict[str, Any]) -> None:
+    assert targets.stepped(config, "hh") == ["dpo"] and targets.stepped(config, "tldr") == []
+    by_step = {"runs": ["ppo", "sft"], "points": 2, "temperatures": [1.0]}
+    assert targets.stepped(resolve(with_value("tasks.tldr.by_step", by_step)), "tldr") == ["ppo", "sft"]

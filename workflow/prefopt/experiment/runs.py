@@ -1,0 +1,93 @@
+"""The runs of a task: names of the user's own, each a method with values; rows of its tables, lines of its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefopt.experiment.methods import METHODS, Method
+
+Config = dict[str, Any]
+
+NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # of a run
+
+
+def home(config: Config, task: str) -> str:
+    """The task whose models this one samples: itself, unless it transfers another's."""
+    name: str = config["tasks"][task].get("models_of", task)
+    return name
+
+
+def reference(config: Config, task: str) -> str:
+    """The run that is the reference policy of a task; it need not be a row of its tables."""
+    name: str = config["tasks"][home(config, task)].get("reference", "sft")
+    return name
+
+
+def runs(config: Config, task: str) -> list[str]:
+    """Names of a task's runs, in the order of its tables."""
+    return list(config["tasks"][task]["runs"])
+
+
+def known(config: Config, task: str) -> list[str]:
+    """The same, before them the reference policy where it is the task's own and no row of its tables."""
+    own = [reference(config, task)] if home(config, task) == task else []
+    return list(dict.fromkeys([*own, *runs(config, task)]))
+
+
+def method(config: Config, task: str, run: str) -> str:
+    """The method of a run; a reference policy that is no row of the tables has the name of its method.
+
+    Raises:
+        KeyError: there is no run of this name.
+    """
+    known = config["tasks"][home(config, task)]["runs"]
+    if run not in known and run == reference(config, task):
+        return run
+    name: str = known[run]["method"]
+    return name
+
+
+def entry(config: Config, task: str, run: str) -> Method:
+    """What is known of a run's method."""
+    return METHODS[method(config, task, run)]
+
+
+def values(config: Config, task: str, run: str) -> Config:
+    """The values of a run: those of its method's section, and over them those that it names itself."""
+    section, name = config["tasks"][home(config, task)], method(config, task, run)
+    own = {key: value for key, value in section["runs"].get(run, {}).items() if key != "method"}
+    return {**section.get(name, {}), **own}
+
+
+def policies(config: Config, task: str) -> list[str]:
+    """Runs whose samples are a policy's own; the others choose among candidates."""
+    return [run for run in runs(config, task) if "candidates" not in entry(config, task, run).needs]
+
+
+def choices(config: Config, task: str) -> dict[str, int]:
+    """The N of each run that is the best of N candidates."""
+    chosen = (run for run in runs(config, task) if "candidates" in entry(config, task, run).needs)
+    return {run: values(config, task, run)["n"] for run in chosen}
+
+
+def is_brought(config: Config, task: str, run: str) -> bool:
+    """Whether the model of a run is the user's own and not trained here."""
+    return values(config, task, run).get("source", "train") != "train"
+
+
+def stages_of(config: Config, task: str, run: str) -> list[str]:
+    """What is trained for a run, in its order, by the names of the models; `reference_logprobs` is the cached table.
+
+    Nothing before the base is counted: it is given to all of them alike.
+    """
+    one = entry(config, task, run)
+    before = [reference(config, task)] if one.starts_from == "reference" else []
+    made = [need for need in one.needs if need != "candidates"]
+    return [*before, *made, *([run] if one.trainer else [])]
+
+
+def opponents(config: Config, task: str) -> list[str]:
+    """The runs that every other is compared with: those that the config names, else those of the paper's methods."""
+    given: list[str] | None = config["tasks"][task]["evaluation"]["opponents"]
+    by_method = [run for name in METHODS for run in runs(config, task) if method(config, task, run) == name]
+    return [run for run in by_method if entry(config, task, run).opponent] if given is None else given

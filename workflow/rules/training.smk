@@ -1,0 +1,42 @@
+# A model for each run, by a rule for each method: SFT, which is also the reference policy, Preferred-FT, DPO, PPO. With
+# samples a policy is also sampled while it trains.
+
+
+for method, sampled in itertools.product(methods.trained(), (False, True)):
+
+    rule:
+        name:
+            f"{method}_with_samples" if sampled else method
+        input:
+            unpack(training_files),
+            **({"sampled_prompts": "results/data/{task}/prompts.parquet"} if sampled else {}),
+            model=model_files(started_from),
+        output:
+            **({"samples": "results/samples/{task}/{run}_by_step.parquet"} if sampled else {}),
+            model=directory("results/models/{task}/{run}"),
+            metrics="results/training/{task}/{run}.jsonl",
+        log:
+            "logs/{task}/{run}.log",
+        benchmark:
+            "logs/benchmarks/{task}/{run}.jsonl"
+        wildcard_constraints:
+            task=with_runs(trained_runs(method, sampled), "_by_step" if sampled else ""),
+        # On the longest path.
+        priority: 1
+        conda:
+            "../../envs/model.yaml"
+        threads: MODEL_THREADS
+        resources:
+            **model_needs(method),
+        params:
+            **model(started_from),
+            **recipe_params(lambda wildcards: stage_recipes.training_recipe(config, wildcards.task, wildcards.run)),
+            stage=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
+            files=arguments_of(training_files),
+            by_step=by_step_arguments if sampled else [],
+            code=lambda wildcards: fingerprint(*targets.trainer_code(config, wildcards.task, wildcards.run)),
+        shell:
+            model_stage(
+                "{params.stage} --model {params.model} {params.files} --recipe {params.recipe} {params.by_step}"
+                " --work work/{wildcards.task}/{wildcards.run} --out {output.model} --metrics {output.metrics}"
+            )
