@@ -28,12 +28,16 @@ except UserError as error:
     sys.exit("\n".join(f"config: {line}" for line in str(error).splitlines()))
 
 
+SEED = "(seed_[0-9]+/)?"  # the folder below results/ of what a seed makes; of the first there is none
+
+
 report: "workflow/report/workflow.rst"
 
 
 wildcard_constraints:
     task="|".join(config["tasks"]),
     run=runs.NAME,
+    seed=SEED,
     judge="[a-z][a-z0-9_]*",
 
 

@@ -156,7 +156,7 @@ def tables() -> dict[str, pd.DataFrame]:
     sampled["reference_logp"] -= rng.gamma(2.0, 3.0, len(sampled))
     verdicts["tokens"] = rng.integers(8, 40, len(verdicts))
     recipe = WinRatesRecipe(
-        **{"task": "tldr", "confidence": 0.95, "seed": 0, "judge": {"kind": "oracle"}},
+        **{"task": "tldr", "confidence": 0.95, "seed": 0, "seeds": (0,), "judge": {"kind": "oracle"}},
         runs=tuple(rates),
         methods={"sft": "sft", "dpo": "dpo", "best_of_4": "best_of_n"},
         n={"best_of_4": 4},
@@ -169,8 +169,8 @@ def tables() -> dict[str, pd.DataFrame]:
     turned = rng.random(len(other)) < 0.25
     other.loc[turned, "outcome"] = rng.choice(["win", "loss", "tie"], size=int(turned.sum()))
     both = pd.concat([verdicts.assign(judge_name="main"), other.assign(judge_name="other", judge="another")])
-    agreement = AgreementRecipe(tables=(("tldr", "main"), ("tldr", "other")), confidence=0.95, seed=0)
-    found["judge_agreement"] = agreement_table(both.assign(task="tldr"), agreement)
+    agreement = AgreementRecipe(tables=(("tldr", "main", 0), ("tldr", "other", 0)), confidence=0.95, seed=0)
+    found["judge_agreement"] = agreement_table(both.assign(task="tldr", training_seed=0), agreement)
 
     key = {"prompt_id": np.repeat([f"p{i:02d}" for i in range(30)], 8), "temperature": 1.0}
     candidates = pd.DataFrame({**key, "sample_index": np.tile(np.arange(8), 30), "split": "test"})
@@ -188,13 +188,15 @@ def tables() -> dict[str, pd.DataFrame]:
     )
 
     steps = verdicts[verdicts["run"] != "best_of_4"].replace({"sft": "dpo_step_0", "dpo": "dpo_step_20"})
-    found["win_rate_by_step"] = step_table(steps, ByStepTableRecipe(task="hh", runs=("dpo",), confidence=0.9))
+    found["win_rate_by_step"] = step_table(
+        steps, ByStepTableRecipe(task="hh", runs=("dpo",), seeds=(0,), confidence=0.9)
+    )
 
     measured = _measured(rng)
     found["frontier"] = frontier_table(measured)
     found["dominance"] = dominance_table(
         measured,
-        DominanceRecipe(methods=("dpo", "ppo"), confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0)),
+        DominanceRecipe(methods=("dpo", "ppo"), seeds=(0,), confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0)),
     )
     ceiling = OptimalFrontierRecipe(largest_beta=4.0, smallest_beta=0.1, betas=8, min_effective_samples=20.0)
     found["ceiling"] = ceiling_table(rng.beta(2, 2, size=(16, 256)), ceiling)
@@ -257,7 +259,7 @@ def _compute(win_rates: pd.DataFrame) -> pd.DataFrame:
         {"run": "dpo", "stages": ["sft", "reference_logprobs", "dpo"], "n": None},
         {"run": "best_of_4", "stages": ["sft", "reward_model"], "n": 4},
     ]
-    recipe = ComputeRecipe(runs={"tldr": runs}, reference={"tldr": "sft"}, home={"tldr": "tldr"})
+    recipe = ComputeRecipe(runs={"tldr": runs}, reference={"tldr": "sft"}, home={"tldr": "tldr"}, seeds=1)
     return pd.DataFrame(row for run in runs for row in run_rows("tldr", run, records, recipe))
 
 

@@ -44,7 +44,7 @@ ENDPOINT = "api_key_env|concurrency|requests_per_minute|timeout|max_retries|budg
 # rule and, where it makes one of several, by its table, run or judge. It is a job of the key's task, unless another is named.
 READ_BY = {
     # What every stage that trains or samples reads.
-    r"seed": (
+    r"seeds": (
         "sft preferred_ft dpo dpo_with_samples reward_model ppo sample candidates pair_samples win_rates best_of_n_curve"
         f" examples dominance judge_agreement human_agreement {EVERY_RUN.removesuffix(PREFERRED_FT)}"
     ),

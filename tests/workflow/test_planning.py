@@ -22,7 +22,7 @@ def test_the_plans_config_is_the_one_that_snakemake_resolves(workflow_copy: Path
     own = overlay(
         workflow_copy,
         {
-            "seed": 3,
+            "seeds": [3],
             "compute": {"hardware": {"memory_gib": 40}},
             "tasks": {
                 "tldr": {"human": None, "runs": only("tldr", "sft", "dpo"), "other_judges": {"simple": None}},
@@ -37,7 +37,7 @@ def test_the_plans_config_is_the_one_that_snakemake_resolves(workflow_copy: Path
     assert result.returncode == 0, result.stderr
     snakemakes = json.loads((workflow_copy / "resolved.json").read_text())
     assert resolve(merged([DEFAULT, PAPER, own])) == snakemakes
-    assert snakemakes["seed"] == 3 and snakemakes["compute"]["hardware"]["tflops"] == 989
+    assert snakemakes["seeds"] == [3] and snakemakes["compute"]["hardware"]["tflops"] == 989
 
 
 def resources(folder: Path, *arguments: str | Path) -> dict[tuple[str, str], dict[str, int]]:

@@ -13,6 +13,7 @@ rule win_rates:
             category="Win rates",
             labels={"task": "{task}", "what": "win rates"},
         ),
+        by_seed="results/{task}_winrates_by_seed.csv",
         comparisons=report(
             "results/{task}_comparisons.csv",
             caption="../report/comparisons.rst",
@@ -35,7 +36,7 @@ rule win_rates:
     shell:
         table_stage(
             "win_rates --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
-            " --recipe {params.recipe} --out {output.table} --comparisons {output.comparisons}"
+            " --recipe {params.recipe} --out {output.table} --by-seed {output.by_seed} --comparisons {output.comparisons}"
             " --manifest {output.manifest}"
         )
 
@@ -43,6 +44,7 @@ rule win_rates:
 rule win_rate_figure:
     input:
         table="results/{task}_winrates.csv",
+        by_seed="results/{task}_winrates_by_seed.csv",
         manifest="results/{task}_winrates.manifest.json",
     output:
         svg=report(
@@ -65,7 +67,8 @@ rule win_rate_figure:
         code=fingerprint("prefopt.analysis.figures"),
     shell:
         table_stage(
-            "win_rate_figure --win-rates {input.table} --manifest {input.manifest} --out {output.svg} {output.png}"
+            "win_rate_figure --win-rates {input.table} --by-seed {input.by_seed} --manifest {input.manifest}"
+            " --out {output.svg} {output.png}"
         )
 
 
@@ -226,8 +229,8 @@ rule training_figure:
 rule examples:
     input:
         prompts="results/data/{task}/prompts.parquet",
-        samples=of_every_run("samples"),
-        verdicts=of_every_run("verdicts"),
+        samples=of_every_run("samples", first=True),
+        verdicts=of_every_run("verdicts", first=True),
         win_rates="results/{task}_winrates.csv",
     output:
         "results/{task}_examples.md",

@@ -6,11 +6,11 @@ rule candidates:
         model=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
-        shard_table("sampling", "results/candidates/{task}.parquet"),
+        shard_table("sampling", "results/{seed}candidates/{task}.parquet"),
     log:
-        of_shard("sampling", "logs/{task}/candidates.log"),
+        of_shard("sampling", "logs/{seed}{task}/candidates.log"),
     benchmark:
-        of_shard("sampling", "logs/benchmarks/{task}/candidates.jsonl")
+        of_shard("sampling", "logs/benchmarks/{seed}{task}/candidates.jsonl")
     # On the longest path.
     priority: 2
     conda:
@@ -23,7 +23,7 @@ rule candidates:
         **recipe("candidates"),
         policy=lambda wildcards: runs.reference(config, wildcards.task),
         shard=shard_argument,
-        earlier="results/candidates/{task}.parquet",
+        earlier="results/{seed}candidates/{task}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(
@@ -34,15 +34,15 @@ rule candidates:
 
 rule score:
     input:
-        model="results/models/{task}/reward_model",
+        model="results/{seed}models/{task}/reward_model",
         prompts="results/data/{task}/prompts.parquet",
-        samples="results/candidates/{task}.parquet",
+        samples="results/{seed}candidates/{task}.parquet",
     output:
-        shard_table("scoring", "results/candidates/{task}_scores.parquet"),
+        shard_table("scoring", "results/{seed}candidates/{task}_scores.parquet"),
     log:
-        of_shard("scoring", "logs/{task}/score.log"),
+        of_shard("scoring", "logs/{seed}{task}/score.log"),
     benchmark:
-        of_shard("scoring", "logs/benchmarks/{task}/score.jsonl")
+        of_shard("scoring", "logs/benchmarks/{seed}{task}/score.jsonl")
     # On the longest path.
     priority: 2
     conda:
@@ -63,17 +63,17 @@ rule score:
 
 rule best_of_n:
     input:
-        candidates="results/candidates/{task}.parquet",
-        scores="results/candidates/{task}_scores.parquet",
-        greedy=lambda wildcards: f"results/samples/{wildcards.task}/{runs.reference(config, wildcards.task)}.parquet",
+        candidates="results/{seed}candidates/{task}.parquet",
+        scores="results/{seed}candidates/{task}_scores.parquet",
+        greedy=lambda wildcards: f"results/{wildcards.seed}samples/{wildcards.task}/{runs.reference(config, wildcards.task)}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         reference=model_files("reference"),
     output:
-        "results/samples/{task}/{run}.parquet",
+        "results/{seed}samples/{task}/{run}.parquet",
     log:
-        "logs/{task}/{run}.log",
+        "logs/{seed}{task}/{run}.log",
     benchmark:
-        "logs/benchmarks/{task}/{run}.jsonl"
+        "logs/benchmarks/{seed}{task}/{run}.jsonl"
     wildcard_constraints:
         task=with_runs(lambda task: runs.choices(config, task)),
     conda:
@@ -97,14 +97,14 @@ rule best_of_n:
 # For a judge that costs something.
 rule subsets:
     input:
-        candidates="results/candidates/{task}.parquet",
-        scores="results/candidates/{task}_scores.parquet",
+        candidates="results/{seed}candidates/{task}.parquet",
+        scores="results/{seed}candidates/{task}_scores.parquet",
     output:
-        "results/candidates/{task}_subsets.parquet",
+        "results/{seed}candidates/{task}_subsets.parquet",
     log:
-        "logs/{task}/subsets.log",
+        "logs/{seed}{task}/subsets.log",
     benchmark:
-        "logs/benchmarks/{task}/subsets.jsonl"
+        "logs/benchmarks/{seed}{task}/subsets.jsonl"
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -127,11 +127,11 @@ use rule judge as judge_candidates with:
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
     output:
-        shard_table("judging", "results/candidates/{task}_verdicts.parquet"),
+        shard_table("judging", "results/{seed}candidates/{task}_verdicts.parquet"),
     log:
-        of_shard("judging", "logs/{task}/judge_candidates.log"),
+        of_shard("judging", "logs/{seed}{task}/judge_candidates.log"),
     benchmark:
-        of_shard("judging", "logs/benchmarks/{task}/judge_candidates.jsonl")
+        of_shard("judging", "logs/benchmarks/{seed}{task}/judge_candidates.jsonl")
     resources:
         **judge_needs("judge_candidates"),
 
@@ -140,16 +140,16 @@ rule best_of_n_curve:
     input:
         unpack(one_sample_files),
         unpack(subset_files),
-        candidates="results/candidates/{task}.parquet",
-        scores="results/candidates/{task}_scores.parquet",
-        verdicts="results/candidates/{task}_verdicts.parquet",
+        candidates="results/{seed}candidates/{task}.parquet",
+        scores="results/{seed}candidates/{task}_scores.parquet",
+        verdicts="results/{seed}candidates/{task}_verdicts.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
-        "results/candidates/{task}_curve.csv",
+        "results/{seed}candidates/{task}_curve.csv",
     log:
-        "logs/{task}/best_of_n_curve.log",
+        "logs/{seed}{task}/best_of_n_curve.log",
     benchmark:
-        "logs/benchmarks/{task}/best_of_n_curve.jsonl"
+        "logs/benchmarks/{seed}{task}/best_of_n_curve.jsonl"
     conda:
         "../../envs/analysis.yaml"
     threads: 1

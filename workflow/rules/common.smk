@@ -54,9 +54,14 @@ def uncompared(values):
     return lambda wildcards, threads: values(wildcards)
 
 
+def seeded(wildcards):
+    """The config with the seed of a job; what is made once for all seeds has the first."""
+    return runs.of_seed(config, getattr(wildcards, "seed", ""))
+
+
 def recipe(stage):
     """Params of a stage: its values from the config as JSON, and those of them that decide its result."""
-    return recipe_params(lambda wildcards: stage_recipes.stage_recipe(config, wildcards.task, stage))
+    return recipe_params(lambda wildcards: stage_recipes.stage_recipe(seeded(wildcards), wildcards.task, stage))
 
 
 def recipe_params(recipe_of):
@@ -134,7 +139,7 @@ def policy(wildcards):
 
 def training_files(wildcards):
     """What a run's trainer reads beside it."""
-    return targets.training_files(config, wildcards.task, wildcards.run)
+    return targets.training_files(config, wildcards.task, wildcards.run, wildcards.seed)
 
 
 def model_folder(name):
@@ -143,7 +148,11 @@ def model_folder(name):
     The name is given, or a function of the wildcards too.
     """
     return lambda wildcards: targets.model_folder(
-        config, wildcards.task, name(wildcards) if callable(name) else name, SHIPPED_BASE
+        config,
+        wildcards.task,
+        name(wildcards) if callable(name) else name,
+        SHIPPED_BASE,
+        getattr(wildcards, "seed", ""),
     )
 
 
@@ -165,17 +174,21 @@ def revision_argument(wildcards):
     return ["--revision", revision] if revision else []
 
 
-def of_every_run(kind):
-    """Input function: a table of each of the task's runs."""
+def of_every_run(kind, first=False):
+    """Input function: a table of each of the task's runs, for each seed or the first alone."""
     return lambda wildcards: [
-        f"results/{kind}/{wildcards.task}/{run}.parquet" for run in runs.runs(config, wildcards.task)
+        f"results/{seed}{kind}/{wildcards.task}/{run}.parquet"
+        for seed in list(runs.seeds(config))[: 1 if first else None]
+        for run in runs.runs(config, wildcards.task)
     ]
 
 
 def of_stepped_runs(kind):
-    """Input function: a table of each run that is sampled while it trains."""
+    """Input function: a table of each run that is sampled while it trains, for each seed."""
     return lambda wildcards: [
-        f"results/{kind}/{wildcards.task}/{run}_by_step.parquet" for run in targets.stepped(config, wildcards.task)
+        f"results/{seed}{kind}/{wildcards.task}/{run}_by_step.parquet"
+        for seed in runs.seeds(config)
+        for run in targets.stepped(config, wildcards.task)
     ]
 
 
@@ -252,12 +265,12 @@ def subset_files(wildcards):
     """The candidates that are judged, the best of seeded subsets; nothing where it is free and all are judged."""
     if not targets.judges_subsets(config, wildcards.task):
         return {}
-    return {"judged": f"results/candidates/{wildcards.task}_subsets.parquet"}
+    return {"judged": f"results/{wildcards.seed}candidates/{wildcards.task}_subsets.parquet"}
 
 
 def judged_candidates(wildcards):
     """The candidates that are judged."""
-    return subset_files(wildcards).get("judged", f"results/candidates/{wildcards.task}.parquet")
+    return subset_files(wildcards).get("judged", f"results/{wildcards.seed}candidates/{wildcards.task}.parquet")
 
 
 def one_sample_files(wildcards):
@@ -267,14 +280,19 @@ def one_sample_files(wildcards):
     if run is None:
         return {}
     return {
-        "one_sample": f"results/samples/{wildcards.task}/{run}.parquet",
-        "one_sample_verdicts": f"results/verdicts/{wildcards.task}/{run}.parquet",
+        "one_sample": f"results/{wildcards.seed}samples/{wildcards.task}/{run}.parquet",
+        "one_sample_verdicts": f"results/{wildcards.seed}verdicts/{wildcards.task}/{run}.parquet",
     }
 
 
 def curves_of_tasks(wildcards):
-    """The Best-of-N curve of each task that has one."""
-    return [f"results/candidates/{task}_curve.csv" for task in config["tasks"] if targets.has_candidates(config, task)]
+    """The Best-of-N curves of each task that has candidates, one for each seed."""
+    return [
+        f"results/{seed}candidates/{task}_curve.csv"
+        for task in config["tasks"]
+        if targets.has_candidates(config, task)
+        for seed in runs.seeds(config)
+    ]
 
 
 def summaries_of_curves(wildcards):
@@ -291,21 +309,36 @@ def true_reward_files(wildcards):
 
 def reward_files(wildcards):
     """The rewards that a run of the sweep needs."""
-    learned = {"reward_model": f"results/models/{wildcards.task}/reward_model"}
+    learned = {"reward_model": f"results/{wildcards.seed}models/{wildcards.task}/reward_model"}
     learned = learned if "reward_model" in runs.entry(config, wildcards.task, wildcards.run).needs else {}
     return {**learned, **true_reward_files(wildcards)}
 
 
 def runs_of_sweep(wildcards):
-    """The evaluations of each run of the sweep."""
-    return [f"results/frontier/{wildcards.task}/{run}.parquet" for run in runs.runs(config, wildcards.task)]
+    """The evaluations of each run of the sweep, for each seed."""
+    return [
+        f"results/{seed}frontier/{wildcards.task}/{run}.parquet"
+        for seed in runs.seeds(config)
+        for run in runs.runs(config, wildcards.task)
+    ]
+
+
+def ceiling_scores(wildcards):
+    """The true rewards of the reference policy's samples, for each seed."""
+    return [f"results/{seed}ceiling/{wildcards.task}_scores.parquet" for seed in runs.seeds(config)]
+
+
+def preferences(wildcards):
+    """The pairs of a task; those of a sweep are its reference policy's own completions, and each seed has others."""
+    kind = targets.kind(config["tasks"][wildcards.task])
+    return f"results/{wildcards.seed if kind == 'frontier' else ''}data/{wildcards.task}/preferences.parquet"
 
 
 def by_step_arguments(wildcards):
     """Params function: what a trainer needs to sample its policy while it trains."""
-    values = canonical_json(stage_recipes.stage_recipe(config, wildcards.task, "by_step"))
+    values = canonical_json(stage_recipes.stage_recipe(seeded(wildcards), wildcards.task, "by_step"))
     prompts = f"results/data/{wildcards.task}/prompts.parquet"
-    samples = f"results/samples/{wildcards.task}/{wildcards.run}_by_step.parquet"
+    samples = f"results/{wildcards.seed}samples/{wildcards.task}/{wildcards.run}_by_step.parquet"
     return ["--by-step", values, "--run", wildcards.run, "--sampled-prompts", prompts, "--samples", samples]
 
 
@@ -340,9 +373,9 @@ def sampled_runs(task):
 
 # Tables below results/ that are made in shards where a scatter process has several, by that process.
 SCATTERED = {
-    "sampling": rf"samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+" "|(pairs|ceiling)/[a-z]+_samples",
-    "scoring": r"candidates/[a-z]+_scores|(pairs|ceiling)/[a-z]+_scores",
-    "judging": rf"verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts",
+    "sampling": rf"{SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples)",
+    "scoring": rf"{SEED}(candidates|pairs|ceiling)/[a-z]+_scores",
+    "judging": rf"{SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts)",
 }
 
 

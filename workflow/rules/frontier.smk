@@ -5,16 +5,16 @@ rule frontier_run:
     input:
         unpack(made(reward_files)),
         model=model_files("sft"),
-        data="results/data/{task}/preferences.parquet",
-        reference="results/logprobs/{task}/reference.parquet",
+        data=preferences,
+        reference="results/{seed}logprobs/{task}/reference.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
-        evaluations="results/frontier/{task}/{run}.parquet",
-        metrics="results/training/{task}/frontier/{run}.jsonl",
+        evaluations="results/{seed}frontier/{task}/{run}.parquet",
+        metrics="results/{seed}training/{task}/frontier/{run}.jsonl",
     log:
-        "logs/{task}/frontier_{run}.log",
+        "logs/{seed}{task}/frontier_{run}.log",
     benchmark:
-        "logs/benchmarks/{task}/frontier_{run}.jsonl"
+        "logs/benchmarks/{seed}{task}/frontier_{run}.jsonl"
     wildcard_constraints:
         task=one_of(targets.tasks_of(config, "frontier")),
     conda:
@@ -24,7 +24,7 @@ rule frontier_run:
         **model_needs("frontier_run"),
     params:
         **model("sft"),
-        **recipe_params(lambda wildcards: stage_recipes.frontier_run_recipe(config, wildcards.task, wildcards.run)),
+        **recipe_params(lambda wildcards: stage_recipes.frontier_run_recipe(seeded(wildcards), wildcards.task, wildcards.run)),
         rewards=arguments_of(reward_files),
         rewards_content=brought(reward_files),
         code=fingerprint("prefopt.training.frontier_run"),
@@ -32,14 +32,14 @@ rule frontier_run:
         model_stage(
             "frontier_run --model {params.model} --data {input.data} --reference {input.reference}"
             " --prompts {input.prompts} {params.rewards} --recipe {params.recipe}"
-            " --work work/{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations}"
+            " --work work/{wildcards.seed}{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations}"
             " --metrics {output.metrics}"
         )
 
 
 rule optimal_frontier:
     input:
-        scores="results/ceiling/{task}_scores.parquet",
+        scores=ceiling_scores,
     output:
         report(
             "results/{task}_ceiling.csv",
@@ -68,7 +68,7 @@ rule optimal_frontier:
 rule frontier:
     input:
         evaluations=runs_of_sweep,
-        scores="results/ceiling/{task}_scores.parquet",
+        scores=ceiling_scores,
         ceiling="results/{task}_ceiling.csv",
     output:
         report(
@@ -89,11 +89,12 @@ rule frontier:
     resources:
         **TABLE_RESOURCES,
     params:
+        **recipe("frontier"),
         code=fingerprint("prefopt.analysis.frontier"),
     shell:
         table_stage(
             "frontier --evaluations {input.evaluations} --scores {input.scores} --ceiling {input.ceiling}"
-            " --out {output}"
+            " --recipe {params.recipe} --out {output}"
         )
 
 

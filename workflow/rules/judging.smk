@@ -4,15 +4,15 @@
 rule judge:
     input:
         unpack(made(judge_files)),
-        samples="results/samples/{task}/{run}.parquet",
+        samples="results/{seed}samples/{task}/{run}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
     output:
-        shard_table("judging", "results/verdicts/{task}/{run}.parquet"),
+        shard_table("judging", "results/{seed}verdicts/{task}/{run}.parquet"),
     log:
-        of_shard("judging", "logs/{task}/judge_{run}.log"),
+        of_shard("judging", "logs/{seed}{task}/judge_{run}.log"),
     benchmark:
-        of_shard("judging", "logs/benchmarks/{task}/judge_{run}.jsonl")
+        of_shard("judging", "logs/benchmarks/{seed}{task}/judge_{run}.jsonl")
     conda:
         "../../envs/judge.yaml"
     threads: MODEL_THREADS
@@ -33,25 +33,25 @@ rule judge:
 use rule judge as other_judge with:
     input:
         unpack(made(judge_files)),
-        samples="results/samples/{task}/{run}.parquet",
+        samples="results/{seed}samples/{task}/{run}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
-        verdicts="results/verdicts/{task}/{run}.parquet",
+        verdicts="results/{seed}verdicts/{task}/{run}.parquet",
     output:
-        shard_table("judging", "results/verdicts/{task}/{judge}/{run}.parquet"),
+        shard_table("judging", "results/{seed}verdicts/{task}/{judge}/{run}.parquet"),
     log:
-        of_shard("judging", "logs/{task}/judge_{judge}_{run}.log"),
+        of_shard("judging", "logs/{seed}{task}/judge_{judge}_{run}.log"),
     benchmark:
-        of_shard("judging", "logs/benchmarks/{task}/judge_{judge}_{run}.jsonl")
+        of_shard("judging", "logs/benchmarks/{seed}{task}/judge_{judge}_{run}.jsonl")
     params:
         **judge_params("prefopt.judging.stage"),
-        selected=["--selected-by", "results/verdicts/{task}/{run}.parquet"],
+        selected=["--selected-by", "results/{seed}verdicts/{task}/{run}.parquet"],
         shard=shard_argument,
 
 
 rule judge_agreement:
     input:
-        lambda wildcards: [path for _, _, path in targets.verdict_tables(config)],
+        lambda wildcards: [path for *_, path in targets.verdict_tables(config)],
     output:
         report(
             "results/judge_agreement.csv",

@@ -4,13 +4,13 @@
 rule reference:
     input:
         model=model_files("reference"),
-        data="results/data/{task}/preferences.parquet",
+        data=preferences,
     output:
-        "results/logprobs/{task}/reference.parquet",
+        "results/{seed}logprobs/{task}/reference.parquet",
     log:
-        "logs/{task}/reference.log",
+        "logs/{seed}{task}/reference.log",
     benchmark:
-        "logs/benchmarks/{task}/reference.jsonl"
+        "logs/benchmarks/{seed}{task}/reference.jsonl"
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS

@@ -4,15 +4,15 @@
 rule reward_model:
     input:
         model=model_files("reference"),
-        data="results/data/{task}/preferences.parquet",
+        data=preferences,
         demonstrations="results/data/{task}/training/demonstrations.parquet",
     output:
-        model=directory("results/models/{task}/reward_model"),
-        metrics="results/training/{task}/reward_model.jsonl",
+        model=directory("results/{seed}models/{task}/reward_model"),
+        metrics="results/{seed}training/{task}/reward_model.jsonl",
     log:
-        "logs/{task}/reward_model.log",
+        "logs/{seed}{task}/reward_model.log",
     benchmark:
-        "logs/benchmarks/{task}/reward_model.jsonl"
+        "logs/benchmarks/{seed}{task}/reward_model.jsonl"
     # On the longest path.
     priority: 2
     conda:
@@ -27,7 +27,7 @@ rule reward_model:
     shell:
         model_stage(
             "reward --model {params.model} --data {input.data} --demonstrations {input.demonstrations}"
-            " --recipe {params.recipe} --work work/{wildcards.task}/reward_model --out {output.model}"
+            " --recipe {params.recipe} --work work/{wildcards.seed}{wildcards.task}/reward_model --out {output.model}"
             " --metrics {output.metrics}"
         )
 

@@ -7,11 +7,11 @@ rule sample:
         reference=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
-        shard_table("sampling", "results/samples/{task}/{run}.parquet"),
+        shard_table("sampling", "results/{seed}samples/{task}/{run}.parquet"),
     log:
-        of_shard("sampling", "logs/{task}/sample_{run}.log"),
+        of_shard("sampling", "logs/{seed}{task}/sample_{run}.log"),
     benchmark:
-        of_shard("sampling", "logs/benchmarks/{task}/sample_{run}.jsonl")
+        of_shard("sampling", "logs/benchmarks/{seed}{task}/sample_{run}.jsonl")
     wildcard_constraints:
         task=with_runs(sampled_runs),
     conda:
@@ -25,7 +25,7 @@ rule sample:
         **recipe("sample"),
         shots=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).shots,
         shard=shard_argument,
-        earlier="results/samples/{task}/{run}.parquet",
+        earlier="results/{seed}samples/{task}/{run}.parquet",
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(

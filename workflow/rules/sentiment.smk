@@ -60,11 +60,11 @@ rule pair_samples:
         model=model_files("sft"),
         prompts="results/data/{task}/training/prompts.parquet",
     output:
-        shard_table("sampling", "results/pairs/{task}_samples.parquet"),
+        shard_table("sampling", "results/{seed}pairs/{task}_samples.parquet"),
     log:
-        of_shard("sampling", "logs/{task}/pair_samples.log"),
+        of_shard("sampling", "logs/{seed}{task}/pair_samples.log"),
     benchmark:
-        of_shard("sampling", "logs/benchmarks/{task}/pair_samples.jsonl")
+        of_shard("sampling", "logs/benchmarks/{seed}{task}/pair_samples.jsonl")
     wildcard_constraints:
         task=one_of(targets.tasks_of(config, "frontier")),
     conda:
@@ -90,11 +90,11 @@ use rule pair_samples as ceiling_samples with:
         model=model_files("sft"),
         prompts="results/data/{task}/prompts.parquet",
     output:
-        shard_table("sampling", "results/ceiling/{task}_samples.parquet"),
+        shard_table("sampling", "results/{seed}ceiling/{task}_samples.parquet"),
     log:
-        of_shard("sampling", "logs/{task}/ceiling_samples.log"),
+        of_shard("sampling", "logs/{seed}{task}/ceiling_samples.log"),
     benchmark:
-        of_shard("sampling", "logs/benchmarks/{task}/ceiling_samples.jsonl")
+        of_shard("sampling", "logs/benchmarks/{seed}{task}/ceiling_samples.jsonl")
     resources:
         **model_needs("ceiling_samples"),
     params:
@@ -107,14 +107,14 @@ use rule pair_samples as ceiling_samples with:
 rule true_rewards:
     input:
         unpack(made(true_reward_files)),
-        samples="results/{purpose}/{task}_samples.parquet",
+        samples="results/{seed}{purpose}/{task}_samples.parquet",
         prompts=scored_prompts,
     output:
-        shard_table("scoring", "results/{purpose}/{task}_scores.parquet"),
+        shard_table("scoring", "results/{seed}{purpose}/{task}_scores.parquet"),
     log:
-        of_shard("scoring", "logs/{task}/true_rewards_{purpose}.log"),
+        of_shard("scoring", "logs/{seed}{task}/true_rewards_{purpose}.log"),
     benchmark:
-        of_shard("scoring", "logs/benchmarks/{task}/true_rewards_{purpose}.jsonl")
+        of_shard("scoring", "logs/benchmarks/{seed}{task}/true_rewards_{purpose}.jsonl")
     wildcard_constraints:
         task=one_of(targets.tasks_of(config, "frontier")),
         purpose="pairs|ceiling",
@@ -138,16 +138,16 @@ rule true_rewards:
 
 rule sampled_pairs:
     input:
-        samples="results/pairs/{task}_samples.parquet",
-        scores="results/pairs/{task}_scores.parquet",
+        samples="results/{seed}pairs/{task}_samples.parquet",
+        scores="results/{seed}pairs/{task}_scores.parquet",
         prompts="results/data/{task}/training/prompts.parquet",
     output:
-        preferences="results/data/{task}/preferences.parquet",
-        summary="results/data/{task}/pairs_summary.json",
+        preferences="results/{seed}data/{task}/preferences.parquet",
+        summary="results/{seed}data/{task}/pairs_summary.json",
     log:
-        "logs/{task}/sampled_pairs.log",
+        "logs/{seed}{task}/sampled_pairs.log",
     benchmark:
-        "logs/benchmarks/{task}/sampled_pairs.jsonl"
+        "logs/benchmarks/{seed}{task}/sampled_pairs.jsonl"
     wildcard_constraints:
         task=one_of(targets.tasks_of(config, "frontier")),
     conda:

@@ -12,13 +12,13 @@ for method, sampled in itertools.product(methods.trained(), (False, True)):
             **({"sampled_prompts": "results/data/{task}/prompts.parquet"} if sampled else {}),
             model=model_files(started_from),
         output:
-            **({"samples": "results/samples/{task}/{run}_by_step.parquet"} if sampled else {}),
-            model=directory("results/models/{task}/{run}"),
-            metrics="results/training/{task}/{run}.jsonl",
+            **({"samples": "results/{seed}samples/{task}/{run}_by_step.parquet"} if sampled else {}),
+            model=directory("results/{seed}models/{task}/{run}"),
+            metrics="results/{seed}training/{task}/{run}.jsonl",
         log:
-            "logs/{task}/{run}.log",
+            "logs/{seed}{task}/{run}.log",
         benchmark:
-            "logs/benchmarks/{task}/{run}.jsonl"
+            "logs/benchmarks/{seed}{task}/{run}.jsonl"
         wildcard_constraints:
             task=with_runs(trained_runs(method, sampled), "_by_step" if sampled else ""),
         # On the longest path.
@@ -30,7 +30,7 @@ for method, sampled in itertools.product(methods.trained(), (False, True)):
             **model_needs(method),
         params:
             **model(started_from),
-            **recipe_params(lambda wildcards: stage_recipes.training_recipe(config, wildcards.task, wildcards.run)),
+            **recipe_params(lambda wildcards: stage_recipes.training_recipe(seeded(wildcards), wildcards.task, wildcards.run)),
             stage=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
             files=arguments_of(training_files),
             by_step=by_step_arguments if sampled else [],
@@ -38,5 +38,5 @@ for method, sampled in itertools.product(methods.trained(), (False, True)):
         shell:
             model_stage(
                 "{params.stage} --model {params.model} {params.files} --recipe {params.recipe} {params.by_step}"
-                " --work work/{wildcards.task}/{wildcards.run} --out {output.model} --metrics {output.metrics}"
+                " --work work/{wildcards.seed}{wildcards.task}/{wildcards.run} --out {output.model} --metrics {output.metrics}"
             )

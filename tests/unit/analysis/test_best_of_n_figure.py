@@ -7,8 +7,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from scipy import stats
 
 from prefopt.analysis import best_of_n_figure
+from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.errors import UserError
 
 
@@ -18,7 +20,13 @@ def table() -> pd.DataFrame:
         {
             **{"task": "tldr", "run": method, "n": n, "temperature": temperature},
             **{"win_rate": 0.4 + 0.05 * n / 4, "ci_low": 0.3, "ci_high": 0.7, "flops": 1e9 * n},
-            **{"prompts": 64, "confidence": 0.9, "judge": "oracle:v1", "distinct_texts": 1.0 + 4 * temperature},
+            **{
+                "prompts": 64,
+                "confidence": 0.9,
+                "judge": "oracle:v1",
+                "distinct_texts": 1.0 + 4 * temperature,
+                "seeds": 1,
+            },
         }
         for method, values, temperatures in (("sft", (1, 4, 16), (0.5, 1.0)), ("dpo", (1,), (0.5,)))
         for n in values
@@ -96,8 +104,9 @@ def test_a_temperature_looks_the_same_in_every_task(table: pd.DataFrame) -> None
 
 def test_the_stage_joins_the_tasks(table: pd.DataFrame, tmp_path: Path) -> None:
     curves = [tmp_path / "a.csv", tmp_path / "b.csv"]
-    table.to_csv(curves[0], index=False)
-    table.assign(task="hh").to_csv(curves[1], index=False)
+    curve = table.drop(columns="seeds").assign(seed=0)
+    curve.to_csv(curves[0], index=False)
+    curve.assign(task="hh").to_csv(curves[1], index=False)
     out = [tmp_path / "figure.svg", tmp_path / "figure.png"]
     summary = tmp_path / "summary.json"
     summary.write_text(json.dumps(FACTS))
@@ -105,6 +114,22 @@ def test_the_stage_joins_the_tasks(table: pd.DataFrame, tmp_path: Path) -> None:
     best_of_n_figure.run(argparse.Namespace(**named))
     assert pd.read_csv(tmp_path / "all.csv")["task"].value_counts().to_dict() == {"tldr": 7, "hh": 7}
     assert all(path.stat().st_size > 1000 for path in out)
+
+
+def test_several_seeds_are_a_mean_with_an_interval_over_prompts_and_seeds(table: pd.DataFrame) -> None:
+    curve = table.drop(columns="seeds").assign(seed=0)
+    other = curve.assign(win_rate=curve["win_rate"] + 0.1, flops=curve["flops"] * 3)
+    both = best_of_n_figure.over_seeds([curve, other])
+    assert both["seeds"].tolist() == [2] * 7 and len(both) == 7
+    assert both["win_rate"].tolist() == pytest.approx((curve["win_rate"] + 0.05).tolist())
+    assert both["flops"].tolist() == pytest.approx((2 * curve["flops"]).tolist())
+    error = 0.4 / (2 * stats.norm.ppf(0.95))
+    first = mean_over_seeds([0.4125, 0.5125], error, 64, 0.9).interval
+    assert both.loc[0, ["ci_low", "ci_high"]].tolist() == pytest.approx([max(0, first.low), min(1, first.high)])
+    alone = best_of_n_figure.over_seeds([curve]).drop(columns="seeds")
+    pd.testing.assert_frame_equal(alone, curve.drop(columns="seed"), check_like=True)
+    figure = best_of_n_figure.best_of_n_figure(both, {"tldr": FACTS})
+    assert "intervals over prompts and 2 seeds of training" in shown(figure)
 
 
 def test_a_missing_curve_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from prefopt.analysis import compute, compute_figure
 from prefopt.errors import UserError
-from prefopt.store.tables import write_table
+from prefopt.store.tables import read_table, write_table
 
 RECIPE = {
     "runs": {
@@ -25,6 +25,7 @@ RECIPE = {
     },
     "reference": {"tldr": "sft"},
     "home": {"tldr": "tldr"},
+    "seeds": 1,
 }
 
 
@@ -146,7 +147,7 @@ def cost(flops: float | None, **values: float | None) -> dict[str, Any]:
 
 def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
     """A task without models of its own, which samples those of its home."""
-    recipe = compute.ComputeRecipe(runs={}, reference={"tldr": "sft"}, home={"cnndm": "tldr"})
+    recipe = compute.ComputeRecipe(runs={}, reference={"tldr": "sft"}, home={"cnndm": "tldr"}, seeds=1)
     models = {
         ("tldr", "sft"): cost(300, generated_tokens=1, models=1, seconds=2, device_seconds=3, peak_memory_mib=70),
         ("tldr", "reward_model"): cost(
@@ -175,10 +176,10 @@ def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
         made = list(compute.run_rows("cnndm", run, records, recipe))
         assert [(row["task"], row["run"]) for row in made] == [("cnndm", "best_of_4")] * 4
         assert [row["stage"] for row in made] == ["sft", "reward_model", "sampling", "total"]
-        return [{key: row.get(key) for key in compute.COLUMNS[3:]} for row in made]
+        return [{key: row.get(key) for key in compute.COLUMNS[4:]} for row in made]
 
     def figures(*values: Any) -> dict[str, Any]:
-        return dict(zip(compute.COLUMNS[3:], values, strict=True))
+        return dict(zip(compute.COLUMNS[4:], values, strict=True))
 
     none = (None, None, None, None)
     win_rates = pd.DataFrame(rates)
@@ -218,11 +219,18 @@ def test_every_number_of_a_run(arguments: argparse.Namespace, tmp_path: Path) ->
         rows,
         used=cost(9, generated_tokens=7, models=2, seconds=4, device_seconds=3, peak_memory_mib=6),
     )
-    row = compute.evaluated_row("imdb", path)
+    row = compute.evaluated_row("imdb", [read_table(path, "evaluations")])
     # The last step's four prompts: means 0.1, 0.2, 0.3 and 0.4.
     half = 1.96 * (0.05 / 3) ** 0.5 / 2
     expected = {
-        **{"task": "imdb", "run": "ppo_3", "stage": "frontier_run", "training_flops": 9, "generated_tokens": 7},
+        **{
+            "task": "imdb",
+            "run": "ppo_3",
+            "stage": "frontier_run",
+            "seeds": 1,
+            "training_flops": 9,
+            "generated_tokens": 7,
+        },
         **{"models_resident": 2, "wall_seconds": 4, "device_seconds": 3, "peak_memory_mib": 6, "bought": 0.25},
         **{"bought_low": 0.25 - half, "bought_high": 0.25 + half, "bought_what": "true reward at a KL of 3.5 nats"},
     }

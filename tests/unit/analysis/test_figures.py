@@ -39,6 +39,7 @@ def table() -> pd.DataFrame:
             "band_low": max(0.0, rate - 0.08),
             "band_high": min(1.0, rate + 0.08),
             "flip_rate": float("nan"),
+            "seed": 0,
             "judge": "oracle:embedded-v1",
         }
         for i, run in enumerate(RUNS)
@@ -167,7 +168,14 @@ def test_the_stage_writes_the_same_bytes_twice(table: pd.DataFrame, tmp_path: Pa
     made = []
     for name in ("a", "b"):
         out = [str(tmp_path / f"{name}.svg"), str(tmp_path / f"{name}.png")]
-        inputs = ["--win-rates", str(tmp_path / "t.csv"), "--manifest", str(tmp_path / "m.json")]
+        inputs = [
+            "--win-rates",
+            str(tmp_path / "t.csv"),
+            "--by-seed",
+            str(tmp_path / "t.csv"),
+            "--manifest",
+            str(tmp_path / "m.json"),
+        ]
         figures.run(parser.parse_args([*inputs, "--out", *out]))
         made.append([Path(path).read_bytes() for path in out])
     assert made[0] == made[1]

@@ -16,12 +16,13 @@ import pytest
 from prefopt.analysis import dominance, frontier, frontier_figure, optimal_frontier
 from prefopt.analysis.dominance import DominanceRecipe, dominance_table
 from prefopt.analysis.frontier import Measured, above_ceiling, frontier_table, read_evaluations, upper_frontier
+from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.errors import UserError
 from prefopt.store.tables import write_table
 from test_optimal_frontier import PROBABILITIES, REWARDS, draw
 
 METHODS = ("dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft")
-RECIPE = DominanceRecipe(methods=METHODS, confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0))
+RECIPE = DominanceRecipe(methods=METHODS, seeds=(0,), confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0))
 
 
 def measured(
@@ -156,7 +157,9 @@ class TestDominance:
         places = [(0.8, 0.62), (1.5, 0.7), (2.4, 0.68), (3.0, 0.8)]
         data = measured({"ppo": [(1.0, 0.6), (3.5, 0.7)], "dpo": places}, prompts=9, noise=0.2, seed=9)
         data.kl[:, 1:] += np.random.default_rng(9).uniform(0, 0.4, (9, 7)) * (data.kl[:, 1:] > 0)
-        recipe = DominanceRecipe(methods=METHODS, confidence=0.8, bootstrap=30, seed=2, at_kl=(0.5, 1.0, 9.0))
+        recipe = DominanceRecipe(
+            methods=METHODS, seeds=(0,), confidence=0.8, bootstrap=30, seed=2, at_kl=(0.5, 1.0, 9.0)
+        )
         table = dominance_table(data, recipe)
         (row,) = table.to_dict("records")
 
@@ -187,7 +190,7 @@ class TestDominance:
         grid = [end * i / 200 for i in range(201)]
         difference = np.array([frontier_at("dpo", grid, i) - frontier_at("ppo", grid, i) for i in range(31)])
         means = ((difference[:, 1:] + difference[:, :-1]) / 2).mean(axis=1)
-        expected: dict[str, Any] = {"method": "dpo", "other": "ppo", "kl_from": 0.0, "kl_to": end}
+        expected: dict[str, Any] = {"method": "dpo", "other": "ppo", "seeds": 1, "kl_from": 0.0, "kl_to": end}
 
         def with_interval(name: str, values: np.ndarray) -> None:
             low, high = np.quantile(values[1:], [0.1, 0.9])
@@ -250,7 +253,7 @@ def write_run(folder: Path, run: str, prompts: list[str], shift: float) -> Path:
 def test_the_stages_from_evaluations_to_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     prompts = [f"p{i}" for i in range(6)]
     paths = [write_run(tmp_path, run, prompts, shift) for run, shift in (("dpo", 0.2), ("ppo", 0.1))]
-    data = read_evaluations(paths)
+    data = read_evaluations(paths, [0])
     assert data.reward.shape == (6, 4) and data.reward[0].tolist() == pytest.approx([0.505, 0.705, 0.505, 0.605])
     key = [(f"p{p}", 1.0, i) for p in range(3) for i in range(50)]
     scores = pd.DataFrame(key, columns=["prompt_id", "temperature", "sample_index"]).assign(
@@ -259,12 +262,14 @@ def test_the_stages_from_evaluations_to_figure(tmp_path: Path, caplog: pytest.Lo
     write_table(tmp_path / "scores.parquet", "scores", scores)
     ceiling, table, out = (tmp_path / name for name in ("ceiling.csv", "frontier.csv", "dominance.csv"))
     recipe = {"largest_beta": 4.0, "smallest_beta": 0.1, "betas": 12, "min_effective_samples": 20.0}
-    optimal_frontier.run(argparse.Namespace(scores=tmp_path / "scores.parquet", recipe=json.dumps(recipe), out=ceiling))
-    named = {"evaluations": paths, "scores": tmp_path / "scores.parquet", "ceiling": ceiling}
-    frontier.run(argparse.Namespace(**named, out=table))
+    optimal_frontier.run(
+        argparse.Namespace(scores=[tmp_path / "scores.parquet"], recipe=json.dumps(recipe), out=ceiling)
+    )
+    named = {"evaluations": paths, "scores": [tmp_path / "scores.parquet"], "ceiling": ceiling}
+    frontier.run(argparse.Namespace(**named, recipe='{"seeds": [0]}', out=table))
     found = pd.read_csv(table)
     assert len(found) == 4 and found["on_frontier"].all() and found["conservativeness"].isna().all()
-    values = {"methods": METHODS, "confidence": 0.95, "bootstrap": 20, "seed": 0, "at_kl": [0.5]}
+    values = {"methods": METHODS, "seeds": [0], "confidence": 0.95, "bootstrap": 20, "seed": 0, "at_kl": [0.5]}
     dominance.run(argparse.Namespace(evaluations=paths, recipe=json.dumps(values), out=out))
     assert pd.read_csv(out).iloc[0]["difference_at_0.5"] == pytest.approx(0.05)
     images = [tmp_path / "f.svg", tmp_path / "f.png"]
@@ -291,7 +296,7 @@ def test_a_table_of_checkpoints_by_hand(tmp_path: Path) -> None:
     paths = [tmp_path / f"{run}.parquet" for run in ("dpo_a", "dpo_b")]
     for path in paths:
         write_table(path, "evaluations", [row for row in rows if row["run"] == path.stem])
-    data = read_evaluations(paths)
+    data = read_evaluations(paths, [0])
     assert data.prompts == prompts
     table = frontier_table(data)
     assert list(table.columns) == [
@@ -302,15 +307,15 @@ def test_a_table_of_checkpoints_by_hand(tmp_path: Path) -> None:
     expected = [
         ["dpo_a", "dpo", 0, 0.1, 0, 6, 5.5, 0.11, error, 0.0, 0.0, 3, True],
         ["dpo_a", "dpo", 0, 0.1, 7, 6, 5.5, 0.81, error, 7 * 2.5, 7 / math.sqrt(3), 3, True],
-        ["dpo_b", "dpo", 1, 0.5, 0, 3, 5.0, 0.1, error, 0.0, 0.0, 3, False],
-        ["dpo_b", "dpo", 1, 0.5, 7, 3, 5.0, 0.8, error, 7 * 2.0, 7 / math.sqrt(3), 3, True],
+        ["dpo_b", "dpo", 0, 0.5, 0, 3, 5.0, 0.1, error, 0.0, 0.0, 3, False],
+        ["dpo_b", "dpo", 0, 0.5, 7, 3, 5.0, 0.8, error, 7 * 2.0, 7 / math.sqrt(3), 3, True],
     ]
     for row, values in zip(table.to_numpy().tolist(), expected, strict=True):
         assert row == pytest.approx(values, abs=1e-6)
     # A checkpoint that lacks a prompt which another has is no checkpoint.
     write_table(paths[1], "evaluations", [row for row in rows if row["run"] == "dpo_b"][1:])
     with pytest.raises(UserError, match="A checkpoint was not evaluated on every prompt"):
-        read_evaluations(paths)
+        read_evaluations(paths, [0])
 
 
 def test_the_table_holds_each_checkpoint_against_the_ceiling(tmp_path: Path) -> None:
@@ -323,27 +328,27 @@ def test_the_table_holds_each_checkpoint_against_the_ceiling(tmp_path: Path) -> 
     betas = np.array([4.0, 0.3, 0.01])
     ceiling = tmp_path / "ceiling.csv"
     pd.DataFrame({"beta": betas, "reliable": [True, True, False]}).to_csv(ceiling, index=False)
-    named = {"evaluations": [path], "scores": tmp_path / "scores.parquet", "ceiling": ceiling}
-    frontier.run(argparse.Namespace(**named, out=tmp_path / "out.csv"))
+    named = {"evaluations": [path], "scores": [tmp_path / "scores.parquet"], "ceiling": ceiling}
+    frontier.run(argparse.Namespace(**named, recipe='{"seeds": [0]}', out=tmp_path / "out.csv"))
     table = pd.read_csv(tmp_path / "out.csv")
     reliable = optimal_frontier.optimum(rewards.astype(np.float32).astype(float), betas[:2])
-    expected = above_ceiling(read_evaluations([path]), prompts, reliable, betas[:2])
+    expected = above_ceiling(read_evaluations([path], [0]), prompts, reliable, betas[:2])
     for name in ("above_ceiling", "above_ceiling_z"):
         assert table[name].tolist() == pytest.approx(expected[name].tolist(), rel=1e-4, nan_ok=True)
     assert table["above_ceiling"].notna().tolist() == [True, False], "the second has more KL than is known"
     # Where nothing can be relied on, nothing is said.
     pd.DataFrame({"beta": betas, "reliable": False}).to_csv(ceiling, index=False)
-    frontier.run(argparse.Namespace(**named, out=tmp_path / "out.csv"))
+    frontier.run(argparse.Namespace(**named, recipe='{"seeds": [0]}', out=tmp_path / "out.csv"))
     assert pd.read_csv(tmp_path / "out.csv")[["above_ceiling", "above_ceiling_z"]].isna().all(axis=None)
     write_table(tmp_path / "scores.parquet", "scores", scores.assign(prompt_id="q" + scores["prompt_id"]))
     with pytest.raises(UserError, match="were not evaluated on the prompt 'qp0'"):
-        frontier.run(argparse.Namespace(**named, out=tmp_path / "out.csv"))
+        frontier.run(argparse.Namespace(**named, recipe='{"seeds": [0]}', out=tmp_path / "out.csv"))
 
 
 def test_runs_on_other_prompts_are_refused(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, "dpo", ["a", "b"], 0.1), write_run(tmp_path, "ppo", ["a", "c"], 0.1)]
     with pytest.raises(UserError, match=r"ppo\.parquet was evaluated on other prompts than .*dpo\.parquet"):
-        read_evaluations(paths)
+        read_evaluations(paths, [0])
 
 
 CEILING = pd.DataFrame(
@@ -431,3 +436,49 @@ def test_a_collapsed_policy_does_not_stretch_the_axis() -> None:
     assert frontier_figure.right_edge([63.0, 12.0, 0.1, 13.0, 202.0, 0.2]) == 1.5 * 13.0
     assert frontier_figure.right_edge([4.0, 6.0]) == 1.5 * 4.0
     assert frontier_figure.right_edge([0.0]) == frontier_figure.right_edge([]) == pytest.approx(0.15)
+
+
+def test_several_seeds_have_a_frontier_each_and_a_mean(tmp_path: Path) -> None:
+    """Rewards that rise by 0.2 and 0.4 a nat with two seeds of DPO, and by 0.1 with both of PPO."""
+    prompts = [f"p{i}" for i in range(4)]
+    gains = {0: {"dpo": 0.2, "ppo": 0.1}, 3: {"dpo": 0.4, "ppo": 0.1}}
+    paths = []
+    for seed, runs in gains.items():
+        (tmp_path / str(seed)).mkdir()
+        paths += [write_run(tmp_path / str(seed), run, prompts, gain) for run, gain in runs.items()]
+    measured = read_evaluations(paths, [0, 3])
+    table = frontier_table(measured)
+    assert table["seed"].tolist() == [0, 0, 0, 0, 3, 3, 3, 3] and table["on_frontier"].all()
+    assert frontier.of_seed(measured, 3).reward.mean(axis=0) == pytest.approx([0.505, 0.905, 0.505, 0.605])
+    mean = frontier_figure.mean_frontier(table[table["method"] == "dpo"])
+    assert mean["kl"].iloc[[0, -1]].tolist() == [0, 1] and mean["reward"].iloc[-1] == pytest.approx((0.705 + 0.905) / 2)
+    half = mean_over_seeds([0.705, 0.905], 0.0, 4, 0.95).interval
+    assert mean[["low", "high"]].iloc[-1].tolist() == pytest.approx([half.low, half.high])
+    recipe = DominanceRecipe(methods=METHODS, seeds=(0, 3), confidence=0.95, bootstrap=50, seed=0, at_kl=(1.0,))
+    (row,) = dominance.dominance_table(measured, recipe).to_dict("records")
+    # The differences grow from 0 to 0.1 and to 0.3.
+    assert (row["seeds"], row["kl_to"], row["share_above"]) == (2, 1.0, 1.0)
+    assert row["mean_difference"] == pytest.approx(0.1) and row["difference_at_1"] == pytest.approx(0.2)
+    spread = mean_over_seeds([0.1, 0.3], 0.0, 4, 0.95).interval
+    assert [row["difference_at_1_low"], row["difference_at_1_high"]] == pytest.approx([spread.low, spread.high])
+    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": False, "warnings": []}))
+    ceiling = pd.DataFrame({"kl": [0.0, 1.0], "reward": [0.5, 1.0], "reliable": [True, False], "samples": 9})
+    shown = frontier_figure.frontier_figure(
+        *(table, ceiling, frontier_figure.FrontierFigureRecipe(task="imdb", true_reward="rule")),
+        {"synthetic": False, "warnings": []},
+    )
+    assert "mean frontier over 2 seeds" in " ".join(shown.get_supxlabel().split())
+
+
+def test_the_optimal_frontier_of_several_seeds_is_their_mean() -> None:
+    recipe = optimal_frontier.OptimalFrontierRecipe(
+        largest_beta=4.0, smallest_beta=0.1, betas=5, min_effective_samples=9.0
+    )
+    tables = [optimal_frontier.ceiling_table(draw(6, 80, seed), recipe) for seed in (1, 2)]
+    both = optimal_frontier.over_seeds(tables)
+    assert both["reward"].tolist() == pytest.approx(((tables[0]["reward"] + tables[1]["reward"]) / 2).tolist())
+    assert both["reliable"].tolist() == (tables[0]["reliable"] & tables[1]["reliable"]).tolist()
+    spread = (tables[0]["kl"] - tables[1]["kl"]) ** 2 / 4
+    within = ((tables[0]["kl_se"] + tables[1]["kl_se"]) / 2) ** 2
+    assert both["kl_se"].tolist() == pytest.approx(np.sqrt(within + spread).tolist())
+    assert optimal_frontier.over_seeds(tables[:1]) is tables[0]

@@ -173,7 +173,7 @@ def test_settling_two_orders() -> None:
 def test_the_table_of_two_judges(tmp_path: Path) -> None:
     main = make_files(tmp_path / "a", {"dpo": {0.0: ("w", "wwll"), 1.0: ("w", "llll")}, "sft": {0.0: ("w", "wlwi")}})
     gold = make_files(tmp_path / "b", {"dpo": {0.0: ("", "wlll")}, "sft": {0.0: ("", "wwww")}}, judge="reward_model:x")
-    tables = [["tldr", "main"], ["tldr", "main"], ["tldr", "gold"], ["tldr", "gold"]]
+    tables = [["tldr", "main", 0], ["tldr", "main", 0], ["tldr", "gold", 0], ["tldr", "gold", 0]]
     parser = argparse.ArgumentParser()
     judge_agreement.add_arguments(parser)
     recipe = {"tables": tables, "confidence": 0.95, "seed": 0}
@@ -221,7 +221,7 @@ def test_three_judges_are_three_pairs_over_prompts() -> None:
     verdicts = frames(**given)
     other = frames(gold="ww", chat="wl").assign(task="hh")
     recipe = judge_agreement.AgreementRecipe(tables=(), confidence=0.8, seed=5)
-    table = judge_agreement.agreement_table(pd.concat([verdicts, other]), recipe)
+    table = judge_agreement.agreement_table(pd.concat([verdicts, other]).assign(training_seed=0), recipe)
     # Of one method there is no row over all.
     assert table[["task", "run", "judge_a", "judge_b", "n"]].to_numpy().tolist() == [
         ["tldr", "dpo", "main", "gold", 7],

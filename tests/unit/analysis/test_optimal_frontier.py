@@ -98,7 +98,7 @@ def test_the_stage_reads_scores_and_refuses_unequal_numbers(tmp_path: Path) -> N
     scores["reward"] = draw(3, 30, 2).ravel()
     write_table(tmp_path / "scores.parquet", "scores", scores)
     recipe = json.dumps({"largest_beta": 4.0, "smallest_beta": 0.1, "betas": 12, "min_effective_samples": 20.0})
-    args = argparse.Namespace(scores=tmp_path / "scores.parquet", recipe=recipe, out=tmp_path / "ceiling.csv")
+    args = argparse.Namespace(scores=[tmp_path / "scores.parquet"], recipe=recipe, out=tmp_path / "ceiling.csv")
     module.run(args)
     table = pd.read_csv(args.out)
     assert len(table) == 12 and (table["samples"] == 30).all() and (table["prompts"] == 3).all()

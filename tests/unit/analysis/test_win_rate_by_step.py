@@ -14,7 +14,7 @@ from prefopt.analysis.win_rate_by_step import ByStepTableRecipe, by_step_figure,
 from prefopt.errors import UserError
 from prefopt.store.tables import write_table
 
-RECIPE = ByStepTableRecipe(task="hh", runs=("dpo", "my_step_run"), confidence=0.95)
+RECIPE = ByStepTableRecipe(task="hh", runs=("dpo", "my_step_run"), seeds=(0,), confidence=0.95)
 
 
 def verdicts(wins: dict[tuple[int, float], int], prompts: int = 10, prefix: str = "dpo_step_") -> pd.DataFrame:
@@ -77,7 +77,7 @@ def test_only_test_prompts_count_and_other_methods_are_refused() -> None:
 
 def test_the_figure_stands_alone() -> None:
     table = step_table(
-        verdicts({(0, 0.7): 3, (10, 0.7): 6}), ByStepTableRecipe(task="hh", runs=("dpo",), confidence=0.9)
+        verdicts({(0, 0.7): 3, (10, 0.7): 6}), ByStepTableRecipe(task="hh", runs=("dpo",), seeds=(0,), confidence=0.9)
     )
     assert table[["prompts", "confidence", "judge"]].to_numpy().tolist() == [[10, 0.9, "j"]] * 2
     figure = by_step_figure(table, {"synthetic": True, "warnings": ["9 are lost"]}, ["A caveat."])
@@ -106,7 +106,7 @@ def test_the_stage_writes_table_and_figure(tmp_path: Path, caplog: pytest.LogCap
         "samples": [tmp_path / "s.parquet"],
         "summary": tmp_path / "summary.json",
     }
-    recipe = json.dumps({"task": "hh", "runs": ["dpo"], "confidence": 0.95})
+    recipe = json.dumps({"task": "hh", "runs": ["dpo"], "seeds": [0], "confidence": 0.95})
     win_rate_by_step.run(argparse.Namespace(**inputs, recipe=recipe, **outputs))
     assert pd.read_csv(tmp_path / "t.csv")["win_rate"].tolist() == [0.3, 0.6]
     assert all(path.stat().st_size > 1000 for path in outputs["out"])  # type: ignore[attr-defined]

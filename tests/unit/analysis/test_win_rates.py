@@ -16,7 +16,7 @@ from statsmodels.stats.proportion import proportion_confint
 from made_up import make_files, make_frames
 from prefopt.analysis import win_rates
 from prefopt.analysis.judge_statistics import length_controlled_rate
-from prefopt.analysis.statistics import paired_difference, score_interval, simultaneous_half_widths
+from prefopt.analysis.statistics import crossed_mean, paired_difference, score_interval, simultaneous_half_widths
 from prefopt.analysis.win_rates import (
     COLUMNS,
     JUDGE_COLUMNS,
@@ -42,6 +42,7 @@ def recipe(**changes: Any) -> WinRatesRecipe:
         "task": "tldr",
         "confidence": 0.95,
         "seed": 1,
+        "seeds": (0,),
         "runs": tuple(OUTCOMES),
         "methods": {**{name: name for name in ("sft", "preferred_ft", "dpo", "ppo")}, "best_of_128": "best_of_n"},
         "n": {"best_of_128": 128},
@@ -279,7 +280,7 @@ def test_every_column_of_a_comparison() -> None:
             **{"task": "tldr", "run": "dpo", "temperature": 0.25, "opponent": "sft", "opponent_temperature": 0.0},
             **{"n": 6, "win_rate": 4 / 6, "opponent_win_rate": 1 / 6, "difference": 0.5, "p": found.p},
             **{"ci_low": found.interval.low, "ci_high": found.interval.high, "p_holm": comparisons["p_holm"].iloc[0]},
-            **{"judge": "oracle:embedded-v1", "seed": 6},
+            **{"judge": "oracle:embedded-v1", "seeds": 1, "by_one_seed": False},
         }
     )
 
@@ -339,7 +340,7 @@ def arguments(files: dict[str, list[str]], folder: Path, text: str) -> argparse.
     return parser.parse_args(
         [
             *("--verdicts", *files["verdicts"], "--samples", *files["samples"], "--summary", *files["summary"]),
-            *("--recipe", text, "--out", str(folder / "out.csv")),
+            *("--recipe", text, "--out", str(folder / "out.csv"), "--by-seed", str(folder / "by_seed.csv")),
             *("--comparisons", str(folder / "pairs.csv"), "--manifest", str(folder / "manifest.json")),
         ]
     )
@@ -353,7 +354,11 @@ def as_json(**changes: Any) -> str:
 def test_the_stage_writes_table_comparisons_and_manifest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     win_rates.run(arguments(make_files(tmp_path, OUTCOMES), tmp_path, as_json()))
     table = pd.read_csv(tmp_path / "out.csv")
-    assert list(table.columns) == COLUMNS + JUDGE_COLUMNS
+    assert list(table.columns) == [*COLUMNS[:-1], "seeds", "between_seed_sd", *JUDGE_COLUMNS]
+    assert table["seeds"].tolist() == [1] * 6 and table["between_seed_sd"].isna().all()
+    by_seed = pd.read_csv(tmp_path / "by_seed.csv")
+    assert list(by_seed.columns) == COLUMNS + JUDGE_COLUMNS and by_seed["seed"].tolist() == [0] * 6
+    pd.testing.assert_frame_equal(by_seed[COLUMNS[:-1]], table[COLUMNS[:-1]])
     assert len(table) == 6
     assert table["selected"].tolist() == [True, False, True, False, False, True]
     assert table[JUDGE_COLUMNS].isna().all().all()
@@ -385,13 +390,23 @@ def test_the_manifest_says_what_the_table_was_made_of(tmp_path: Path) -> None:
         for kind in ("verdicts", "samples")
     }
     assert manifest["inputs"] == {**hashes, "summary": summary}
-    assert manifest["recipe"] == json.loads(as_json()) and (manifest["task"], manifest["seed"]) == ("tldr", 1)
+    assert manifest["recipe"] == json.loads(as_json()) and (manifest["task"], manifest["seeds"]) == ("tldr", [0])
     # The policy is shown first in all verdicts; 15 wins of 40 decided of 60, validation among them.
     letters = "".join(rows for of_method in OUTCOMES.values() for pair in of_method.values() for rows in pair)
     assert manifest["first_shown_wins"] == pytest.approx(letters.count("w") / (letters.count("w") + letters.count("l")))
     assert sorted(manifest) == sorted(
         [
-            *("task", "judge", "synthetic", "note", "warnings", "data_warnings", "seed", "judge_seeds", "test_prompts"),
+            *(
+                "task",
+                "judge",
+                "synthetic",
+                "note",
+                "warnings",
+                "data_warnings",
+                "seeds",
+                "judge_seeds",
+                "test_prompts",
+            ),
             *("validation_prompts", "first_shown_wins", "selection", "win_rate", "order", "length", "comparisons"),
             *("kl_to_reference", "recipe", "inputs"),
         ]
@@ -468,3 +483,96 @@ def test_best_of_n_bound_against_enumeration() -> None:
     kl = sum(c / points**n * math.log(c / points**n * points) for c in counts)
     assert best_of_n_bound(3, 1.0) == pytest.approx(math.log(3) - 2 / 3)
     assert 0 < kl <= best_of_n_bound(3, 1.0)
+
+
+SEEDS = {
+    0: {"sft": {0.0: ("wl", "wwllll")}, "dpo": {0.0: ("wl", "wwwlll"), 1.0: ("ww", "wwwwli")}},
+    5: {"sft": {0.0: ("wl", "wlllll")}, "dpo": {0.0: ("wl", "wwwwll"), 1.0: ("wl", "wwwwtw")}},
+    7: {"sft": {0.0: ("wl", "wwllll")}, "dpo": {0.0: ("wl", "wwwwll"), 1.0: ("wl", "wwwwlw")}},
+}
+
+
+def of_seeds(outcomes: dict[int, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    frames = [(seed, *make_frames(runs)) for seed, runs in outcomes.items()]
+    return tuple(pd.concat([each[i].assign(seed=each[0]) for each in frames], ignore_index=True) for i in (1, 2))  # type: ignore[return-value]
+
+
+def test_a_table_over_seeds_by_hand() -> None:
+    verdicts, samples = of_seeds(SEEDS)
+    made = recipe(runs=("sft", "dpo"), seeds=(0, 5, 7))
+    selected = select_temperatures(verdicts)
+    assert selected == {"sft": 0.0, "dpo": 1.0}, "the validation prompts of all seeds count together"
+    tables = [
+        win_rate_table(verdicts[verdicts["seed"] == seed], samples[samples["seed"] == seed], made, selected).assign(
+            seed=seed
+        )
+        for seed in SEEDS
+    ]
+    table = win_rates.table_over_seeds(pd.concat(tables), verdicts, made)
+    assert list(table.columns) == [*COLUMNS[:-1], "seeds", "between_seed_sd"]
+    assert table[["run", "temperature", "selected", "seeds"]].to_numpy().tolist() == [
+        *(["sft", 0.0, True, 3], ["dpo", 0.0, False, 3], ["dpo", 1.0, True, 3])
+    ]
+    dpo = table.iloc[2]
+    assert (dpo["n"], dpo["wins"], dpo["losses"], dpo["ties"], dpo["invalid"]) == (18, 14, 2, 1, 1)
+    rates = [4 / 5, 5.5 / 6, 5 / 6]
+    assert dpo["win_rate"] == pytest.approx(np.mean(rates)) and table.loc[0, "between_seed_sd"] == pytest.approx(
+        1 / 6 / 3**0.5
+    )
+    # The last prompt has no valid verdict of the first seed.
+    scores = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 0.5], [1, 1, 1, 1, 0]])
+    expected = crossed_mean(scores, 0.95, 0.0, 1.0).interval
+    assert (dpo["ci_low"], dpo["ci_high"]) == pytest.approx((expected.low, expected.high))
+    band = crossed_mean(scores, 0.975, 0.0, 1.0).interval
+    assert (dpo["band_low"], dpo["band_high"]) == pytest.approx((band.low, band.high))
+
+
+def test_a_difference_over_seeds_is_paired_over_prompts_within_each() -> None:
+    verdicts, samples = of_seeds(SEEDS)
+    made = recipe(runs=("sft", "dpo"), seeds=(0, 5, 7), opponents=("sft",))
+    table = win_rate_table(
+        verdicts[verdicts["seed"] == 0], samples[samples["seed"] == 0], made, {"sft": 0.0, "dpo": 1.0}
+    )
+    (found,) = comparison_table(verdicts, table, made).to_dict("records")
+    differences = np.array([[0, 0, 1, 1, 0], [0, 1, 1, 1, 0.5], [0, 0, 1, 1, 0]])
+    expected = crossed_mean(differences, 0.95, -1.0, 1.0)
+    assert (found["n"], found["seeds"], found["by_one_seed"]) == (5, 3, False)
+    assert found["difference"] == pytest.approx(differences.mean()) and found["p"] == pytest.approx(expected.p)
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((expected.interval.low, expected.interval.high))
+
+
+def test_a_difference_that_one_seed_carries_is_marked() -> None:
+    rng = np.random.default_rng(0)
+    index = pd.MultiIndex.from_product([(0, 1, 2), range(64)], names=["seed", "prompt_id"])
+    noise = rng.choice([-1.0, 0.0, 1.0], size=(3, 64), p=[0.2, 0.6, 0.2])
+    noise -= noise.mean(axis=1, keepdims=True)
+    made, found = recipe(seeds=(0, 1, 2)), {"difference": 0.2, "ci_low": 0.1, "ci_high": 0.3}
+
+    def marked(gains: tuple[float, float, float], result: dict[str, float] = found) -> bool:
+        return win_rates._by_one_seed(pd.Series((noise + np.array(gains)[:, None]).ravel(), index), result, made)
+
+    assert marked((0.6, 0.0, 0.0)) and not marked((0.2, 0.2, 0.2)) and not marked((0.3, 0.1, 0.2))
+    assert not marked((0.6, 0.0, 0.0), {**found, "ci_low": -0.1}), "nothing is found"
+    assert marked((-0.6, 0.0, 0.0), {"difference": -0.2, "ci_low": -0.3, "ci_high": -0.1})
+
+
+def test_the_stage_takes_the_tables_seed_by_seed(tmp_path: Path) -> None:
+    files: dict[str, list[str]] = {"verdicts": [], "samples": []}
+    for seed, outcomes in SEEDS.items():
+        (tmp_path / str(seed)).mkdir()
+        made = make_files(tmp_path / str(seed), outcomes)
+        files["verdicts"] += made["verdicts"]
+        files["samples"] += made["samples"]
+    files["summary"] = made["summary"]
+    win_rates.run(arguments(files, tmp_path, as_json(runs=("sft", "dpo"), seeds=(0, 5, 7))))
+    by_seed = pd.read_csv(tmp_path / "by_seed.csv")
+    assert by_seed[["seed", "run", "temperature"]].to_numpy().tolist()[:4] == [
+        *([0, "sft", 0.0], [0, "dpo", 0.0], [0, "dpo", 1.0], [5, "sft", 0.0])
+    ]
+    assert pd.read_csv(tmp_path / "out.csv")["seeds"].tolist() == [3, 3, 3]
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["seeds"] == [0, 5, 7] and manifest["win_rate"].startswith("The mean over seeds")
+    assert list(manifest["inputs"]["verdicts"]["seed_5"]) == ["dpo.parquet", "sft.parquet"]
+    files["verdicts"].pop()
+    with pytest.raises(UserError, match="5 tables are given, the recipe names 3 seeds of 2 runs"):
+        win_rates.run(arguments(files, tmp_path, as_json(runs=("sft", "dpo"), seeds=(0, 5, 7))))

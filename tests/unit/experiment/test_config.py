@@ -120,8 +120,11 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             "tasks.tldr.dpo is missing; the run 'dpo' is of this method, which needs this section.",
         ),
         ("tasks.sst", {}, "tasks.sst (a section) is not a key; allowed: cnndm, hh, imdb, tldr."),
-        ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seed, tasks."),
-        ("seed", 1.5, "seed is 1.5; allowed: a whole number at least 0 and at most 4294967295."),
+        ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seeds, tasks."),
+        ("seeds", [0, 1.5], "seeds[[]1] is 1.5; allowed: a whole number at least 0 and at most 4294967295."),
+        ("seeds", [], "seeds is [[][]]; allowed: a list of at least one: a whole number *"),
+        ("seeds", [1, 1], "seeds is [[]1, 1], where one stands twice; each may stand once."),
+        ("seed", 1, "seed (1) is not a key; did you mean 'seeds'? *"),
         (
             "tasks.tldr.sampling.temperatures",
             [0.0, -0.5],
@@ -436,7 +439,7 @@ def test_a_missing_key_is_named() -> None:
 
 # What paper.yaml may take over from config.yaml or the schema's defaults, and why.
 INHERITED: typing.Final = (
-    "seed",
+    "seeds",
     "tasks.*.runs.*",  # the paper's
     "tasks.*.evaluation.opponents",  # null: the paper's
     "tasks.hh.by_step.runs",  # null: DPO
@@ -518,7 +521,7 @@ BEST = {"method": "best_of_n", "n": 999}
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     overlay = {
-        "seed": -1,
+        "seeds": [-1],
         "sead": 2,
         "tasks": {
             "tldr": {"dpo": {"betta": 1, "loss": "mine"}, "lengths": {"max_length": 150}},
@@ -530,8 +533,8 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     }
     said = sentences(merged(read("config.yaml"), overlay))
     starts = [
-        "sead (2) is not a key; did you mean 'seed'? Allowed: ",
-        "seed is -1; allowed: ",
+        "sead (2) is not a key; ",
+        "seeds[0] is -1; allowed: ",
         "tasks.tldr.dpo.betta (1) is not a key; ",
         "tasks.tldr.dpo.loss is 'mine'; allowed: ",
         "tasks.hh.ppo is missing; ",
@@ -584,11 +587,11 @@ def test_an_address_without_a_password_or_a_query_is_taken(address: str) -> None
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1e30, float("nan"), float("inf"), "1"])
-@pytest.mark.parametrize("place", ["seed", "tasks.tldr.dpo.seed", "tasks.imdb.evaluation.seed"])
+@pytest.mark.parametrize("place", ["seeds", "tasks.tldr.dpo.seed", "tasks.imdb.evaluation.seed"])
 def test_a_seed_that_no_stream_of_random_numbers_takes_is_refused(place: str, seed: Any) -> None:
-    said = sentences(with_value(place, seed))
+    said = sentences(with_value(place, [seed] if place == "seeds" else seed))
     allowed = "allowed: a whole number at least 0 and at most 4294967295"
-    assert said[0].startswith(f"{place} is ") and allowed in said[0]
+    assert said[0].startswith(f"{place}{'[0]' if place == 'seeds' else ''} is ") and allowed in said[0]
 
 
 def test_a_number_that_is_not_finite_is_named_at_any_depth() -> None:

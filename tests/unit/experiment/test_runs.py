@@ -45,7 +45,7 @@ def test_a_reference_policy_may_be_a_run_of_the_users_own() -> None:
 
 def test_what_a_trainer_reads(config: dict[str, Any]) -> None:
     data = "results/data/tldr"
-    assert {run: targets.training_files(config, "tldr", run) for run in targets.trained(config, "tldr")} == {
+    assert {run: targets.training_files(config, "tldr", run, "") for run in targets.trained(config, "tldr")} == {
         "sft": {"data": f"{data}/training/demonstrations.parquet"},
         "preferred_ft": {"data": f"{data}/preferences.parquet"},
         "dpo": {"data": f"{data}/preferences.parquet", "reference": "results/logprobs/tldr/reference.parquet"},
@@ -57,3 +57,17 @@ def test_runs_that_are_sampled_while_they_train(config: dict[str, Any]) -> None:
     assert targets.stepped(config, "hh") == ["dpo"] and targets.stepped(config, "tldr") == []
     by_step = {"runs": ["ppo", "sft"], "points": 2, "temperatures": [1.0]}
     assert targets.stepped(resolve(with_value("tasks.tldr.by_step", by_step)), "tldr") == ["ppo", "sft"]
+
+
+def test_every_seed_makes_its_own_models_and_what_is_shared_is_made_once() -> None:
+    config = resolve(with_value("seeds", [4, 0]))
+    assert runs.seeds(config) == {"": 4, "seed_0/": 0}
+    assert runs.of_seed(config, "seed_0/")["seed"] == 0 and "seed" not in config
+    files = targets.result_files(config)
+    for name in ("models/tldr/dpo", "samples/tldr/dpo.parquet", "frontier/imdb/ppo_3.parquet", "models/imdb/sft"):
+        assert f"results/{name}" in files and f"results/seed_0/{name}" in files
+    for name in ("models/imdb/base", "models/tldr/gold_reward_model", "tldr_winrates.csv"):
+        assert f"results/{name}" in files and f"results/seed_0/{name}" not in files
+    assert targets.model_folder(config, "tldr", "reference", "", "seed_0/") == "results/seed_0/models/tldr/sft"
+    assert targets.model_folder(config, "imdb", "base", "", "seed_0/") == "results/models/imdb/base"
+    assert len(targets.verdict_tables(config)) == 2 * 2 * 6

@@ -241,7 +241,7 @@ def test_a_change_of_a_stage_changes_no_other_recipe(config: dict[str, Any]) -> 
 
 
 def test_the_top_level_seed_leaves_data_base_and_judge_alone(config: dict[str, Any]) -> None:
-    changed = resolve(with_value("seed", 1))
+    changed = resolve(with_value("seeds", [1]))
     same = {stage for stage in RECIPES if recipe_json(config, "tldr", stage) == recipe_json(changed, "tldr", stage)}
     assert same == {"pretrain", "prepare", "reference", "gold_reward_model", "score", "best_of_n", "judge"} | {
         "human_study",

@@ -96,7 +96,7 @@ def test_overlays_are_merged_in_their_order(tmp_path: Path) -> None:
     ("text", "sentence"),
     [
         (None, "prefopt plan: {path} cannot be read"),
-        ("sead: 1", "prefopt plan: sead (1) is not a key; did you mean 'seed'?"),
+        ("sead: 1", "prefopt plan: sead (1) is not a key; did you mean 'seeds'?"),
         (
             "tasks: {hh: {base: {source: hub, name: someone/model}}}",
             "prefopt plan: someone/model is not in the table of models",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
+from scipy import stats
 
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
+from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.style import (
     annotate,
     display_name,
@@ -90,11 +92,34 @@ def _note(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, Any]]) -> st
         prompts = prompts_note(table.loc[table["task"] == task, "prompts"].tolist())
         parts.append(f"{of_task}judge {judge}, {prompts}" if of_task else f"Judge: {judge}. {prompts}")
     parts.append(
-        f"The best of N by the learned reward. Bands and bars: {table['confidence'].iloc[0]:.0%} intervals over prompts. "
-        f"Operations: sampling and scoring all N."
+        f"The best of N by the learned reward. Bands and bars: {table['confidence'].iloc[0]:.0%} intervals over "
+        f"{_sources(table)}. Operations: sampling and scoring all N."
     )
     facts = [{**summaries[task], "task": task} for task in judges]
     return " ".join([*parts, *data_notes(facts, judges)])
+
+
+def over_seeds(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The curves of all tasks and seeds, a row per task, run, temperature and N.
+
+    Of several seeds the means; the interval of the win rate holds prompts and training, where the error over prompts is
+    taken to be common to all of them (see `statistics.mean_over_seeds`). `seeds` says how many there are.
+    """
+    table = pd.concat(curves, ignore_index=True).drop(columns="seed")
+    key = ["task", "run", "temperature", "n"]
+    groups = table.groupby(key, sort=False)
+    joined = table.drop_duplicates(key).set_index(key).assign(seeds=groups.size())
+    if (joined["seeds"] > 1).any():
+        numbers = [str(name) for name in table.select_dtypes("number") if name not in key]
+        joined[numbers] = groups[numbers].mean()
+        for place, rows in groups:
+            z = stats.norm.ppf(0.5 + rows["confidence"].iloc[0] / 2)
+            error = float((rows["ci_high"] - rows["ci_low"]).mean() / (2 * z))
+            prompts, confidence = int(rows["prompts"].iloc[0]), float(rows["confidence"].iloc[0])
+            if len(rows) > 1:
+                found = mean_over_seeds(rows["win_rate"].tolist(), error, prompts, confidence).interval
+                joined.loc[place, ["ci_low", "ci_high"]] = [max(0.0, found.low), min(1.0, found.high)]
+    return joined.reset_index()[[*map(str, table.columns), "seeds"]]
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) -> None:
@@ -121,6 +146,11 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) 
             axes.axhline(one["win_rate"], color="black", linewidth=0.8, linestyle=(0, (1, 2)))
 
 
+def _sources(table: pd.DataFrame) -> str:
+    seeds = int(table["seeds"].max())
+    return "prompts" if seeds == 1 else f"prompts and {seeds} seeds of training"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `best_of_n_figure`."""
     parser.add_argument("--curves", required=True, type=Path, nargs="+", help="CSVs of the stage `best_of_n_curve`")
@@ -136,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
     for path in args.curves:
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage `best_of_n_curve`.")
-    table = pd.concat([read_csv(path) for path in args.curves], ignore_index=True)
+    table = over_seeds([read_csv(path) for path in args.curves])
     summaries = dict(zip(dict.fromkeys(table["task"]), map(read_facts, args.summaries), strict=True))
     for caveat in caveats(table):
         logger.warning("warning: %s", caveat)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
@@ -17,7 +19,7 @@ from prefopt.store.files import read_json
 from prefopt.store.tables import read_csv, read_manifest, read_table
 
 COLUMNS = [
-    *("task", "run", "stage", "training_flops", "inference_flops_per_prompt", "generated_tokens"),
+    *("task", "run", "stage", "seeds", "training_flops", "inference_flops_per_prompt", "generated_tokens"),
     *("models_resident", "wall_seconds", "device_seconds", "peak_memory_mib", "bought", "bought_low", "bought_high"),
     "bought_what",
 ]
@@ -31,11 +33,12 @@ class ComputeRecipe:
     runs: dict[str, list[dict[str, Any]]]
     reference: dict[str, str]
     home: dict[str, str]  # the task whose models it samples
+    seeds: int  # over how many the figures are means
 
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """What the stages recorded of themselves under `used`, by task and name."""
+    """What the stages recorded of themselves under `used`, by task and name; figures are means over seeds."""
 
     models: Mapping[tuple[str, str], Mapping[str, Any]]
     reference: Mapping[str, Mapping[str, Any]]
@@ -78,7 +81,7 @@ def run_rows(task: str, run: Mapping[str, Any], records: Records, recipe: Comput
         **bought,
     }
     for row in (*rows, sampling, total):
-        yield {"task": task, "run": name, **row}
+        yield {"task": task, "run": name, "seeds": recipe.seeds, **row}
 
 
 def _figures(used: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -128,22 +131,31 @@ def _sampling(task: str, run: Mapping[str, Any], reference: str, records: Record
     }
 
 
-def evaluated_row(task: str, evaluations: Path) -> dict[str, Any]:
-    """The row of a run of the sentiment sweep, which bought the reward of its last checkpoint."""
-    table = read_table(evaluations, "evaluations")
-    manifest = table.attrs["manifest"]
-    last = table[table["step"] == table["step"].max()]
-    prompts = last.groupby("prompt_id")["reward"].mean()
-    error = 1.96 * prompts.std() / len(prompts) ** 0.5
+def evaluated_row(task: str, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """The row of a run of the sentiment sweep, which bought the reward of its last checkpoint.
+
+    Args:
+        task: whose run it is.
+        tables: its evaluations tables, one for each seed.
+    """
+    last = [table[table["step"] == table["step"].max()] for table in tables]
+    rewards = pd.DataFrame([rows.groupby("prompt_id")["reward"].mean() for rows in last])
+    over_prompts = rewards.mean()
+    error = over_prompts.std() / len(over_prompts) ** 0.5
+    low, high = over_prompts.mean() - 1.96 * error, over_prompts.mean() + 1.96 * error
+    if len(tables) > 1:
+        interval = mean_over_seeds(rewards.mean(axis=1).tolist(), error, len(over_prompts), 0.95).interval
+        low, high = interval.low, interval.high
     return {
         "task": task,
-        "run": table["run"].iloc[0],
+        "run": tables[0]["run"].iloc[0],
         "stage": "frontier_run",
-        **_figures(manifest["used"]),
-        "bought": prompts.mean(),
-        "bought_low": prompts.mean() - error,
-        "bought_high": prompts.mean() + error,
-        "bought_what": f"true reward at a KL of {last['kl'].mean():.1f} nats",
+        "seeds": len(tables),
+        **_figures(_mean([table.attrs["manifest"]["used"] for table in tables])),
+        "bought": over_prompts.mean(),
+        "bought_low": low,
+        "bought_high": high,
+        "bought_what": f"true reward at a KL of {np.mean([rows['kl'].mean() for rows in last]):.1f} nats",
     }
 
 
@@ -169,20 +181,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the table of costs."""
     recipe = from_json(ComputeRecipe, args.recipe)
-    samples = {(path.parent.name, path.stem): read_manifest(path) for path in args.samples}
-    for path in args.candidates:
-        task, scores = path.stem.removesuffix("_scores"), path.stem.endswith("_scores")
-        samples[task, "candidate_scores" if scores else "candidates"] = read_manifest(path)
+    samples = {name: _mean_manifest(paths) for name, paths in _by_name(args.samples).items()}
+    for (_, name), paths in _by_name(args.candidates).items():
+        kind = "candidate_scores" if name.endswith("_scores") else "candidates"
+        samples[name.removesuffix("_scores"), kind] = _mean_manifest(paths)
+    curves = _joined(args.curves, ["task", "n", "temperature", "flops", "generated_tokens"])
     records = Records(
-        models={(path.parent.name, path.name): _used(path) for path in args.models},
-        reference={path.parent.name: read_manifest(path)["used"] for path in args.reference},
+        models={name: _mean([_used(path) for path in paths]) for name, paths in _by_name(args.models).items()},
+        reference={task: _mean_manifest(paths)["used"] for (task, _), paths in _by_name(args.reference).items()},
         samples=samples,
         win_rates=_joined(args.win_rates, ["task", "run", "temperature", "selected", "win_rate"]),
-        curves=_joined(args.curves, ["task", "n", "temperature", "flops", "generated_tokens"]),
+        curves=curves.groupby(["task", "n", "temperature"])[["flops", "generated_tokens"]].mean().reset_index(),
     )
     rows = [row for task, runs in recipe.runs.items() for one in runs for row in run_rows(task, one, records, recipe)]
-    rows += [evaluated_row(path.parent.name, path) for path in args.runs]
+    rows += [
+        evaluated_row(task, [read_table(path, "evaluations") for path in paths])
+        for (task, _), paths in _by_name(args.runs).items()
+    ]
     write_csv(args.out, pd.DataFrame(rows).reindex(columns=COLUMNS))
+
+
+def _by_name(paths: Sequence[Path]) -> dict[tuple[str, str], list[Path]]:
+    """Paths by the names of their folder and of themselves, which are equal for all seeds."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in paths:
+        found.setdefault((path.parent.name, path.name.removesuffix(".parquet")), []).append(path)
+    return found
+
+
+def _mean(every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The means of what stages recorded of themselves; None where one did not."""
+    keys = [key for key, value in every[0].items() if isinstance(value, int | float)]
+    known = {key: all(used.get(key) is not None for used in every) for key in keys}
+    return {key: sum(used[key] for used in every) / len(every) if known[key] else None for key in keys}
+
+
+def _mean_manifest(paths: Sequence[Path]) -> dict[str, Any]:
+    """Rows of tables that differ in their seed alone, and the means of what they used."""
+    manifests = [read_manifest(path) for path in paths]
+    return {"rows": manifests[0]["rows"], "used": _mean([manifest.get("used") or {} for manifest in manifests])}
 
 
 def _used(folder: Path) -> dict[str, Any]:

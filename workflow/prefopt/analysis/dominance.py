@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from prefopt.analysis.frontier import Measured, read_evaluations, upper_frontier
+from prefopt.analysis.frontier import Measured, of_seed, read_evaluations, upper_frontier
+from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.texts import write_csv
 from prefopt.experiment.recipes import from_json
 
@@ -29,6 +30,7 @@ class DominanceRecipe:
     """Methods, intervals, and the KLs at which the difference is also given."""
 
     methods: tuple[str, ...]  # each pair is compared once, the earlier with the later
+    seeds: tuple[int, ...]  # of what was trained and sampled
     confidence: float
     bootstrap: int
     seed: int
@@ -97,49 +99,65 @@ def dominance_table(measured: Measured, recipe: DominanceRecipe) -> pd.DataFrame
     Columns: method and other; kl_from and kl_to, the range that both frontiers cover; mean_difference of the reward
     over it, method less other, with its interval; area, that times the range; smallest_difference and
     largest_difference; share_above, the share of the range in which the method's frontier is higher;
-    difference_at_K with its interval for each K of the recipe. Numbers are NaN where there is no common range.
+    difference_at_K with its interval for each K of the recipe; seeds, how many. Numbers are NaN where there is no common
+    range. Of one seed an interval is the bootstrap's over prompts; of several each method's frontier is the mean of its
+    seeds', and the interval holds the spread between them too (see `statistics.mean_over_seeds`).
     """
     weights = weights_of_resamples(len(measured.prompts), recipe)
-    of_method = {
-        method: (measured.checkpoints["method"] == method).to_numpy()
-        for method in recipe.methods
-        if (measured.checkpoints["method"] == method).any()
+    every = [of_seed(measured, seed) for seed in recipe.seeds]
+    methods = [method for method in recipe.methods if (measured.checkpoints["method"] == method).any()]
+    of_method = {method: [(one.checkpoints["method"] == method).to_numpy() for one in every] for method in methods}
+    ends = {
+        method: min(frontier_end(one, chosen) for one, chosen in zip(every, of_method[method], strict=True))
+        for method in methods
     }
-    ends = {method: frontier_end(measured, chosen) for method, chosen in of_method.items()}
     rows = []
-    for method, other in itertools.combinations(of_method, 2):
+    for method, other in itertools.combinations(methods, 2):
         end = min(ends[method], ends[other])
-        row: dict[str, object] = {"method": method, "other": other}
+        row: dict[str, object] = {"method": method, "other": other, "seeds": len(recipe.seeds)}
         if end >= _SMALLEST_RANGE:
             grid = np.linspace(0, end, _GRID)
             at = np.array([kl for kl in recipe.at_kl if kl <= end])
             points = np.concatenate([grid, at])
-            first, second = (curves(measured, of_method[name], weights, points) for name in (method, other))
+            first, second = (
+                np.array(
+                    [curves(one, chosen, weights, points) for one, chosen in zip(every, of_method[name], strict=True)]
+                )
+                for name in (method, other)
+            )
             difference = first - second
-            row |= dict(_summary(difference[:, :_GRID], end, recipe.confidence))
-            for kl, values in zip(at, difference[:, _GRID:].T, strict=True):
-                row |= dict(_with_interval(f"difference_at_{kl:g}", values, recipe.confidence))
+            row |= dict(_summary(difference[:, :, :_GRID], end, len(measured.prompts), recipe))
+            for i, kl in enumerate(at):
+                values = difference[:, :, _GRID + i]
+                row |= dict(_with_interval(f"difference_at_{kl:g}", values, len(measured.prompts), recipe))
         rows.append(row)
     names = ["mean_difference", "area"]
     at_kl = [f"difference_at_{kl:g}" for kl in recipe.at_kl]
     shape = ["smallest_difference", "largest_difference", "share_above"]
-    columns = ["method", "other", "kl_from", "kl_to", *_columns(names), *shape, *_columns(at_kl)]
+    columns = ["method", "other", "seeds", "kl_from", "kl_to", *_columns(names), *shape, *_columns(at_kl)]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def _summary(difference: np.ndarray, end: float, confidence: float) -> Iterator[tuple[str, float]]:
-    mean = np.trapezoid(difference, dx=1 / (_GRID - 1), axis=1)
+def _summary(difference: np.ndarray, end: float, prompts: int, recipe: DominanceRecipe) -> Iterator[tuple[str, float]]:
+    """Figures of differences [seeds, 1 + bootstrap, points]."""
+    mean = np.trapezoid(difference, dx=1 / (_GRID - 1), axis=2)
+    over_seeds = difference[:, 0].mean(axis=0)
     yield from (("kl_from", 0.0), ("kl_to", end))
-    yield from _with_interval("mean_difference", mean, confidence)
-    yield from _with_interval("area", mean * end, confidence)
-    yield from (("smallest_difference", float(difference[0].min())), ("largest_difference", float(difference[0].max())))
+    yield from _with_interval("mean_difference", mean, prompts, recipe)
+    yield from _with_interval("area", mean * end, prompts, recipe)
+    yield from (("smallest_difference", float(over_seeds.min())), ("largest_difference", float(over_seeds.max())))
     # The reference policy is common to both, so the frontiers meet there.
-    yield "share_above", float((difference[0, 1:] > 0).mean())
+    yield "share_above", float((over_seeds[1:] > 0).mean())
 
 
-def _with_interval(name: str, values: np.ndarray, confidence: float) -> Iterator[tuple[str, float]]:
-    low, high = np.quantile(values[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
-    yield from ((name, float(values[0])), (f"{name}_low", float(low)), (f"{name}_high", float(high)))
+def _with_interval(name: str, values: np.ndarray, prompts: int, recipe: DominanceRecipe) -> Iterator[tuple[str, float]]:
+    """A figure and its interval from its values [seeds, 1 + bootstrap]."""
+    mean = values.mean(axis=0)
+    low, high = np.quantile(mean[1:], [(1 - recipe.confidence) / 2, (1 + recipe.confidence) / 2])
+    if len(values) > 1:
+        interval = mean_over_seeds(values[:, 0].tolist(), float(mean[1:].std()), prompts, recipe.confidence).interval
+        low, high = interval.low, interval.high
+    yield from ((name, float(mean[0])), (f"{name}_low", float(low)), (f"{name}_high", float(high)))
 
 
 def _columns(names: list[str]) -> list[str]:
@@ -156,4 +174,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the table of pairs."""
     recipe = from_json(DominanceRecipe, args.recipe)
-    write_csv(args.out, dominance_table(read_evaluations(args.evaluations), recipe))
+    write_csv(args.out, dominance_table(read_evaluations(args.evaluations, recipe.seeds), recipe))

@@ -24,11 +24,12 @@ from prefopt.store.tables import read_csv
 _DODGE = 0.07  # of the smallest step between temperatures, between neighbouring runs
 
 
-def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
+def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.DataFrame | None = None) -> Figure:
     """Draws the win rates of a task.
 
     Args:
         table: rows of the win-rate table, of one task.
+        by_seed: the same of each seed, drawn faintly; None where there is one.
         manifest: its manifest; judge, prompts, what is synthetic, what was lost and what takes from the weight of the
             numbers are written on the figure.
     """
@@ -43,6 +44,17 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any]) -> Figure:
             rows = table[table["run"] == run].sort_values("temperature")
             shift = (position - (len(styles) - 1) / 2) * _DODGE * step
             _draw_run(axes, rows, shift, style)
+            if by_seed is not None:
+                of_run = by_seed[by_seed["run"] == run].sort_values("temperature")
+                for _, one in of_run.groupby("seed"):
+                    axes.plot(
+                        one["temperature"] + shift,
+                        one["win_rate"],
+                        color=style.color,
+                        linewidth=0.7,
+                        alpha=0.3,
+                        zorder=2,
+                    )
             last = rows.iloc[-1]
             ends.append((float(last["win_rate"]), float(last["temperature"] + shift), display_name(run), style))
         axes.axhline(0.5, color="#444444", linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
@@ -83,7 +95,7 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
     task = str(table["task"].iloc[0])
     parts = [
         f"Judge: {manifest['judge']}. {manifest['test_prompts']} test prompts.",
-        f"Bars: {confidence:.0%} intervals over prompts; thin lines: for all temperatures of a run at once. Filled "
+        f"Bars: {confidence:.0%} intervals over {_sources(manifest)}; thin lines: for all temperatures of a run at once. Filled "
         f"marker: the temperature chosen on validation prompts. Dashed: as good as {reference_name(task)}.",
     ]
     if (invalid := int(table["invalid"].sum())) > 0:
@@ -104,17 +116,25 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
     return " ".join([*parts, *data_notes([facts], {task: str(manifest["judge"])})])
 
 
+def _sources(manifest: dict[str, Any]) -> str:
+    """What the intervals hold, in words."""
+    seeds = len(manifest.get("seeds", [0]))
+    return "prompts" if seeds == 1 else f"prompts and {seeds} seeds of training (faint: each of them)"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `win_rate_figure`."""
     parser.add_argument("--win-rates", required=True, type=Path, help="CSV of the stage `win_rates`")
+    parser.add_argument("--by-seed", required=True, type=Path, help="its CSV of each seed")
     parser.add_argument("--manifest", required=True, type=Path, help="its JSON manifest")
     parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
 
 
 def run(args: argparse.Namespace) -> None:
     """Draws the figure and writes it in each format that is asked for."""
-    table = read_win_rates(args.win_rates)
-    figure = win_rate_figure(table, read_json(args.manifest))
+    table, by_seed = read_win_rates(args.win_rates), read_win_rates(args.by_seed)
+    several = by_seed["seed"].nunique() > 1
+    figure = win_rate_figure(table, read_json(args.manifest), by_seed if several else None)
     with figure_style():
         for path in args.out:
             save(figure, path)

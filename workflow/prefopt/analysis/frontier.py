@@ -13,9 +13,17 @@ import pandas as pd
 from prefopt.analysis.optimal_frontier import Optimum, optimum, reward_matrix
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_json
 from prefopt.store.tables import read_csv, read_table
 
 CHECKPOINT = ["run", "method", "seed", "conservativeness", "step"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontierRecipe:
+    """Seeds of what was trained and sampled."""
+
+    seeds: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +40,18 @@ class Measured:
     kl: np.ndarray
 
 
-def read_evaluations(paths: Sequence[Path]) -> Measured:
+def read_evaluations(paths: Sequence[Path], seeds: Sequence[int]) -> Measured:
     """The evaluations of all runs, which must be on the same prompts.
+
+    Args:
+        paths: evaluations tables, all runs of a seed together.
+        seeds: of what was trained and sampled; a run's own seed, which its name tells, is not told from it.
 
     Raises:
         UserError: a run has other prompts than the first, or a checkpoint lacks some.
     """
-    tables = [read_table(path, "evaluations") for path in paths]
+    runs = len(paths) // len(seeds)
+    tables = [read_table(path, "evaluations").assign(seed=seeds[i // runs]) for i, path in enumerate(paths)]
     for path, table in zip(paths, tables, strict=True):
         if set(table["prompt_id"]) != set(tables[0]["prompt_id"]):
             raise UserError(f"{path} was evaluated on other prompts than {paths[0]}: run it again.")
@@ -51,6 +64,13 @@ def read_evaluations(paths: Sequence[Path]) -> Measured:
         raise UserError("A checkpoint was not evaluated on every prompt: run its run again.")
     reward, kl = (means[name].to_numpy(dtype=np.float64) for name in ("reward", "kl"))
     return Measured(checkpoints, list(means.index), reward, kl)
+
+
+def of_seed(measured: Measured, seed: int) -> Measured:
+    """The checkpoints of one seed."""
+    chosen = (measured.checkpoints["seed"] == seed).to_numpy()
+    checkpoints = measured.checkpoints[chosen].reset_index(drop=True)
+    return Measured(checkpoints, measured.prompts, measured.reward[:, chosen], measured.kl[:, chosen])
 
 
 def upper_frontier(kl: np.ndarray, reward: np.ndarray) -> list[int]:
@@ -83,7 +103,7 @@ def _above(a: int, b: int, c: int, kl: np.ndarray, reward: np.ndarray) -> bool:
 
 
 def frontier_table(measured: Measured) -> pd.DataFrame:
-    """A row per run and checkpoint, with standard errors over prompts; `on_frontier` marks its method's frontier."""
+    """A row per run and checkpoint, with standard errors over prompts; `on_frontier` marks its method's in its seed."""
     root = np.sqrt(len(measured.prompts))
     table = measured.checkpoints.assign(
         reward=measured.reward.mean(axis=0),
@@ -93,7 +113,7 @@ def frontier_table(measured: Measured) -> pd.DataFrame:
         prompts=len(measured.prompts),
         on_frontier=False,
     )
-    for _, rows in table.groupby("method"):
+    for _, rows in table.groupby(["seed", "method"]):
         vertices = upper_frontier(rows["kl"].to_numpy(), rows["reward"].to_numpy())
         table.loc[rows.index[vertices], "on_frontier"] = True
     return table
@@ -130,21 +150,30 @@ def above_ceiling(measured: Measured, prompts: list[str], found: Optimum, betas:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `frontier`."""
     parser.add_argument("--evaluations", required=True, type=Path, nargs="+", help="evaluations of each run")
-    parser.add_argument("--scores", required=True, type=Path, help="scores table of the optimal frontier's samples")
+    parser.add_argument(
+        "--scores",
+        required=True,
+        type=Path,
+        nargs="+",
+        help="scores tables of the optimal frontier's samples, one a seed",
+    )
     parser.add_argument("--ceiling", required=True, type=Path, help="CSV of the optimal frontier")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="CSV that is made")
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the table of every checkpoint."""
-    measured = read_evaluations(args.evaluations)
-    prompts, rewards = reward_matrix(read_table(args.scores, "scores"))
-    if lacking := sorted(set(prompts) - set(measured.prompts)):
-        raise UserError(f"The runs were not evaluated on the prompt {lacking[0]!r} of {args.scores}: run them again.")
+    seeds = from_json(FrontierRecipe, args.recipe).seeds
+    measured = read_evaluations(args.evaluations, seeds)
     ceiling = read_csv(args.ceiling)
     betas = ceiling.loc[ceiling["reliable"], "beta"].to_numpy()
-    above = above_ceiling(measured, prompts, optimum(rewards, betas), betas) if len(betas) else None
-    table = frontier_table(measured)
-    columns = ["above_ceiling", "above_ceiling_z"]
-    table[columns] = above[columns].to_numpy() if above is not None else np.nan
+    table = frontier_table(measured).assign(above_ceiling=np.nan, above_ceiling_z=np.nan)
+    for seed, path in zip(seeds, args.scores, strict=True):
+        prompts, rewards = reward_matrix(read_table(path, "scores"))
+        if lacking := sorted(set(prompts) - set(measured.prompts)):
+            raise UserError(f"The runs were not evaluated on the prompt {lacking[0]!r} of {path}: run them again.")
+        if len(betas):
+            above = above_ceiling(of_seed(measured, seed), prompts, optimum(rewards, betas), betas)
+            table.loc[table["seed"] == seed, list(above.columns)] = above.to_numpy()
     write_csv(args.out, table)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ from matplotlib.lines import Line2D
 from scipy.stats import norm
 
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
+from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.style import annotate, display_name, figure_style, line_styles, save, task_name
 from prefopt.errors import UserError
 from prefopt.experiment.methods import METHODS, swept
@@ -117,19 +119,48 @@ def marker_sizes(method: str, conservativeness: pd.Series) -> dict[float, float]
     return {float(value): _SMALLEST + i * step for i, value in enumerate(values)}
 
 
+def mean_frontier(rows: pd.DataFrame) -> pd.DataFrame:
+    """The mean of the seeds' frontiers of a method, as far as all reach, with 95% intervals over prompts and seeds.
+
+    Args:
+        rows: the method's checkpoints.
+
+    Returns:
+        kl, reward, low and high. The error over prompts is taken to be common to all seeds (see
+        `statistics.mean_over_seeds`).
+    """
+    lines = [line for _, line in rows[rows["on_frontier"]].sort_values("kl").groupby("seed")]
+    grid = np.linspace(max(line["kl"].min() for line in lines), min(line["kl"].max() for line in lines), 61)
+    reward, error = (
+        np.array([np.interp(grid, line["kl"], line[name]) for line in lines]) for name in ("reward", "reward_se")
+    )
+    found = [
+        mean_over_seeds(values.tolist(), float(errors.mean()), int(rows["prompts"].iloc[0]), 0.95)
+        for values, errors in zip(reward.T, error.T, strict=True)
+    ]
+    ends = {"low": [one.interval.low for one in found], "high": [one.interval.high for one in found]}
+    return pd.DataFrame({"kl": grid, "reward": reward.mean(axis=0), **ends})
+
+
 def _draw_method(axes: Axes, rows: pd.DataFrame, method: str) -> tuple[Any, ...]:
     """Draws a method's checkpoints and its frontier; returns a handle of the legend for each size of marker."""
     style = line_styles(swept())[method]
-    line = rows[rows["on_frontier"]].sort_values("kl")
-    axes.errorbar(
-        *(line["kl"], line["reward"]),
-        xerr=_Z * line["kl_se"],
-        yerr=_Z * line["reward_se"],
-        color=style.color,
-        linestyle=style.dashes,
-        linewidth=1.5,
-        elinewidth=0.7,
-    )
+    several = rows["seed"].nunique() > 1
+    for _, line in rows[rows["on_frontier"]].sort_values("kl").groupby("seed"):
+        axes.errorbar(
+            *(line["kl"], line["reward"]),
+            xerr=None if several else _Z * line["kl_se"],
+            yerr=None if several else _Z * line["reward_se"],
+            color=style.color,
+            linestyle=style.dashes,
+            linewidth=0.6 if several else 1.5,
+            elinewidth=0.7,
+            alpha=0.4 if several else 1.0,
+        )
+    if several:
+        mean = mean_frontier(rows)
+        axes.plot(mean["kl"], mean["reward"], color=style.color, linestyle=style.dashes, linewidth=1.8)
+        axes.fill_between(mean["kl"], mean["low"], mean["high"], color=style.color, alpha=0.13, linewidth=0)
     sizes = marker_sizes(method, rows["conservativeness"])
     handles = []
     for value, size in sizes.items() or [(float("nan"), _MIDDLE)]:
@@ -160,11 +191,16 @@ def _label(method: str, values: Sequence[float]) -> str:
 
 def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any], outside: int) -> str:
     reward = {"rule": "a rule that knows how the reviews are meant", "classifier": "a classifier of sentiment"}
-    per_prompt = table["samples"] / table["prompts"]
+    per_prompt, seeds = table["samples"] / table["prompts"], table["seed"].nunique()
+    frontier = "frontier, its bars 95% intervals over prompts"
+    if seeds > 1:
+        frontier = (
+            f"mean frontier over {seeds} seeds, its bands 95% intervals over prompts and seeds, and thin each seed's"
+        )
     parts = [
         f"True reward: {reward.get(recipe.true_reward, recipe.true_reward)}. {prompts_note(table['prompts'].tolist())}",
         f"{per_prompt.max():g} completion{'s' if per_prompt.max() > 1 else ''} of each. Lines and full colours: each method's "
-        f"frontier, its bars 95% intervals over prompts; faint: its other checkpoints. Markers grow with the freedom of the "
+        f"{frontier}; faint: its other checkpoints. Markers grow with the freedom of the "
         f"run, in the legend's order; the smallest KL is the reference policy.",
     ]
     if outside:

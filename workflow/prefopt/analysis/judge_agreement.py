@@ -22,16 +22,16 @@ from prefopt.experiment.recipes import from_json
 class AgreementRecipe:
     """Whose the verdict tables are, and the confidence of the intervals."""
 
-    tables: tuple[tuple[str, str], ...]  # task and judge of each table, "main" for the task's own judge
+    tables: tuple[tuple[str, str, int], ...]  # task, judge ("main": the task's own) and seed of each table
     confidence: float
     seed: int
 
 
 def agreement_table(verdicts: pd.DataFrame, recipe: AgreementRecipe) -> pd.DataFrame:
-    """A row for each pair of judges of a task and each run, and one over all runs.
+    """A row for each pair of judges of a task and each run, and one over all runs; the texts of all seeds are counted.
 
     Args:
-        verdicts: settled verdicts with the columns task and judge_name; only what both judges of a pair have
+        verdicts: settled verdicts with the columns task, judge_name and training_seed; only what both judges of a pair have
             judged, and neither found invalid, is compared.
         recipe: confidence and seed.
 
@@ -43,7 +43,7 @@ def agreement_table(verdicts: pd.DataFrame, recipe: AgreementRecipe) -> pd.DataF
     for task, of_task in verdicts.groupby("task", sort=False):
         for a, b in itertools.combinations(of_task["judge_name"].drop_duplicates(), 2):
             sides = [of_task[of_task["judge_name"] == name] for name in (a, b)]
-            both = sides[0].merge(sides[1], on=KEY, suffixes=("_a", "_b"), validate="one_to_one")
+            both = sides[0].merge(sides[1], on=["training_seed", *KEY], suffixes=("_a", "_b"), validate="one_to_one")
             both = both[(both["outcome_a"] != "invalid") & (both["outcome_b"] != "invalid")]
             identities = {f"identity_{side}": rows_["judge"].iloc[0] for side, rows_ in zip("ab", sides, strict=True)}
             runs = both["run"].drop_duplicates().tolist()
@@ -100,7 +100,7 @@ def _read(paths: Sequence[Path], recipe: AgreementRecipe) -> pd.DataFrame:
     if len(paths) != len(recipe.tables):
         raise UserError(f"{len(paths)} verdict tables are given, the recipe names {len(recipe.tables)}.")
     frames = [
-        read_verdicts(path).assign(task=task, judge_name=judge)
-        for path, (task, judge) in zip(paths, recipe.tables, strict=True)
+        read_verdicts(path).assign(task=task, judge_name=judge, training_seed=seed)
+        for path, (task, judge, seed) in zip(paths, recipe.tables, strict=True)
     ]
     return pd.concat(frames, ignore_index=True)

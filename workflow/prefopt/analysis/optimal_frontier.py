@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,9 +112,26 @@ def ceiling_table(rewards: np.ndarray, recipe: OptimalFrontierRecipe) -> pd.Data
     )
 
 
+def over_seeds(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The mean of the seeds' optimal frontiers; what one seed cannot rely on, all cannot."""
+    if len(tables) == 1:
+        return tables[0]
+    groups = pd.concat(tables).groupby(level=0)
+    mean = groups.mean(numeric_only=True).assign(reliable=groups["reliable"].all())
+    for name in ("reward", "kl"):
+        mean[f"{name}_se"] = np.sqrt(mean[f"{name}_se"] ** 2 + groups[name].var() / len(tables))
+    return mean[tables[0].columns].astype({"samples": int, "prompts": int})
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `optimal_frontier`."""
-    parser.add_argument("--scores", required=True, type=Path, help="scores table of many samples of the reference")
+    parser.add_argument(
+        "--scores",
+        required=True,
+        type=Path,
+        nargs="+",
+        help="scores tables of many samples of the reference, one a seed",
+    )
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="CSV that is made")
 
@@ -121,5 +139,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the optimal frontier."""
     recipe = from_json(OptimalFrontierRecipe, args.recipe)
-    _, rewards = reward_matrix(read_table(args.scores, "scores"))
-    write_csv(args.out, ceiling_table(rewards, recipe))
+    every = [reward_matrix(read_table(path, "scores"))[1] for path in args.scores]
+    write_csv(args.out, over_seeds([ceiling_table(rewards, recipe) for rewards in every]))

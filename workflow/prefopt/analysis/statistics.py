@@ -155,3 +155,70 @@ def simultaneous_half_widths(
     quantile = max(float(np.quantile(largest, confidence)), float(stats.norm.ppf(0.5 + confidence / 2)))
     widths: np.ndarray = quantile * errors
     return widths
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanOverSeeds:
+    """A mean over seeds and prompts, and what is known of it as both are drawn anew."""
+
+    mean: float
+    between_seed_sd: float  # of the seeds' own means
+    interval: Interval
+    p: float  # two-sided, that the mean is zero
+
+
+def mean_over_seeds(
+    estimates: Sequence[float], error: float, prompts: int, confidence: float, twice: float = 0.0
+) -> MeanOverSeeds:
+    """The mean of a figure over trainings with several seeds, all measured on the same prompts.
+
+    Its variance is that between the seeds' figures over their number, plus that over prompts. What prompts and seeds
+    have in common is in both; for three seeds, whose own variance is hardly known, it stays so, for more the part
+    (S - 3) / (S - 1) of it is taken out. The quantile is Student's with Welch and Satterthwaite's degrees of freedom.
+    `tests/unit/analysis/test_simulated_seeds.py` holds the coverage of this choice.
+
+    Args:
+        estimates: of each seed, at least two.
+        error: standard error over prompts of their mean.
+        prompts: how many there are.
+        confidence: e.g. 0.95.
+        twice: the variance that both parts hold.
+    """
+    values = np.asarray(estimates, dtype=np.float64)
+    seeds, mean = len(values), float(values.mean())
+    between, within = float(values.var(ddof=1)) / seeds, error**2
+    variance = max(between + within - twice * max(0, seeds - 3) / (seeds - 1), within)
+    if not variance > 0:
+        return MeanOverSeeds(mean, 0.0, Interval(mean, mean), 1.0 if mean == 0 else 0.0)
+    freedom = (between + within) ** 2 / (between**2 / (seeds - 1) + within**2 / max(1, prompts - 1))
+    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
+    p = float(2 * stats.t.sf(abs(mean) / math.sqrt(variance), freedom))
+    return MeanOverSeeds(mean, math.sqrt(between * seeds), Interval(mean - half, mean + half), p)
+
+
+def crossed_mean(scores: np.ndarray, confidence: float, lowest: float, highest: float) -> MeanOverSeeds:
+    """`mean_over_seeds` of scores of every seed on every prompt.
+
+    As in `simultaneous_half_widths` a prompt of the lowest and one of the highest score are added to the variance over
+    prompts, so that equal scores have a width as well.
+
+    Args:
+        scores: [seeds, prompts]; a prompt with a NaN counts for no seed.
+        confidence: e.g. 0.95.
+        lowest: least score that there can be.
+        highest: largest score that there can be.
+
+    Returns:
+        The interval lies within the range of scores; all is NaN where no prompt has a score of every seed.
+    """
+    whole = scores[:, ~np.isnan(scores).any(axis=0)]
+    seeds, prompts = whole.shape
+    if prompts == 0:
+        return MeanOverSeeds(math.nan, math.nan, Interval(math.nan, math.nan), math.nan)
+    padded = np.append(whole.mean(axis=0), [lowest, highest])
+    residual = whole - whole.mean(axis=0) - whole.mean(axis=1, keepdims=True) + whole.mean()
+    twice = (residual**2).sum() / ((seeds - 1) * max(1, prompts - 1)) / (seeds * prompts)
+    error = padded.std() / math.sqrt(prompts)
+    found = mean_over_seeds(whole.mean(axis=1).tolist(), error, prompts, confidence, twice)
+    low, high = max(lowest, found.interval.low), min(highest, found.interval.high)
+    return dataclasses.replace(found, interval=Interval(low, high))

@@ -56,11 +56,12 @@ _ONLY_WITH = {"margin": "chosen_logp"}
 _NOT_WITH = {"loss": "clip_fraction"}
 
 
-def training_figure(runs: Mapping[str, Metrics]) -> Figure:
+def training_figure(runs: Mapping[str, Metrics], further: Mapping[str, Sequence[Metrics]] | None = None) -> Figure:
     """Draws the metrics of each trainer.
 
     Args:
         runs: by trainer's name, its metrics: mappings with `step`, `split` ("train" or "validation") and figures.
+        further: the metrics of its trainings with other seeds, which are drawn faintly.
     """
     rows = {name: _panels_of(metrics) for name, metrics in runs.items()}
     with figure_style():
@@ -69,7 +70,7 @@ def training_figure(runs: Mapping[str, Metrics]) -> Figure:
             for axes in axes_row[len(panels) :]:
                 axes.set_axis_off()
             for axes, panel in zip(axes_row, panels, strict=False):
-                _draw_panel(axes, panel, runs[name])
+                _draw_panel(axes, panel, runs[name], (further or {}).get(name, ()))
             axes_row[0].annotate(
                 display_name(name),
                 (0, 1),
@@ -119,7 +120,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draws the figure and writes it in each format that is asked for."""
-    figure = training_figure({path.stem: read_metrics(path) for path in args.metrics})
+    every: dict[str, list[Metrics]] = {}
+    for path in args.metrics:
+        every.setdefault(path.stem, []).append(read_metrics(path))
+    first, further = ({name: part(each) for name, each in every.items()} for part in (lambda x: x[0], lambda x: x[1:]))
+    figure = training_figure(first, further)
     with figure_style():
         for path in args.out:
             save(figure, path)
@@ -134,18 +139,27 @@ def _panels_of(metrics: Metrics) -> list[Panel]:
     return [panel for panel in _PANELS if any(map(fits, panel.series))][:_COLUMNS]
 
 
-def _draw_panel(axes: Axes, panel: Panel, metrics: Metrics) -> None:
+def _points(metrics: Metrics, key: str, split: str) -> list[tuple[float, float]]:
+    """Steps and finite values of a metric in a split."""
+    return [
+        (row["step"], row[key])
+        for row in metrics
+        if row["split"] == split and isinstance(row.get(key), int | float) and math.isfinite(row[key])
+    ]
+
+
+def _draw_panel(axes: Axes, panel: Panel, metrics: Metrics, further: Sequence[Metrics]) -> None:
     """Training as a thin line, validation as a thick one with markers; several metrics by colour and dashes."""
+    for others in further:
+        for key in panel.series:
+            points = _points(others, key, "validation") or _points(others, key, "train")
+            axes.plot(*zip(*points, strict=True), color="#000000", linewidth=0.6, alpha=0.3, zorder=1)
     update = "PPO update" if any("clip_fraction" in row for row in metrics) else "Optimizer step"
     several = len(panel.series) > 1
     labels: set[str] = set()
     for index, (key, name) in enumerate(panel.series.items()):
         for split in ("validation", "train"):
-            points = [
-                (row["step"], row[key])
-                for row in metrics
-                if row["split"] == split and isinstance(row.get(key), int | float) and math.isfinite(row[key])
-            ]
+            points = _points(metrics, key, split)
             if not points:
                 continue
             held_out = split == "validation"

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts
+from prefopt.analysis.statistics import crossed_mean
 from prefopt.analysis.style import annotate, display_name, figure_style, position_style, reference_name, save, task_name
 from prefopt.analysis.texts import write_csv
-from prefopt.analysis.verdicts import read_verdicts
+from prefopt.analysis.verdicts import SCORE, read_verdicts
 from prefopt.analysis.win_rates import tally
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
@@ -32,6 +33,7 @@ class ByStepTableRecipe:
 
     task: str
     runs: tuple[str, ...]
+    seeds: tuple[int, ...]
     confidence: float
 
 
@@ -39,8 +41,11 @@ def step_table(verdicts: pd.DataFrame, recipe: ByStepTableRecipe) -> pd.DataFram
     """A row per run, step and temperature, on the test prompts.
 
     Args:
-        verdicts: verdicts tables, whose runs are a run's name, "_step_" and a number of steps.
-        recipe: task, runs and confidence.
+        verdicts: verdicts tables, whose runs are a run's name, "_step_" and a number of steps, with the column seed.
+        recipe: task, runs, seeds and confidence.
+
+    Returns:
+        Of several seeds the mean, with its interval over prompts and seeds (see `statistics.crossed_mean`); counts are sums.
 
     Raises:
         UserError: another run is among them.
@@ -56,6 +61,8 @@ def step_table(verdicts: pd.DataFrame, recipe: ByStepTableRecipe) -> pd.DataFram
             "step": step,
             "temperature": temperature,
             **tally(group, recipe.confidence),
+            **_over_seeds(group, recipe),
+            "seeds": len(recipe.seeds),
             "mean_tokens": group["tokens"].mean(),
             "prompts": group["prompt_id"].nunique(),
             "confidence": recipe.confidence,
@@ -65,6 +72,15 @@ def step_table(verdicts: pd.DataFrame, recipe: ByStepTableRecipe) -> pd.DataFram
     ]
     table = pd.DataFrame(rows)
     return table.sort_values("run", key=lambda column: column.map(recipe.runs.index), kind="stable", ignore_index=True)
+
+
+def _over_seeds(group: pd.DataFrame, recipe: ByStepTableRecipe) -> dict[str, float]:
+    """Mean and interval of several seeds' win rate, in place of those of all their verdicts."""
+    if len(recipe.seeds) == 1:
+        return {}
+    scores = group["outcome"].map(SCORE).groupby([group["seed"], group["prompt_id"]]).mean().unstack().to_numpy(float)
+    found = crossed_mean(scores, recipe.confidence, 0.0, 1.0)
+    return {"win_rate": found.mean, "ci_low": found.interval.low, "ci_high": found.interval.high}
 
 
 def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequence[str]) -> Figure:
@@ -100,11 +116,15 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         note = (
             f"Judge: {judge}. {prompts_note(table['prompts'].tolist())} Bands: {table['confidence'].iloc[0]:.0%} intervals "
-            f"over prompts, of one training each. Dotted: as good as {reference_name(task)}."
+            f"over prompts, {_sources(int(table['seeds'].iloc[0]))}. Dotted: as good as {reference_name(task)}."
         )
         annotate(figure, " ".join([note, *data_notes([{**summary, "task": task}], {task: judge})]), caveats)
         plt.close(figure)
     return figure
+
+
+def _sources(seeds: int) -> str:
+    return "of one training each" if seeds == 1 else f"and over {seeds} trainings each"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,8 +141,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the table and draws it."""
-    verdicts = pd.concat([read_verdicts(path) for path in args.verdicts], ignore_index=True)
-    table = step_table(verdicts, from_json(ByStepTableRecipe, args.recipe))
+    recipe = from_json(ByStepTableRecipe, args.recipe)
+    of_run = [seed for seed in recipe.seeds for _ in recipe.runs]
+    frames = [read_verdicts(path).assign(seed=seed) for path, seed in zip(args.verdicts, of_run, strict=True)]
+    table = step_table(pd.concat(frames, ignore_index=True), recipe)
     samples = pd.concat([read_table(path, "samples") for path in args.samples], ignore_index=True)
     caveats = [*few_prompts(int(table["prompts"].min())), *equal_texts(samples[samples["split"] == "test"])]
     for caveat in caveats:

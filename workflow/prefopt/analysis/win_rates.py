@@ -18,6 +18,7 @@ from prefopt.analysis.caveats import equal_texts, few_prompts, read_facts, writt
 from prefopt.analysis.judge_statistics import length_controlled_rate
 from prefopt.analysis.statistics import (
     Interval,
+    crossed_mean,
     paired_difference,
     score_interval,
     simultaneous_half_widths,
@@ -38,6 +39,13 @@ COLUMNS = [
     *("n_shorter", "shorter_win_rate", "length_controlled_win_rate", "well_formed", "kl_to_reference"),
     *("cost_usd", "judge", "seed"),
 ]
+# Of a table over seeds: figures that are added up, and that are means over seeds.
+_SUMMED = ["n", "wins", "losses", "ties", "invalid", "n_longer", "n_shorter", "cost_usd"]
+_AVERAGED = [
+    *("win_rate", "if_invalid_lose", "if_invalid_win", "first_position_rate", "flip_rate", "mean_tokens"),
+    *("reference_mean_tokens", "longer_win_rate", "shorter_win_rate", "length_controlled_win_rate", "well_formed"),
+    "kl_to_reference",
+]
 JUDGE_COLUMNS = [
     *("judge_accuracy", "judge_accuracy_low", "judge_accuracy_high", "longer_wins_accuracy", "interpretable"),
     "self_agreement",
@@ -54,6 +62,18 @@ _WIN_RATE = (
     "where there are ties or several samples a prompt; it holds the trained models fixed. band_low and band_high hold "
     "all of a run's temperatures at once (max-T bootstrap over prompts). if_invalid_lose and if_invalid_win count "
     "every invalid verdict as a loss and as a win."
+)
+_SEEDS = (
+    "The mean over seeds of what is trained and sampled; counts and costs are sums. The interval holds prompts and "
+    "training: the variance of the seeds' rates over their number, and that of the prompts' means, with Student's quantile "
+    "and Welch and Satterthwaite's degrees of freedom; band_low and band_high are the same at a confidence that Bonferroni "
+    "divides by the number of temperatures. between_seed_sd is the standard deviation of the seeds' own rates, each of which "
+    "is a row of the table by seed."
+)
+_COMPARISON_OVER_SEEDS = (
+    "Runs at their selected temperatures on the same test prompts, each seed's with the same seed's: the mean difference over "
+    "seeds and prompts, its interval as that of the win rates, p of its t-test, p_holm adjusted over the rows of the file. "
+    "by_one_seed: the interval leaves zero out, and without the seed that speaks most for it that over the others does not."
 )
 _ORDER = (
     "first_position_rate: of the verdicts that name a winner, the share won by the text that was shown first. "
@@ -85,7 +105,8 @@ class WinRatesRecipe:
 
     task: str
     confidence: float
-    seed: int
+    seed: int  # of the bootstrap
+    seeds: tuple[int, ...]  # of what was trained and sampled
     runs: tuple[str, ...]  # in the order of the table
     methods: dict[str, str]  # of each run
     n: dict[str, int]  # of each run that is the best of N
@@ -93,13 +114,16 @@ class WinRatesRecipe:
     judge: dict[str, Any]
 
 
-def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRatesRecipe) -> pd.DataFrame:
-    """A row per run and temperature on the test prompts, with the columns `COLUMNS`.
+def win_rate_table(
+    verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRatesRecipe, selected: dict[str, float] | None = None
+) -> pd.DataFrame:
+    """A row per run and temperature on the test prompts, of one seed, with the columns `COLUMNS`.
 
     Args:
         verdicts: rows of verdict tables, all runs, splits validation and test.
         samples: rows of samples tables that the verdicts are about.
         recipe: task, runs, confidence, seed.
+        selected: the temperature of each run; None selects it by these verdicts.
 
     Raises:
         UserError: a run has no verdicts, the rows are not all on the same test prompts, or a verdict has no
@@ -110,7 +134,7 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
     joined = verdicts.merge(ratios, on=KEY, how="left", validate="one_to_one", indicator=True)
     if len(orphans := joined[joined["_merge"] != "both"]):
         raise UserError(f"The verdict on {dict(orphans.iloc[0][KEY])} has no sample: run the stage `judge` again.")
-    selected = select_temperatures(verdicts)
+    selected = selected or select_temperatures(verdicts)
     test = joined[joined["split"] == "test"]
     rows = []
     for run in recipe.runs:
@@ -142,6 +166,37 @@ def win_rate_table(verdicts: pd.DataFrame, samples: pd.DataFrame, recipe: WinRat
                 }
             )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def table_over_seeds(by_seed: pd.DataFrame, verdicts: pd.DataFrame, recipe: WinRatesRecipe) -> pd.DataFrame:
+    """A row per run and temperature: what stands in `win_rate_table`, over all seeds.
+
+    Args:
+        by_seed: the tables of all seeds, with the column seed.
+        verdicts: of all seeds, with the column seed.
+        recipe: runs, seeds and confidence.
+
+    Returns:
+        The columns of `COLUMNS`, but in place of seed: seeds (how many) and between_seed_sd, NaN for a single one.
+    """
+    one = by_seed.drop(columns="seed").assign(seeds=len(recipe.seeds), between_seed_sd=math.nan)
+    if len(recipe.seeds) == 1:
+        return one
+    key = ["run", "temperature"]
+    groups = by_seed.groupby(key, sort=False)
+    rows = one.drop_duplicates(key).set_index(key)
+    rows[_SUMMED], rows[_AVERAGED] = groups[_SUMMED].sum(), groups[_AVERAGED].mean()
+    test = verdicts[verdicts["split"] == "test"]
+    for (run, temperature), group in test.groupby(key):
+        scores = (
+            group["outcome"].map(SCORE).groupby([group["seed"], group["prompt_id"]]).mean().unstack().to_numpy(float)
+        )
+        temperatures = test.loc[test["run"] == run, "temperature"].nunique()
+        found = crossed_mean(scores, recipe.confidence, 0.0, 1.0)
+        band = crossed_mean(scores, 1 - (1 - recipe.confidence) / temperatures, 0.0, 1.0).interval
+        ends = [found.interval.low, found.interval.high, band.low, band.high, found.between_seed_sd]
+        rows.loc[(run, temperature), ["ci_low", "ci_high", "band_low", "band_high", "between_seed_sd"]] = ends
+    return rows.reset_index()[one.columns]
 
 
 def temperature_bands(group: pd.DataFrame, confidence: float, seed: int) -> dict[float, Interval]:
@@ -178,15 +233,15 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
     """Paired differences of each run to each of the opponents, both at their selected temperatures.
 
     Args:
-        verdicts: as for `win_rate_table`.
-        table: what it returned.
+        verdicts: as for `win_rate_table`; of several seeds, with the column seed.
+        table: what it returned, or `table_over_seeds`.
         recipe: the same.
 
     Returns:
-        task, run, temperature, opponent, opponent_temperature, n (prompts with a valid verdict on both),
-        win_rate and opponent_win_rate on these, difference, ci_low, ci_high, p, p_holm, judge, seed.
+        task, run, temperature, opponent, opponent_temperature, n (prompts with a valid verdict on both, of every seed),
+        win_rate and opponent_win_rate on these, difference, ci_low, ci_high, p, p_holm, judge, seeds, by_one_seed.
     """
-    chosen = table[table["selected"]].set_index("run")["temperature"].to_dict()
+    chosen = table.drop_duplicates(["run", "temperature"]).query("selected").set_index("run")["temperature"].to_dict()
     scores = {run: _prompt_scores(verdicts, run, chosen[run]) for run in recipe.runs}
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, str]] = set()
@@ -196,8 +251,9 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
                 continue
             seen.add((run, opponent))
             both = pd.concat([scores[run], scores[opponent]], axis=1, join="inner").dropna().sort_index()
+            both = both[both.groupby("prompt_id").transform("size") == len(recipe.seeds)]
             first, second = both.iloc[:, 0], both.iloc[:, 1]
-            result = paired_difference(first.tolist(), second.tolist(), recipe.confidence, recipe.seed)
+            result = _difference(first, second, recipe)
             rows.append(
                 {
                     "task": recipe.task,
@@ -205,16 +261,14 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
                     "temperature": chosen[run],
                     "opponent": opponent,
                     "opponent_temperature": chosen[opponent],
-                    "n": result.prompts,
+                    "n": first.index.get_level_values("prompt_id").nunique(),
                     "win_rate": first.mean(),
                     "opponent_win_rate": second.mean(),
-                    "difference": result.difference,
-                    "ci_low": result.interval.low,
-                    "ci_high": result.interval.high,
-                    "p": result.p,
+                    **result,
                     "p_holm": math.nan,
                     "judge": table["judge"].iloc[0],
-                    "seed": recipe.seed,
+                    "seeds": len(recipe.seeds),
+                    "by_one_seed": _by_one_seed(first - second, result, recipe),
                 }
             )
     comparisons = pd.DataFrame(rows)
@@ -223,13 +277,40 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
     return comparisons
 
 
+def _difference(first: pd.Series, second: pd.Series, recipe: WinRatesRecipe) -> dict[str, float]:
+    """Mean difference of two runs' scores of each seed and prompt, its interval and p."""
+    if len(recipe.seeds) == 1:
+        one = paired_difference(first.tolist(), second.tolist(), recipe.confidence, recipe.seed)
+        return {"difference": one.difference, "ci_low": one.interval.low, "ci_high": one.interval.high, "p": one.p}
+    found = crossed_mean((first - second).unstack().to_numpy(float), recipe.confidence, -1.0, 1.0)
+    ends = {"ci_low": found.interval.low, "ci_high": found.interval.high}
+    return {"difference": found.mean, **ends, "p": found.p}
+
+
+def _by_one_seed(difference: pd.Series, result: dict[str, float], recipe: WinRatesRecipe) -> bool:
+    """Whether a difference that is found is no longer without the seed that speaks most for it."""
+    if len(recipe.seeds) < 3 or not (result["ci_low"] > 0 or result["ci_high"] < 0):
+        return False
+    towards = difference.groupby(level="seed").mean() * (1 if result["difference"] > 0 else -1)
+    others = difference.drop(index=towards.idxmax(), level="seed")
+    # Over prompts alone: two seeds know nothing of the spread between seeds.
+    means = others.groupby(level="prompt_id").mean()
+    rest = paired_difference(means.tolist(), [0.0] * len(means), recipe.confidence, recipe.seed)
+    return bool(rest.interval.low <= 0 <= rest.interval.high)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `win_rates`."""
-    parser.add_argument("--verdicts", required=True, type=Path, nargs="+", help="verdict tables, one a run")
-    parser.add_argument("--samples", required=True, type=Path, nargs="+", help="samples tables, one a run")
+    parser.add_argument(
+        "--verdicts", required=True, type=Path, nargs="+", help="verdict tables, a run each, seed by seed"
+    )
+    parser.add_argument(
+        "--samples", required=True, type=Path, nargs="+", help="samples tables, a run each, seed by seed"
+    )
     parser.add_argument("--summary", required=True, type=Path, help="summary of the data, JSON")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="CSV of win rates that is made")
+    parser.add_argument("--by-seed", required=True, type=Path, help="CSV of each seed's win rates that is made")
     parser.add_argument("--comparisons", required=True, type=Path, help="CSV of paired differences that is made")
     parser.add_argument("--manifest", required=True, type=Path, help="JSON manifest of both that is made")
 
@@ -242,10 +323,15 @@ def run(args: argparse.Namespace) -> None:
     judge = _common_judge(args.verdicts, frames, recipe)
     _check_inputs(args.verdicts, frames, sample_frames)
     summary = read_facts(args.summary)
-    verdicts = pd.concat(frames, ignore_index=True)
-    samples = pd.concat(sample_frames, ignore_index=True)
+    verdicts, samples = _of_seeds(frames, recipe), _of_seeds(sample_frames, recipe)
 
-    table = win_rate_table(verdicts, samples, recipe)
+    selected = select_temperatures(verdicts)
+    tables = [
+        win_rate_table(verdicts[verdicts["seed"] == seed], samples[samples["seed"] == seed], recipe, selected)
+        for seed in recipe.seeds
+    ]
+    by_seed = pd.concat([table.assign(seed=seed) for table, seed in zip(tables, recipe.seeds, strict=True)])
+    table = table_over_seeds(by_seed, verdicts, recipe)
     comparisons = comparison_table(verdicts, table, recipe)
     judge |= _chat_figures(frames)
     facts = _prompt_facts(verdicts)
@@ -261,14 +347,14 @@ def run(args: argparse.Namespace) -> None:
         **_synthetic(summary, recipe.task),
         "warnings": warnings,
         "data_warnings": data_warnings,
-        "seed": recipe.seed,
+        "seeds": list(recipe.seeds),
         "judge_seeds": sorted({frame.attrs["manifest"]["recipe"]["seed"] for frame in frames}),
         **facts,
-        "selection": {"rule": _SELECTION, "temperatures": select_temperatures(verdicts)},
-        "win_rate": _WIN_RATE,
+        "selection": {"rule": _SELECTION, "temperatures": selected},
+        "win_rate": _WIN_RATE if len(recipe.seeds) == 1 else _SEEDS,
         "order": _ORDER,
         "length": _LENGTH,
-        "comparisons": _COMPARISON,
+        "comparisons": _COMPARISON if len(recipe.seeds) == 1 else _COMPARISON_OVER_SEEDS,
         "kl_to_reference": {
             "definition": _KL,
             "bound": _BOUND,
@@ -280,13 +366,14 @@ def run(args: argparse.Namespace) -> None:
         },
         "recipe": to_dict(recipe),
         "inputs": {
-            "verdicts": _content_hashes(args.verdicts, frames),
-            "samples": _content_hashes(args.samples, sample_frames),
+            "verdicts": _content_hashes(args.verdicts, frames, recipe),
+            "samples": _content_hashes(args.samples, sample_frames, recipe),
             "summary": sha256_of_file(args.summary),
         },
     }
     write_csv(args.comparisons, comparisons)
     write_text(args.manifest, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    write_csv(args.by_seed, by_seed.assign(**columns))
     write_csv(args.out, table.assign(**columns))
     shown = table[table["selected"]][["run", "temperature", "n", "win_rate", "ci_low", "ci_high"]]
     logger.info("win rates at the selected temperatures:\n%s", shown.to_string(index=False))
@@ -339,9 +426,10 @@ def _length_figures(group: pd.DataFrame) -> dict[str, float]:
 
 
 def _prompt_scores(verdicts: pd.DataFrame, run: str, temperature: float) -> pd.Series:
-    """Mean score of each test prompt's valid verdicts; NaN where none is valid."""
+    """Mean score of each seed's valid verdicts on each test prompt; NaN where none is valid."""
     rows = verdicts[(verdicts["run"] == run) & (verdicts["temperature"] == temperature) & (verdicts["split"] == "test")]
-    return rows["outcome"].map(SCORE).groupby(rows["prompt_id"]).mean()
+    seed = rows["seed"] if "seed" in rows else pd.Series(0, index=rows.index, name="seed")
+    return rows["outcome"].map(SCORE).groupby([seed, rows["prompt_id"]]).mean()
 
 
 def _check(verdicts: pd.DataFrame, runs: Sequence[str]) -> None:
@@ -400,8 +488,25 @@ def _check_inputs(paths: Sequence[Path], frames: Sequence[pd.DataFrame], sample_
             raise UserError(f"{path} was made from other samples than those given: run the stage `judge` again.")
 
 
-def _content_hashes(paths: Sequence[Path], frames: Sequence[pd.DataFrame]) -> dict[str, str]:
-    return {path.name: frame.attrs["manifest"]["content_hash"] for path, frame in zip(paths, frames, strict=True)}
+def _of_seeds(frames: Sequence[pd.DataFrame], recipe: WinRatesRecipe) -> pd.DataFrame:
+    """Tables of all seeds and runs as one, with the column seed."""
+    if len(frames) != len(recipe.seeds) * len(recipe.runs):
+        raise UserError(
+            f"{len(frames)} tables are given, the recipe names {len(recipe.seeds)} seeds of {len(recipe.runs)} runs: pass one "
+            f"table a run, all of a seed together."
+        )
+    of_run = [seed for seed in recipe.seeds for _ in recipe.runs]
+    return pd.concat([frame.assign(seed=seed) for frame, seed in zip(frames, of_run, strict=True)], ignore_index=True)
+
+
+def _content_hashes(
+    paths: Sequence[Path], frames: Sequence[pd.DataFrame], recipe: WinRatesRecipe
+) -> dict[str, str | dict[str, str]]:
+    """By the tables' names, and before them by seed where there are several."""
+    hashes = [(path.name, frame.attrs["manifest"]["content_hash"]) for path, frame in zip(paths, frames, strict=True)]
+    count = len(recipe.runs)
+    of_seeds = {f"seed_{seed}": dict(hashes[i * count : (i + 1) * count]) for i, seed in enumerate(recipe.seeds)}
+    return dict(hashes) if len(recipe.seeds) == 1 else dict(of_seeds)
 
 
 def _prompt_facts(verdicts: pd.DataFrame) -> dict[str, Any]:

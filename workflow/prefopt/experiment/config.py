@@ -63,7 +63,8 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
     for task, section in resolved["tasks"].items() if isinstance(resolved.get("tasks"), dict) else ():
         if any(sentence.startswith(f"tasks.{task}") for sentence in found):
             continue  # values that are no values cannot be held against each other
-        section["runs"] = _in_order(section["runs"])
+        if "ceiling" not in section:  # a sweep's methods have an order of their own
+            section["runs"] = _in_order(section["runs"])
         if "base" in section and section["base"]["source"] is None:
             section["base"]["source"] = "shipped" if section["data"]["source"] == "embedded" else "scratch"
         left_out = leave_out_embedded(section)

@@ -11,6 +11,16 @@ Config = dict[str, Any]
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # of a run
 
 
+def seeds(config: Config) -> dict[str, int]:
+    """The config's seeds by the folder below `results/` of what they make; the first seed's is `results/` itself."""
+    return {f"seed_{seed}/" if i else "": seed for i, seed in enumerate(config["seeds"])}
+
+
+def of_seed(config: Config, folder: str) -> Config:
+    """A config whose training and sampling have the seed of a folder, see `seeds`."""
+    return {**config, "seed": seeds(config)[folder]}
+
+
 def home(config: Config, task: str) -> str:
     """The task whose models this one samples: itself, unless it transfers another's."""
     name: str = config["tasks"][task].get("models_of", task)

@@ -142,7 +142,8 @@ def _ppo(config: Config, section: Config) -> Config:
 
 
 def _seed(config: Config, section: Config) -> int:
-    seed: int = config["seed"] if section["seed"] is None else section["seed"]
+    """A section's own seed, else that of the job, else the first of all."""
+    seed: int = config.get("seed", config["seeds"][0]) if section["seed"] is None else section["seed"]
     return seed
 
 
@@ -161,6 +162,7 @@ def compute_recipe(config: Config) -> Config:
         "runs": {task: [of_run(task, run) for run in runs.runs(config, task)] for task in tasks},
         "reference": {task: runs.reference(config, task) for task in tasks},
         "home": {task: runs.home(config, task) for task in tasks},
+        "seeds": len(config["seeds"]),
     }
 
 
@@ -176,10 +178,10 @@ def paper_recipe(config: Config) -> Config:
 
 def agreement_recipe(config: Config) -> Config:
     """The values of the stage `judge_agreement`: whose its verdict tables are, in their order."""
-    tables = [[task, judge] for task, judge, _ in targets.verdict_tables(config)]
+    tables = [[task, judge, runs.seeds(config)[seed]] for task, judge, seed, _ in targets.verdict_tables(config)]
     tasks = targets.tasks_with_judges(config)
     confidence = config["tasks"][tasks[0]]["evaluation"]["confidence"] if tasks else 0.95
-    return {"tables": tables, "confidence": confidence, "seed": config["seed"]}
+    return {"tables": tables, "confidence": confidence, "seed": config["seeds"][0]}
 
 
 def human_agreement_recipe(config: Config) -> Config:
@@ -187,7 +189,7 @@ def human_agreement_recipe(config: Config) -> Config:
     tasks = targets.counted_studies(config)
     confidence = config["tasks"][tasks[0]]["evaluation"]["confidence"] if tasks else 0.95
     tables = [[task, judge] for task, judge, _ in targets.study_tables(config)]
-    return {"tasks": tasks, "tables": tables, "confidence": confidence, "seed": config["seed"]}
+    return {"tasks": tasks, "tables": tables, "confidence": confidence, "seed": config["seeds"][0]}
 
 
 def judge_recipe(config: Config, task: str, judge: Config) -> Config:
@@ -281,6 +283,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "win_rate_by_step": lambda config, task, name: {
         "task": name,
         "runs": targets.stepped(config, name),
+        "seeds": config["seeds"],
         "confidence": task["evaluation"]["confidence"],
     },
     "reward_model": lambda config, task, name: _training(config, task["reward_model"]),
@@ -299,7 +302,8 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "win_rates": lambda config, task, name: {
         "task": name,
         "confidence": task["evaluation"]["confidence"],
-        "seed": config["seed"],
+        "seed": config["seeds"][0],
+        "seeds": config["seeds"],
         "runs": runs.runs(config, name),
         "methods": {run: runs.method(config, name, run) for run in runs.runs(config, name)},
         "n": runs.choices(config, name),
@@ -309,14 +313,14 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "subsets": lambda config, task, name: {
         "n": _curve(config, name),
         "subsets": task["best_of_n"]["subsets"],
-        "seed": config["seed"],
+        "seed": config["seeds"][0],
     },
     "best_of_n_curve": lambda config, task, name: {
         "task": name,
         "n": _curve(config, name),
         "subsets": task["best_of_n"]["subsets"] if targets.judges_subsets(config, name) else None,
         "confidence": task["evaluation"]["confidence"],
-        "seed": config["seed"],
+        "seed": config["seeds"][0],
     },
     "prefixes": lambda config, task, name: task["lengths"],
     # The preferences are among completions as the policy writes them, at temperature 1.
@@ -347,12 +351,14 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "optimal_frontier": lambda config, task, name: {
         key: task["ceiling"][key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
     },
+    "frontier": lambda config, task, name: {"seeds": config["seeds"]},
     "frontier_figure": lambda config, task, name: {"task": name, "true_reward": _true_reward(task)["kind"]},
     "dominance": lambda config, task, name: {
         "methods": swept(),
+        "seeds": config["seeds"],
         "confidence": task["evaluation"]["confidence"],
         "bootstrap": task["evaluation"]["bootstrap"],
-        "seed": config["seed"],
+        "seed": config["seeds"][0],
         "at_kl": task["evaluation"]["at_kl"],
     },
     "human_study": lambda config, task, name: {
@@ -374,7 +380,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "task": name,
         "runs": runs.runs(config, name),
         "count": task["evaluation"]["examples"],
-        "seed": config["seed"],
+        "seed": config["seeds"][0],
         "max_characters": task["evaluation"]["example_characters"],
     },
 }

@@ -5,6 +5,7 @@ The Snakefile's input functions read it; like `prefopt.experiment.config` it imp
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from prefopt.experiment.runs import (
     policies,
     reference,
     runs,
+    seeds,
     values,
 )
 from prefopt.experiment.tasks import TASKS
@@ -27,6 +29,9 @@ Config = dict[str, Any]
 REFERENCE = "reference"  # a side of a matchup: the reference text of the prompt
 PACKAGE = Path(__file__).parents[1]
 PROMPTS = Path(__file__).parents[2] / "prompts"
+
+# Models that are made once for all seeds.
+_ONCE = ("base", "gold_reward_model", "classifier")
 
 # What makes the judge of each kind.
 _JUDGES = {
@@ -61,7 +66,7 @@ def tasks_of(config: Config, *kinds: str) -> list[str]:
     return [task for task, section in config["tasks"].items() if kind(section) in kinds]
 
 
-def model_folder(config: Config, task: str, name: str, shipped: str) -> str:
+def model_folder(config: Config, task: str, name: str, shipped: str, seed: str = "") -> str:
     """Folder of a task's model, made by a rule or brought by the user.
 
     Args:
@@ -69,6 +74,7 @@ def model_folder(config: Config, task: str, name: str, shipped: str) -> str:
         task: key of `tasks`.
         name: base, reference, a run, reward_model, gold_reward_model or true_reward.
         shipped: folder of the base model that the repository holds.
+        seed: folder of the seed, see `runs.seeds`.
     """
     task = home(config, task)
     section = config["tasks"][task]
@@ -89,7 +95,7 @@ def model_folder(config: Config, task: str, name: str, shipped: str) -> str:
         return folder
     if source.get("source") == "hub":
         return f"results/models/{task}/fetched_{name if name in ('base', 'true_reward') else 'sft'}"
-    return f"results/models/{task}/{name}"
+    return f"results/{'' if name in _ONCE else seed}models/{task}/{name}"
 
 
 def trained(config: Config, task: str) -> list[str]:
@@ -117,7 +123,7 @@ def trainers(config: Config, task: str) -> list[str]:
     ]
 
 
-def training_files(config: Config, task: str, run: str) -> dict[str, str]:
+def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, str]:
     """What a run's trainer reads beside the model that it starts from, by the argument of its stage."""
     data, one = f"results/data/{task}", entry(config, task, run)
     if one.trainer == "ppo":
@@ -127,9 +133,9 @@ def training_files(config: Config, task: str, run: str) -> dict[str, str]:
     else:
         files = {"data": f"{data}/preferences.parquet"}
     if "reference_logprobs" in one.needs:
-        files["reference"] = f"results/logprobs/{task}/reference.parquet"
+        files["reference"] = f"results/{seed}logprobs/{task}/reference.parquet"
     if "reward_model" in one.needs:
-        files["reward_model"] = f"results/models/{task}/reward_model"
+        files["reward_model"] = f"results/{seed}models/{task}/reward_model"
     return files
 
 
@@ -164,10 +170,11 @@ def tasks_with_judges(config: Config) -> list[str]:
     return [task for task in tasks_of(config, "comparison", "transfer") if config["tasks"][task]["other_judges"]]
 
 
-def verdict_tables(config: Config) -> list[tuple[str, str, str]]:
-    """Task, judge and path of every verdict table of tasks that have more judges than one."""
+def verdict_tables(config: Config) -> list[tuple[str, str, str, str]]:
+    """Task, judge, seed and path of every verdict table of tasks that have more judges than one."""
     return [
-        (task, judge, f"results/verdicts/{task}/{'' if judge == 'main' else judge + '/'}{run}.parquet")
+        (task, judge, seed, f"results/{seed}verdicts/{task}/{'' if judge == 'main' else judge + '/'}{run}.parquet")
+        for seed in seeds(config)
         for task in tasks_with_judges(config)
         for judge in ("main", *config["tasks"][task]["other_judges"])
         for run in runs(config, task)
@@ -226,8 +233,18 @@ def study_files(config: Config) -> list[str]:
 
 def training_metrics(config: Config, task: str) -> list[str]:
     """The metrics file of each of a task's trainers."""
-    names = ["pretrain" if name == "base" else name for name in trainers(config, task)]
-    return [f"results/training/{task}/{name}.jsonl" for name in names]
+    return [
+        f"results/{'' if name in _ONCE else seed}training/{task}/{'pretrain' if name == 'base' else name}.jsonl"
+        for seed in seeds(config)
+        for name in trainers(config, task)
+        if seed == "" or name not in _ONCE
+    ]
+
+
+def models(config: Config, task: str) -> list[str]:
+    """The folders of a task's models, for each seed."""
+    every = [(seed, name) for seed in seeds(config) for name in trainers(config, task)]
+    return [f"results/{seed}models/{task}/{name}" for seed, name in every if seed == "" or name not in _ONCE]
 
 
 def caches_reference(config: Config, task: str) -> bool:
@@ -258,29 +275,32 @@ def stepped(config: Config, task: str) -> list[str]:
 
 def compute_files(config: Config) -> dict[str, list[str]]:
     """What the stage `compute` reads, by argument: what every stage that runs a model recorded of itself."""
+
+    def of_seeds(paths: Iterable[str]) -> list[str]:
+        every = list(paths)
+        return [f"results/{seed}{path}" for seed in seeds(config) for path in every]
+
     compared = tasks_of(config, "comparison", "transfer")
     candidates = [task for task in compared if has_candidates(config, task)]
     # The best of N at temperature 0 is the reference policy's greedy answer.
     sampled = {task: [reference(config, task)] if task in candidates else [] for task in compared}
     samples = [
-        f"results/samples/{task}/{run}.parquet"
+        f"samples/{task}/{run}.parquet"
         for task in compared
         for run in dict.fromkeys([*sampled[task], *policies(config, task)])
     ]
     files = {
-        "models": [f"results/models/{task}/{name}" for task in config["tasks"] for name in trainers(config, task)],
-        "reference": [
-            f"results/logprobs/{task}/reference.parquet" for task in compared if caches_reference(config, task)
-        ],
-        "samples": samples,
-        "candidates": [f"results/candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")],
+        "models": [path for task in config["tasks"] for path in models(config, task)],
+        "reference": of_seeds(
+            f"logprobs/{task}/reference.parquet" for task in compared if caches_reference(config, task)
+        ),
+        "samples": of_seeds(samples),
+        "candidates": of_seeds(f"candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")),
         "win_rates": [f"results/{task}_winrates.csv" for task in compared],
-        "curves": [f"results/candidates/{task}_curve.csv" for task in candidates],
-        "runs": [
-            f"results/frontier/{task}/{run}.parquet"
-            for task in tasks_of(config, "frontier")
-            for run in runs(config, task)
-        ],
+        "curves": of_seeds(f"candidates/{task}_curve.csv" for task in candidates),
+        "runs": of_seeds(
+            f"frontier/{task}/{run}.parquet" for task in tasks_of(config, "frontier") for run in runs(config, task)
+        ),
     }
     return {name: paths for name, paths in files.items() if paths}
 
@@ -299,18 +319,21 @@ def result_files(config: Config) -> list[str]:
         if kind(section) == "frontier":
             files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance")]
             files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png")]
-            files += [f"results/frontier/{task}/{run}.parquet" for run in runs(config, task)]
+            files += [
+                f"results/{seed}frontier/{task}/{run}.parquet" for seed in seeds(config) for run in runs(config, task)
+            ]
             files += [f"results/{task}_classifier.csv"] if "classifier" in trainers(config, task) else []
         else:
             files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]
-            files += [f"results/{task}_comparisons.csv", f"results/{task}_examples.md"]
+            files += [f"results/{task}_{name}" for name in ("winrates_by_seed.csv", "comparisons.csv", "examples.md")]
             files += [
-                f"results/{table}/{task}/{name}.parquet"
+                f"results/{seed}{table}/{task}/{name}.parquet"
+                for seed in seeds(config)
                 for table in ("samples", "verdicts")
                 for name in runs(config, task)
             ]
         if stepped(config, task):
             files += [f"results/{task}_winrate_by_step.{ending}" for ending in ("csv", "svg", "png")]
         files += [f"results/{task}_training.svg"] if trainers(config, task) else []
-        files += [f"results/models/{task}/{name}" for name in trainers(config, task)]
+        files += models(config, task)
     return files
