@@ -1,6 +1,5 @@
 # The experiments of the DPO paper: raw records -> tables -> models -> samples -> verdicts -> win rates.
 # workflow/rules/ holds a file per stage; workflow/prefopt/ is the package whose stages the rules run.
-import itertools
 import sys
 
 from snakemake.utils import min_version
@@ -28,16 +27,13 @@ except UserError as error:
     sys.exit("\n".join(f"config: {line}" for line in str(error).splitlines()))
 
 
-SEED = "(seed_[0-9]+/)?"  # the folder below results/ of what a seed makes; of the first there is none
-
-
 report: "workflow/report/workflow.rst"
 
 
 wildcard_constraints:
     task="|".join(config["tasks"]),
     run=runs.NAME,
-    seed=SEED,
+    seed=runs.SEED,
     judge="[a-z][a-z0-9_]*",
 
 

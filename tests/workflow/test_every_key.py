@@ -43,11 +43,6 @@ ENDPOINT = "api_key_env|concurrency|requests_per_minute|timeout|max_retries|budg
 # What reads a key: the jobs that are not the same with another value, by the first pattern that fits. A job is named by its
 # rule and, where it makes one of several, by its table, run or judge. It is a job of the key's task, unless another is named.
 READ_BY = {
-    # What every stage that trains or samples reads.
-    r"seeds": (
-        "sft preferred_ft dpo dpo_with_samples reward_model ppo sample candidates pair_samples win_rates best_of_n_curve"
-        f" examples dominance judge_agreement human_agreement {EVERY_RUN.removesuffix(PREFERRED_FT)}"
-    ),
     r"compute\.activation_checkpointing": f"{TRAINERS} {EVERY_RUN}",
     r"compute\.dtype": f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n",
     r"compute\.token_budget": (
@@ -114,7 +109,7 @@ READ_BY = {
     r".*\.human\.seed": "human_study simulated_votes",
     r".*\.human\..*": "human_study",
     # Tables.
-    r".*\.runs\.best_of_4\.n": "best_of_n win_rates compute",
+    r".*\.runs\.best_of_4\.n": "best_of_n win_rates compute best_of_n_curve",
     r".*\.evaluation\.opponents": "win_rates",
     r".*\.evaluation\.(examples|example_characters)": "examples",
     r"tasks\.tldr\.evaluation\.confidence": "win_rates best_of_n_curve judge_agreement human_agreement",
@@ -135,7 +130,7 @@ OF_NO_RESULT = {
 }
 # What decides which jobs there are: see `GRAPHS`.
 OF_THE_GRAPH = re.compile(
-    r".*\.(reference|models_of|source|kind|method|matchups)|tasks\.[a-z]+\.(by_step\.)?runs(\.[a-z_]+(_[0-9.]+)?)?|.*\.hosted\.chat\.model"
+    r"seeds|.*\.(reference|models_of|source|kind|method|matchups)|tasks\.[a-z]+\.(by_step\.)?runs(\.[a-z_]+(_[0-9.]+)?)?|.*\.hosted\.chat\.model"
 )
 GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
     "a run less": (
@@ -281,6 +276,31 @@ def test_other_jobs_run_with_what_reads_them(rules: Rules, jobs: dict[Name, Job]
         own, _ = rules.rerun(jobs, rules.jobs())
     (task,) = change
     assert {named(job, task) for job in own} == set(readers.split())
+
+
+# What every stage that trains or samples reads, and tables over seeds.
+SEEDED = (
+    "sft preferred_ft dpo dpo_with_samples reward_model ppo sample candidates pair_samples"
+    f" {EVERY_RUN.removesuffix(PREFERRED_FT).strip()}"
+)
+OVER_SEEDS = "win_rates win_rate_by_step frontier dominance judge_agreement"
+
+
+def test_another_seed_makes_all_that_is_trained_or_sampled(rules: Rules, jobs: dict[Name, Job]) -> None:
+    with rules.with_config(with_key(rules.config, ("seeds",), [1])):
+        own, _ = rules.rerun(jobs, rules.jobs())
+    tables = f"{OVER_SEEDS} best_of_n_curve examples human_agreement"
+    assert {named(job, None) for job in own} == set(f"{SEEDED} {tables}".split())
+
+
+def test_a_further_seed_makes_itself_and_the_tables_over_seeds(rules: Rules, jobs: dict[Name, Job]) -> None:
+    with rules.with_config(with_key(rules.config, ("seeds",), [*rules.config["seeds"], 1])):
+        own, _ = rules.rerun(jobs, rules.jobs())
+    of_seed = {name for name in own if dict(name[1]).get("seed") == "seed_1/"}
+    assert {rule for rule, _ in of_seed} >= {name.partition(":")[0] for name in SEEDED.split()}
+    # Nothing of the first seed, nor of what is made once for all.
+    joined = f"{OVER_SEEDS} optimal_frontier compute best_of_n_figure training_figure all"
+    assert {rule for rule, _ in own - of_seed} == set(joined.split())
 
 
 def changed(rules: Rules, jobs: dict[Name, Job], path: str, value: Any) -> set[str]:

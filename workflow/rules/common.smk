@@ -1,4 +1,5 @@
 # Helpers of the rules; no rule stands here.
+import itertools
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,8 @@ os.environ.update(
         os.environ,
     )
 )
+
+NOTHING = "(?!)"  # a wildcard's constraint that no text fits
 
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
@@ -344,7 +347,7 @@ def by_step_arguments(wildcards):
 
 def one_of(names):
     """A wildcard's constraint; one that nothing fits where there is no name."""
-    return "|".join(re.escape(name) for name in names) or "(?!)"
+    return "|".join(re.escape(name) for name in names) or NOTHING
 
 
 def with_runs(of_task, suffix=""):
@@ -354,7 +357,7 @@ def with_runs(of_task, suffix=""):
     """
     found = {task: list(of_task(task)) for task in config["tasks"]}
     ending = rf"({suffix})?(\.parquet|\.jsonl|/|$)"
-    return "|".join(rf"{task}(?=/({one_of(names)}){ending})" for task, names in found.items() if names) or "(?!)"
+    return "|".join(rf"{task}(?=/({one_of(names)}){ending})" for task, names in found.items() if names) or NOTHING
 
 
 def trained_runs(method, sampled):
@@ -373,9 +376,9 @@ def sampled_runs(task):
 
 # Tables below results/ that are made in shards where a scatter process has several, by that process.
 SCATTERED = {
-    "sampling": rf"{SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples)",
-    "scoring": rf"{SEED}(candidates|pairs|ceiling)/[a-z]+_scores",
-    "judging": rf"{SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts)",
+    "sampling": rf"{runs.SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples)",
+    "scoring": rf"{runs.SEED}(candidates|pairs|ceiling)/[a-z]+_scores",
+    "judging": rf"{runs.SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts)",
 }
 
 

@@ -24,7 +24,9 @@ rule frontier_run:
         **model_needs("frontier_run"),
     params:
         **model("sft"),
-        **recipe_params(lambda wildcards: stage_recipes.frontier_run_recipe(seeded(wildcards), wildcards.task, wildcards.run)),
+        **recipe_params(
+            lambda wildcards: stage_recipes.frontier_run_recipe(seeded(wildcards), wildcards.task, wildcards.run)
+        ),
         rewards=arguments_of(reward_files),
         rewards_content=brought(reward_files),
         code=fingerprint("prefopt.training.frontier_run"),

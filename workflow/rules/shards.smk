@@ -20,7 +20,7 @@ rule gather:
     benchmark:
         "logs/benchmarks/gather/{table}.jsonl"
     wildcard_constraints:
-        table=one_of([pattern for process, pattern in SCATTERED.items() if shard_count(process) > 1]),
+        table="|".join(pattern for process, pattern in SCATTERED.items() if shard_count(process) > 1) or NOTHING,
     conda:
         "../../envs/analysis.yaml"
     threads: 1

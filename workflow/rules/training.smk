@@ -30,7 +30,9 @@ for method, sampled in itertools.product(methods.trained(), (False, True)):
             **model_needs(method),
         params:
             **model(started_from),
-            **recipe_params(lambda wildcards: stage_recipes.training_recipe(seeded(wildcards), wildcards.task, wildcards.run)),
+            **recipe_params(
+                lambda wildcards: stage_recipes.training_recipe(seeded(wildcards), wildcards.task, wildcards.run)
+            ),
             stage=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
             files=arguments_of(training_files),
             by_step=by_step_arguments if sampled else [],

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from prefopt.analysis import compute, compute_figure
+from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.errors import UserError
 from prefopt.store.tables import read_table, write_table
 
@@ -300,3 +301,36 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
     assert (
         "the reference summary" in figure.axes[0].get_ylabel() and "the chosen response" in figure.axes[2].get_ylabel()
     )
+
+
+def test_figures_of_several_seeds_are_their_means(arguments: argparse.Namespace, tmp_path: Path) -> None:
+    """A second training of DPO and its samples, which took more."""
+    model = tmp_path / "seed_1" / "models" / "tldr" / "dpo"
+    model.mkdir(parents=True)
+    (model / "manifest.json").write_text(json.dumps({"used": used(1000)}))
+    arguments.models.append(model)
+    (first,) = [path for path in arguments.samples if path.stem == "dpo"]
+    path = tmp_path / "seed_1" / "samples" / "tldr" / "dpo.parquet"
+    write_table(path, "samples", read_table(first, "samples"), used=used(60, generated=16))
+    arguments.samples.append(path)
+    arguments.recipe = json.dumps({**RECIPE, "seeds": 2})
+    compute.run(arguments)
+    table = pd.read_csv(arguments.out).query("run == 'dpo'").set_index("stage")
+    assert table["seeds"].tolist() == [2] * 5
+    assert table.loc["dpo", "training_flops"] == 800 and table.loc["total", "training_flops"] == 300 + 100 + 800
+    assert table.loc["sampling", ["inference_flops_per_prompt", "generated_tokens"]].tolist() == [20, 6]
+
+
+def test_a_run_of_several_seeds_bought_their_mean_reward() -> None:
+    named = {"run": "ppo_3", "step": 5, "kl": 3.0}
+    tables = [
+        pd.DataFrame({**named, "prompt_id": list("abcd"), "reward": rewards})
+        for rewards in ([0, 0.2, 0.4, 0.6], [0.4] * 4)
+    ]
+    for table in tables:
+        table.attrs["manifest"] = {"used": used(10)}
+    row = compute.evaluated_row("imdb", tables)
+    over_prompts = pd.Series([0.2, 0.3, 0.4, 0.5])
+    expected = mean_over_seeds([0.3, 0.4], over_prompts.std() / 2, 4, 0.95).interval
+    assert (row["seeds"], row["bought"]) == (2, pytest.approx(0.35))
+    assert (row["bought_low"], row["bought_high"]) == pytest.approx((expected.low, expected.high))

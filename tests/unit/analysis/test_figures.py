@@ -98,6 +98,17 @@ def test_what_takes_from_the_weight_stands_on_the_figure(table: pd.DataFrame) ->
     assert f"{lost}." in " ".join(texts(figure).split()) and "Synthetic" not in texts(figure)
 
 
+def test_each_seed_is_drawn_faintly(table: pd.DataFrame) -> None:
+    by_seed = pd.concat(
+        [table.assign(seed=seed, win_rate=table["win_rate"] + shift) for seed, shift in ((0, 0.02), (1, -0.02))]
+    )
+    figure = win_rate_figure(table, {**MANIFEST, "seeds": [0, 1]}, by_seed)
+    faint = [line for line in figure.axes[0].lines if line.get_alpha() == 0.3]
+    assert len(faint) == 2 * len(RUNS)
+    assert faint[0].get_ydata().tolist() == pytest.approx([0.07] * 3) and faint[1].get_ydata()[0] == pytest.approx(0.03)
+    assert "intervals over prompts and 2 seeds of training (faint: each of them)" in " ".join(texts(figure).split())
+
+
 def test_a_name_is_no_formula(table: pd.DataFrame, tmp_path: Path) -> None:
     figure = win_rate_figure(table, {**MANIFEST, "judge": "chat:$\\frac{$/x@0", "warnings": ["$\\frac{$"]})
     figures.save(figure, tmp_path / "f.svg")
@@ -199,6 +210,12 @@ def metrics(**series: float) -> list[dict[str, Any]]:
 def titles(figure: Any) -> list[list[str]]:
     rows = [figure.axes[i : i + 4] for i in range(0, len(figure.axes), 4)]
     return [[axes.get_title(loc="left") for axes in row if axes.axison] for row in rows]
+
+
+def test_other_seeds_of_a_trainer_are_drawn_faintly() -> None:
+    figure = training_figure({"sft": metrics(loss=1.0)}, {"sft": [metrics(loss=2.0), metrics(loss=3.0)]})
+    faint = [line for line in figure.axes[0].lines if line.get_alpha() == 0.3]
+    assert [line.get_ydata()[0] for line in faint] == [2.0, 3.0]
 
 
 def test_a_row_of_panels_a_trainer() -> None:

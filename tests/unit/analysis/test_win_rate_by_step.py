@@ -6,10 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from prefopt.analysis import win_rate_by_step
+from prefopt.analysis.statistics import crossed_mean
 from prefopt.analysis.win_rate_by_step import ByStepTableRecipe, by_step_figure, step_table
 from prefopt.errors import UserError
 from prefopt.store.tables import write_table
@@ -65,6 +67,20 @@ def test_several_runs_stand_in_the_configs_order_each_with_a_line_of_its_own() -
     (axes,) = by_step_figure(table, {"synthetic": False, "warnings": []}, []).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DPO, T = 0.7", "my_step_run, T = 0.7"]
     assert axes.get_title(loc="left") == "Anthropic HH dialogue: DPO and my_step_run while training"
+
+
+def test_several_seeds_are_a_mean_with_an_interval_over_prompts_and_seeds() -> None:
+    two = [verdicts({(0, 0.7): 3, (5, 0.7): wins}).assign(seed=seed) for seed, wins in ((0, 8), (4, 5))]
+    recipe = ByStepTableRecipe(task="hh", runs=("dpo",), seeds=(0, 4), confidence=0.95)
+    table = step_table(pd.concat(two), recipe)
+    scores = np.array([[1.0] * 8 + [0.0] * 2, [1.0] * 5 + [0.0] * 5])
+    expected = crossed_mean(scores, 0.95, 0.0, 1.0)
+    last = table.iloc[-1]
+    assert (last["step"], last["n"], last["wins"], last["seeds"]) == (5, 20, 13, 2)
+    assert last["win_rate"] == pytest.approx(0.65) == expected.mean
+    assert (last["ci_low"], last["ci_high"]) == pytest.approx((expected.interval.low, expected.interval.high))
+    figure = by_step_figure(table, {"synthetic": False, "warnings": []}, [])
+    assert "intervals over prompts and over 2 trainings each" in " ".join(figure.get_supxlabel().split())
 
 
 def test_only_test_prompts_count_and_other_methods_are_refused() -> None:

@@ -430,6 +430,13 @@ def test_a_model_of_the_users_own_is_not_trained_with_a_runs_values(tmp_path: Pa
         resolve(with_value("tasks.tldr", tldr))
 
 
+def test_people_judge_one_seed() -> None:
+    config = with_value("tasks.tldr", {"other_judges": {"people": {"kind": "human"}}})
+    resolve({**config, "seeds": [3]})
+    with pytest.raises(UserError, match=r"'human', but people see the first seed's texts alone; name one in seeds\.$"):
+        resolve({**config, "seeds": [3, 4]})
+
+
 def test_a_missing_key_is_named() -> None:
     config = read("config.yaml")
     del config["tasks"]["tldr"]["dpo"]["beta"]

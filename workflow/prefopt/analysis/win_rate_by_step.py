@@ -116,7 +116,7 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         note = (
             f"Judge: {judge}. {prompts_note(table['prompts'].tolist())} Bands: {table['confidence'].iloc[0]:.0%} intervals "
-            f"over prompts, {_sources(int(table['seeds'].iloc[0]))}. Dotted: as good as {reference_name(task)}."
+            f"over prompts{_sources(int(table['seeds'].iloc[0]))}. Dotted: as good as {reference_name(task)}."
         )
         annotate(figure, " ".join([note, *data_notes([{**summary, "task": task}], {task: judge})]), caveats)
         plt.close(figure)
@@ -124,7 +124,7 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
 
 
 def _sources(seeds: int) -> str:
-    return "of one training each" if seeds == 1 else f"and over {seeds} trainings each"
+    return ", of one training each" if seeds == 1 else f" and over {seeds} trainings each"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

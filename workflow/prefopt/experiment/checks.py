@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ Config = dict[str, Any]
 Check = Callable[[Config, str], Iterator[str]]
 
 
-def problems(section: Config, task: str, tasks: Collection[str]) -> Iterator[str]:
-    """What is wrong with a task's section, beside these tasks."""
-    if section.get("models_of", task) not in tasks:
+def problems(section: Config, task: str, config: Config) -> Iterator[str]:
+    """What is wrong with a task's section of a config."""
+    if "human" in targets.judge_kinds(section) and len(config.get("seeds", [0])) > 1:
+        yield "judge.kind or one of other_judges is 'human', but people see the first seed's texts alone; name one in seeds."
+    if section.get("models_of", task) not in config["tasks"]:
         yield f"models_of is {section['models_of']!r}, a task that is left out; leave this one out too, or neither."
     if not section["runs"]:
         yield f"runs holds no run of {section['models_of']} that can be sampled here; name one, or leave the task out by null."

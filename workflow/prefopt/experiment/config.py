@@ -72,7 +72,7 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
             left_out += leave_out_untrained(section, resolved["tasks"])
         for line in left_out:
             logger.warning("tasks.%s.%s", task, line)
-        found += [f"tasks.{task}.{problem}" for problem in problems(section, task, resolved["tasks"])]
+        found += [f"tasks.{task}.{problem}" for problem in problems(section, task, resolved)]
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
     return resolved

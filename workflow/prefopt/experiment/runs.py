@@ -9,6 +9,7 @@ from prefopt.experiment.methods import METHODS, Method
 Config = dict[str, Any]
 
 NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"  # of a run
+SEED = "(seed_[0-9]+/)?"  # the folder of a seed, see `seeds`
 
 
 def seeds(config: Config) -> dict[str, int]:
