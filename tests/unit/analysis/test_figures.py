@@ -130,6 +130,24 @@ def test_names_keep_a_distance(table: pd.DataFrame) -> None:
     assert min(b - a for a, b in itertools.pairwise(heights)) > 0.03
 
 
+def test_twenty_runs_and_many_caveats_have_room(table: pd.DataFrame) -> None:
+    many = [table[table["run"] == "dpo"].assign(run=f"run_{i}") for i in range(20)]
+    figure = win_rate_figure(pd.concat(many), {**MANIFEST, "warnings": [f"Caveat {i}." for i in range(9)]})
+    (axes,) = figure.axes
+    inches = figure.get_figheight() * axes.get_position().height / (axes.get_ylim()[1] - axes.get_ylim()[0])
+    heights = sorted(text.get_position()[1] * inches for text in axes.texts if text.get_text().startswith("run_"))
+    assert len(heights) == 20 and min(b - a for a, b in itertools.pairwise(heights)) > 0.17
+    # The title lies above the frame, and both within the figure.
+    figure.draw_without_rendering()
+    title = axes.title if axes.title.get_text() else axes._left_title  # type: ignore[attr-defined]
+    (box,) = [text for text in axes.texts if text.get_text().startswith("Caveat")]
+    assert box.get_window_extent().y1 < title.get_window_extent().y0
+    assert title.get_window_extent().y1 < figure.bbox.height
+    # Points of one temperature stay apart from those of the next.
+    starts = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 3]
+    assert len(set(starts)) == 20 and max(map(abs, starts)) < 0.25
+
+
 def test_missing_win_rates_and_one_temperature_are_drawn(table: pd.DataFrame) -> None:
     one = table[table["temperature"] == 0.5].copy()
     one.loc[one["run"] == "base", ["win_rate", "ci_low", "ci_high"]] = float("nan")

@@ -113,6 +113,12 @@ def test_what_is_wrong_is_one_sentence(
     assert capsys.readouterr().err.startswith(sentence.format(path=path))
 
 
+def test_every_seed_is_counted_but_for_what_is_made_once() -> None:
+    one, three = ({e.stage: e.jobs for e in estimates(config_of(seeds=seeds), "imdb")} for seeds in ([0], [0, 1, 2]))
+    assert three == {stage: jobs * (1 if stage in ("pretrain", "classifier") else 3) for stage, jobs in one.items()}
+    assert three["frontier_run dpo"] == 12 and three["pretrain"] == 1
+
+
 def test_trainers_take_all_gpus_and_others_one() -> None:
     config = config_of("paper.yaml")
     every = ("sft", "dpo", "ppo", "reference", "reward_model", "gold_reward_model", "classifier")

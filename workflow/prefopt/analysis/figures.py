@@ -21,7 +21,9 @@ from prefopt.errors import UserError
 from prefopt.store.files import read_json
 from prefopt.store.tables import read_csv
 
+_NAME, _CAVEAT = 0.178, 0.145  # inches of a name beside its line and of a line of a caveat
 _DODGE = 0.07  # of the smallest step between temperatures, between neighbouring runs
+_SPREAD = 0.6  # the same, for all of them together at most
 
 
 def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.DataFrame | None = None) -> Figure:
@@ -37,12 +39,18 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.D
     temperatures = sorted(set(table["temperature"]))
     step = min((b - a for a, b in itertools.pairwise(temperatures)), default=0.25)
     with figure_style():
-        figure, axes = plt.subplots(figsize=(6.8, 4.6))
+        note = textwrap.fill(footnote(table, manifest), 126)
+        caveats = [textwrap.fill(caveat, 96) for caveat in caveats_of(manifest)]
+        above, below = sum(caveat.count("\n") + 1 for caveat in caveats), note.count("\n") + 1
+        # Inches: of the axes room for every name, and lines of text above and below.
+        tall = max(3.07, _NAME * len(styles))
+        head, foot = 0.32 + _CAVEAT * above + 0.05 * bool(above), 0.6 + 0.152 * below
+        figure, axes = plt.subplots(figsize=(6.8, tall + head + foot))
         top = min(1.04, max(0.6, table["ci_high"].max() + 0.04))
         ends = []
         for position, (run, style) in enumerate(styles.items()):
             rows = table[table["run"] == run].sort_values("temperature")
-            shift = (position - (len(styles) - 1) / 2) * _DODGE * step
+            shift = (position - (len(styles) - 1) / 2) * min(_DODGE, _SPREAD / len(styles)) * step
             _draw_run(axes, rows, shift, style)
             if by_seed is not None:
                 of_run = by_seed[by_seed["run"] == run].sort_values("temperature")
@@ -61,7 +69,7 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.D
         left, right = temperatures[0] - 0.4 * step, temperatures[-1] + 0.45 * step
         axes.set_xlim(left, right)
         axes.set_ylim(0, top)
-        _label_lines(axes, ends, right)
+        _label_lines(axes, ends, right, _NAME / tall)
         axes.set_xticks(temperatures)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.set_xlabel("Sampling temperature")
@@ -69,14 +77,10 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.D
         axes.set_ylabel(f"Win rate against {reference_name(task)}")
         kind = " (synthetic records)" if manifest.get("synthetic") else ""
         axes.set_title(task_name(task) + kind, loc="left", fontweight="bold", y=1.01)
-        note = textwrap.fill(footnote(table, manifest), 126)
-        lines = note.count("\n") + 1
-        caveats = [textwrap.fill(caveat, 96) for caveat in caveats_of(manifest)]
-        above = sum(caveat.count("\n") + 1 for caveat in caveats)
         if caveats:
-            _write_above(axes, caveats, above)
-        below = 0.13 + 0.033 * lines
-        figure.subplots_adjust(left=0.1, right=0.8, top=0.93 - (0.01 + 0.036 * above if above else 0), bottom=below)
+            _write_above(axes, caveats, _CAVEAT * above / tall)
+        height = tall + head + foot
+        figure.subplots_adjust(left=0.1, right=0.8, top=1 - head / height, bottom=foot / height)
         figure.text(
             *(0.015, 0.015, note),
             fontsize=7,
@@ -175,10 +179,10 @@ def _draw_run(axes: Axes, rows: pd.DataFrame, shift: float, style: LineStyle) ->
         )
 
 
-def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, LineStyle]], right: float) -> None:
-    """Each line's name beside its last point, moved apart where names would touch."""
+def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, LineStyle]], right: float, share: float) -> None:
+    """Each line's name beside its last point, moved apart where names would touch: by this share of the axes."""
     low, high = axes.get_ylim()
-    gap = (high - low) * 0.058
+    gap = (high - low) * share
     heights: list[float] = []
     ordered = sorted((end for end in ends if end[0] == end[0]), key=lambda end: end[:3])
     for y, *_ in ordered:
@@ -228,9 +232,9 @@ def _centre_runs(wanted: Sequence[float], placed: Sequence[float], gap: float) -
     return result
 
 
-def _write_above(axes: Axes, caveats: Sequence[str], lines: int) -> None:
-    """Caveats in a frame between title and axes."""
-    axes.set_title(axes.get_title(loc="left"), loc="left", fontweight="bold", y=1.03 + 0.058 * lines)
+def _write_above(axes: Axes, caveats: Sequence[str], room: float) -> None:
+    """Caveats in a frame between title and axes, which takes this room in units of the axes."""
+    axes.set_title(axes.get_title(loc="left"), loc="left", fontweight="bold", y=1.03 + room)
     axes.text(
         *(0.0, 1.025, "\n".join(caveats)),
         transform=axes.transAxes,

@@ -49,8 +49,20 @@ def estimate(config: Config, task: str, stage: str, name: str | None = None) -> 
     return _STAGES[stage](Task(config, task), stage, name)
 
 
+# Made once for all seeds.
+_ONCE = ("pretrain", "gold_reward_model", "classifier")
+
+
 def estimates(config: Config, task: str) -> list[Estimate]:
-    """Every training, sampling and scoring stage of a task; runs of a sweep as one entry a method."""
+    """Every training, sampling and scoring stage of a task; runs of a sweep as one entry a method, a job for each seed."""
+    seeds = len(config["seeds"])
+    return [
+        dataclasses.replace(one, jobs=one.jobs * (1 if one.stage in _ONCE else seeds))
+        for one in _of_one_seed(config, task)
+    ]
+
+
+def _of_one_seed(config: Config, task: str) -> list[Estimate]:
     section = config["tasks"][task]
     made = [_trained(config, task, name) for name in targets.trainers(config, task)]
     if targets.kind(section) == "frontier":
