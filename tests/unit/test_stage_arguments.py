@@ -14,11 +14,15 @@ STAGES: dict[str, dict[str, str]] = {
     "analysis.best_of_n_curve": {"path": "candidates scores verdicts prompts out", "text": "recipe"},
     "analysis.compute": {"path": "out", "text": "recipe"},
     "analysis.dominance": {"path": "out", "paths": "evaluations", "text": "recipe"},
-    "analysis.frontier": {"path": "scores ceiling out", "paths": "evaluations"},
+    "analysis.frontier": {"path": "ceiling out", "paths": "scores evaluations", "text": "recipe"},
     "analysis.human_agreement": {"path": "out", "paths": "votes verdicts", "text": "recipe"},
     "analysis.judge_agreement": {"path": "out", "paths": "verdicts", "text": "recipe"},
-    "analysis.optimal_frontier": {"path": "scores out", "text": "recipe"},
-    "analysis.win_rates": {"path": "summary out comparisons manifest", "paths": "verdicts samples", "text": "recipe"},
+    "analysis.optimal_frontier": {"path": "out", "paths": "scores", "text": "recipe"},
+    "analysis.win_rates": {
+        "path": "summary out by-seed comparisons manifest",
+        "paths": "verdicts samples",
+        "text": "recipe",
+    },
     "data.prefixes": {"path": "reviews model demonstrations prompts summary", "text": "task recipe"},
     "data.sampled_pairs": {"path": "samples scores prompts out summary"},
     "generation.best_of_n": {

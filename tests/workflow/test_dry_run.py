@@ -149,7 +149,7 @@ def test_the_shipped_base_is_made_by_the_rule_behind_scratch(tmp_path: Path) -> 
         ),
         (
             {"sead": 1},
-            "config: sead (1) is not a key; did you mean 'seed'? Allowed: compute, seed, tasks.",
+            "config: sead (1) is not a key; did you mean 'seeds'? Allowed: compute, seeds, tasks.",
         ),
     ],
 )
@@ -162,9 +162,11 @@ def test_a_bad_config_ends_at_once_with_one_sentence(tmp_path: Path, values: dic
 
 
 def test_values_on_the_command_line_are_checked_too(tmp_path: Path) -> None:
-    result = snakemake("--dry-run", "--config", "seed=-1", folder=tmp_path)
+    result = snakemake("--dry-run", "--config", "seeds=[-1]", folder=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.endswith("config: seed is -1; allowed: a whole number at least 0 and at most 4294967295.\n")
+    assert result.stderr.endswith(
+        "config: seeds[0] is -1; allowed: a whole number at least 0 and at most 4294967295.\n"
+    )
 
 
 def test_lint_finds_nothing(workflow_copy: Path) -> None:

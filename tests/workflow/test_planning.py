@@ -63,12 +63,12 @@ def of_the_paper(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, st
 def test_jobs_of_the_paper_ask_for_what_their_models_need(
     of_the_paper: dict[tuple[str, str], dict[str, int]],
 ) -> None:
-    large, small = of_the_paper["dpo", "task=tldr, run=dpo"], of_the_paper["sft", "task=imdb, run=sft"]
+    large, small = of_the_paper["dpo", "seed=, task=tldr, run=dpo"], of_the_paper["sft", "seed=, task=imdb, run=sft"]
     assert large["gpu"] == small["gpu"] == 8
     # Eight processes, each of which loads six billion float32 weights; GPT-2 large has an eighth of them.
     assert 190_000 < large["mem_mb"] < 400_000 and large["mem_mb"] > 4 * small["mem_mb"]
-    assert of_the_paper["ppo", "task=tldr, run=ppo"]["runtime"] > 20 * large["runtime"] > 20 * 30
-    assert of_the_paper["dpo_with_samples", "task=hh, run=dpo"]["mem_mb"] < large["mem_mb"]
+    assert of_the_paper["ppo", "seed=, task=tldr, run=ppo"]["runtime"] > 20 * large["runtime"] > 20 * 30
+    assert of_the_paper["dpo_with_samples", "seed=, task=hh, run=dpo"]["mem_mb"] < large["mem_mb"]
 
 
 def test_jobs_that_do_not_train_take_one_gpu_at_most(of_the_paper: dict[tuple[str, str], dict[str, int]]) -> None:
@@ -91,7 +91,9 @@ def test_jobs_that_do_not_train_take_one_gpu_at_most(of_the_paper: dict[tuple[st
     # A chat model is asked over the network; the gold model judges beside it.
     assert gpus["judge"] == gpus["judge_candidates"] == gpus["win_rates"] == gpus["prepare"] == 0
     judges = {wildcards: asked["gpu"] for (rule, wildcards), asked in of_the_paper.items() if rule == "other_judge"}
-    assert judges["task=tldr, judge=gold, run=dpo"] == 1 and judges["task=tldr, judge=simple, run=dpo"] == 0
+    assert (
+        judges["seed=, task=tldr, judge=gold, run=dpo"] == 1 and judges["seed=, task=tldr, judge=simple, run=dpo"] == 0
+    )
 
 
 def test_a_laptops_jobs_fit_a_laptop(tmp_path: Path) -> None:
@@ -99,5 +101,8 @@ def test_a_laptops_jobs_fit_a_laptop(tmp_path: Path) -> None:
     assert all(job["gpu"] == 0 for job in asked.values() if "gpu" in job)
     assert max(job["mem_mb"] for job in asked.values() if "mem_mb" in job) <= 2000
     overridden = resources(tmp_path, "all", "--configfile", overlay(tmp_path, {"compute": {"mem_mb": 7000}}))
-    assert overridden["dpo", "task=tldr, run=dpo"] == {**asked["dpo", "task=tldr, run=dpo"], "mem_mb": 7000}
+    assert overridden["dpo", "seed=, task=tldr, run=dpo"] == {
+        **asked["dpo", "seed=, task=tldr, run=dpo"],
+        "mem_mb": 7000,
+    }
     assert overridden["win_rates", "task=tldr"] == asked["win_rates", "task=tldr"]
