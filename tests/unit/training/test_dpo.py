@@ -17,7 +17,7 @@ from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.generation import sample
 from prefopt.lm.models import load_policy, save_model, weights_hash
 from prefopt.runtime.usage import Usage
-from prefopt.store.tables import read_table, write_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import dpo, loop, reference
 from tiny_task import Task, recipe
 
@@ -28,6 +28,17 @@ def reference_table(task: Task) -> Path:
     arguments = {"model": task.model, "data": task.preferences, "out": out}
     reference.run(argparse.Namespace(**arguments, recipe='{"token_budget": 128, "dtype": "float32"}'))
     return out
+
+
+def test_the_tables_manifest_says_what_was_computed_from_what(task: Task, reference_table: Path) -> None:
+    manifest = read_manifest(reference_table)
+    assert manifest["preferences"] == read_manifest(task.preferences)["content_hash"]
+    assert manifest["model_weights"] == weights_hash(task.model)
+    assert manifest["recipe"] == {"token_budget": 128, "dtype": "float32"}
+    tokens = sum(row.tokens for row in reference.preference_rows(read_table(task.preferences, "preferences")))
+    assert (manifest["used"]["stage"], manifest["used"]["examples"], manifest["used"]["tokens"]) == (
+        *("reference", 16, tokens),
+    )
 
 
 def dpo_recipe(**values: object) -> str:
@@ -135,6 +146,7 @@ def test_a_policy_is_sampled_by_step_from_its_reference_to_what_is_published(
     manifest = table.attrs["manifest"]
     assert manifest["prompts"] == read_table(task.prompts, "prompts").attrs["manifest"]["content_hash"]
     assert manifest["recipe"] == {"points": 2, "sampling": sampling}
+    assert manifest["used"]["stage"] == "sample dpo by step"
     prompts = sample.chosen_prompts(read_table(task.prompts, "prompts"), from_dict(sample.SampleRecipe, sampling))
     assert prompts["prompt_id"].tolist() == ["p12", "p13", "p14"]
     for step, folder in ((0, task.model), (4, arguments.out)):
@@ -146,6 +158,14 @@ def test_a_policy_is_sampled_by_step_from_its_reference_to_what_is_published(
         for column in ("prompt_id", "sample_index", "text"):
             assert found[column].tolist() == expected[column].tolist()
         assert found["logp"].tolist() == pytest.approx(expected["logp"].tolist(), abs=1e-4)
+
+
+def test_prompts_of_another_tokenizer_are_not_sampled(task: Task, reference_table: Path, tmp_path: Path) -> None:
+    write_table(tmp_path / "other.parquet", "prompts", read_table(task.prompts, "prompts"), tokenizer_hash="other")
+    arguments = {"model": task.model, "data": task.preferences, "reference": reference_table, "work": tmp_path / "work"}
+    by_step = {"by_step": '{"points": 1, "sampling": {}}', "prompts": tmp_path / "other.parquet"}
+    with pytest.raises(UserError, match="tokenizer_hash"):
+        dpo.run(argparse.Namespace(**arguments, **by_step, recipe=dpo_recipe()))
 
 
 def test_one_changed_weight_is_noticed(task: Task, reference_table: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,15 @@ def test_reward_model_fits_its_pairs_and_references_average_zero(task: Task, rew
     assert scores.shape == (12, 1)
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std().item() > 1e-3
+
+
+def test_an_equal_score_counts_as_half_right(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.tensor([1.0, 1.0, 2.0, 1.5, 0.0, 3.0])
+    monkeypatch.setattr(reward, "raw_scores", lambda model, rows: scores)
+    examples = reward.preference_examples(read_table(task.preferences, "preferences"))
+    losses, figures = examples.losses(torch.nn.Identity(), [0, 1, 2])
+    assert figures["margin"].tolist() == [0, 0.5, -3] and figures["accuracy"].tolist() == [0.5, 1, 0]
+    assert losses.tolist() == pytest.approx([math.log1p(math.exp(-margin)) for margin in (0, 0.5, -3)])
 
 
 def test_reward_is_read_at_eos_and_equals_transformers_own_forward(task: Task, reward_model: Path) -> None:
