@@ -42,7 +42,7 @@ CONFIG = """
 [tool.mutmut]
 source_paths = ["prefopt"]
 only_mutate = {modules}
-also_copy = ["workflow/", "config/", "profiles/", "Snakefile", "README.md", "docs/"]
+also_copy = ["workflow/", "models/", "prompts/", "schemas/", "config/", "profiles/", "Snakefile", "README.md", "docs/"]
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-q", "-x"]
 pytest_add_cli_args_test_selection = {tests}
 timeout_constant = 20.0
@@ -80,6 +80,9 @@ def main() -> None:
     mutmut(args.lab, ["no.such.change"], 1)  # makes the changes and finds out which test runs which function
     chosen = [name for module in args.modules for name in drawn(args.lab, module, args.sample, args.seed)]
     mutmut(args.lab, chosen, args.processes)
+    tried = {name for module in args.modules for name, code in results(args.lab, module).items() if code is not None}
+    if not tried.intersection(chosen):
+        raise SystemExit(f"No change was tried, so the tests fail in the lab without one: see {args.lab}/mutmut.log.")
     report(args.lab, args.modules, chosen)
 
 
@@ -96,6 +99,8 @@ def build(lab: Path, modules: list[str], tests: list[str]) -> None:
     for name in ("workflow", "config", "profiles", "tests", "docs"):
         shutil.copytree(REPOSITORY / name, lab / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (lab / "workflow" / "prefopt").rename(lab / "prefopt")
+    for name in ("models", "prompts", "schemas"):  # the package looks for them beside itself
+        shutil.copytree(REPOSITORY / "workflow" / name, lab / name)
     for module in modules:
         file = lab / "prefopt" / f"{module.replace('.', '/')}.py"
         file.write_text(undecorated(file.read_text(encoding="utf-8")), encoding="utf-8")
