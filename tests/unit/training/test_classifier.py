@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from prefopt.rewards import true_reward
 from prefopt.rewards.true_reward import load_classifier, load_true_reward, positive_index, positive_probabilities
 from prefopt.store.tables import read_table, write_table
 from prefopt.training import classifier
+from prefopt.training.stage import model_hashes
 from tiny_task import Task, recipe
 
 CPU = torch.device("cpu")
@@ -66,6 +68,12 @@ def test_the_reported_accuracy_is_that_of_the_published_model(task: Task, review
     assert over_all["brier"] == pytest.approx(brier, abs=1e-5)
     bins = table[(table["bin"] != "all") & (table["texts"] == "reviews")]
     assert bins["n"].sum() == 20
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["identity"]["inputs"] == {
+        "reviews": rows.attrs["manifest"]["content_hash"],
+        **model_hashes("model", task.model),
+    }
+    assert manifest["held_out"]["reviews"] == over_all[["n", "accuracy", "brier"]].to_dict()
     ece = ((bins["mean_predicted"] - bins["share_positive"]).abs() * bins["n"]).sum() / 20
     assert over_all["calibration_error"] == pytest.approx(ece)
 
@@ -134,6 +142,7 @@ class OfShapes(torch.nn.Module):
         self.head = torch.nn.Embedding(300, 2, device="meta")
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        assert input_ids.device == attention_mask.device == self.head.weight.device
         return SimpleNamespace(logits=(self.head(input_ids) * attention_mask.unsqueeze(-1)).sum(dim=1))
 
 
@@ -142,8 +151,9 @@ def test_texts_are_read_where_the_model_is(task: Task, reviews: Path, monkeypatc
     monkeypatch.setattr(true_reward, "load_classifier", lambda folder: (model, tokenizer))
     load_true_reward(kind="classifier", folder=task.model, max_length=40, batch_size=4, device=torch.device("meta"))
     assert model.device.type == "meta"
-    values = from_json(classifier.ClassifierRecipe, recipe(max_length=40))
+    values = from_json(classifier.ClassifierRecipe, recipe(max_length=10))
     examples = classifier.review_examples(read_table(reviews, "raw_reviews"), tokenizer, values)
+    assert max(len(row.prompt) for row in examples.rows) == 10
     assert examples.losses(OfShapes(), [0, 1, 2])[0].device.type == "meta"
 
 

@@ -15,7 +15,7 @@ import torch
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.generation import sample
-from prefopt.lm.models import load_policy, save_model, weights_hash
+from prefopt.lm.models import load_policy, save_model, tokenizer_hash, weights_hash
 from prefopt.runtime.usage import Usage
 from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import dpo, loop, reference
@@ -94,7 +94,11 @@ def test_dpo_learns_the_training_pairs_and_publishes(
     assert training[-1]["accuracy"] >= 0.75
     manifest = json.loads((arguments.out / "manifest.json").read_text())
     assert manifest["identity"]["recipe"]["beta"] == 0.5
-    assert manifest["identity"]["inputs"]["reference_weights"] == weights_hash(task.model)
+    assert manifest["identity"]["inputs"] == {
+        "data": read_manifest(task.preferences)["content_hash"],
+        "reference_weights": weights_hash(task.model),
+        "reference_tokenizer": tokenizer_hash(task.model),
+    }
     assert manifest["used"]["examples"] == 8 * 12
     assert weights_hash(arguments.out) != weights_hash(task.model)
     assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".lock"]

@@ -18,6 +18,7 @@ from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import frontier_run, loop, reference
 from prefopt.training.rollouts import PPORecipe
+from prefopt.training.stage import model_hashes
 from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task
 
@@ -86,6 +87,12 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
     used = read_manifest(args.out)["used"]
     assert used["flops"] > 0 and used["models"] == (3 if method == "ppo_gt" else 2)
     assert (used["generated_tokens"] > 0) == (method == "ppo_gt")
+    pairs = {} if method == "ppo_gt" else {"data": read_manifest(inputs["data"])["content_hash"]}
+    assert read_manifest(args.out)["identity"]["inputs"] == {
+        "prompts": read_manifest(inputs["prompts"])["content_hash"],
+        **model_hashes("reference", task.model),
+        **pairs,
+    }
     left = [path for path in (tmp_path / "work").rglob("*") if path.suffix in (".parquet", ".safetensors", ".pt")]
     assert left == []
 
