@@ -104,6 +104,8 @@ def test_reward_model_fits_its_pairs_and_references_average_zero(task: Task, rew
     assert scores.shape == (12, 1)
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std().item() > 1e-3
+    rounded = score_rows(load_scorer(reward_model), rows, token_budget=64, dtype="bfloat16")
+    assert 0 < (rounded - scores).abs().max() < 0.05 * scores.std()
 
 
 def test_an_equal_score_counts_as_half_right(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
