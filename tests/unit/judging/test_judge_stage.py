@@ -196,6 +196,23 @@ def test_the_stage_writes_verdicts_with_their_manifest(tmp_path: Path, monkeypat
     }
 
 
+def test_the_stage_judges_what_another_judge_selected_and_people_the_test_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "build_judge", lambda *_: LongerWins())
+    args = arguments(tmp_path, "oracle")
+    stage.run(args)
+    # It found both temperatures equally good, so that the lower one is selected.
+    args.selected_by, args.out = args.out, tmp_path / "again.parquet"
+    stage.run(args)
+    again = read_table(args.out, "verdicts")
+    assert (len(again), set(again["temperature"]), set(again["split"])) == (30, {0.0}, {"test"})
+    of_people = arguments(tmp_path, "human")
+    stage.run(of_people)
+    shown = read_table(of_people.out, "verdicts")
+    assert (len(shown), set(shown["temperature"]), set(shown["split"])) == (60, {0.0, 1.0}, {"test"})
+
+
 def test_samples_of_another_prompts_table_are_refused(tmp_path: Path) -> None:
     args = arguments(tmp_path, "oracle")
     write_table(args.prompts, "prompts", PROMPTS.assign(reference=" other"))
