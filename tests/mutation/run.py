@@ -3,7 +3,7 @@
     python tests/mutation/run.py objectives lm.kl --tests tests/unit/test_objectives.py tests/unit/lm
     python tests/mutation/run.py training.dpo --sample 60
 
-mutmut (`pip install 'mutmut>=3.8,<4'`) makes the changes; it leaves functions under decorators out. Those of what code
+mutmut (`pip install 'mutmut>=3.8,<4'`) makes the changes. Those of what code
 only says (log lines, texts of errors) are left out too, and those listed in `equivalent.yaml`, which change nothing that
 can be observed. `--sample` tries that many of each module, drawn at random.
 
@@ -42,12 +42,27 @@ CONFIG = """
 [tool.mutmut]
 source_paths = ["prefopt"]
 only_mutate = {modules}
-also_copy = ["workflow/", "config/", "profiles/", "Snakefile", "README.md", "docs/"]
+also_copy = ["workflow/", "models/", "prompts/", "schemas/", "config/", "profiles/", "Snakefile", "README.md", "docs/"]
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-q", "-x"]
 pytest_add_cli_args_test_selection = {tests}
 timeout_constant = 20.0
 debug = true
 """
+
+
+class _Assumed(ast.NodeTransformer):
+    """Code without what it says of all that it is ever given."""
+
+    def visit_keyword(self, node: ast.keyword) -> ast.keyword | None:
+        """Takes the lengths of what is zipped, and the encoding of a file, out."""
+        self.generic_visit(node)
+        return None if node.arg in ("strict", "encoding") else node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Takes what a number that is not finite is called out, too."""
+        if isinstance(node.func, ast.Name) and node.func.id == "require_finite":
+            return ast.Call(node.func, [part for part in ast.walk(node) if isinstance(part, ast.Name)], [])
+        return self.generic_visit(node)
 
 
 def main() -> None:
@@ -65,6 +80,9 @@ def main() -> None:
     mutmut(args.lab, ["no.such.change"], 1)  # makes the changes and finds out which test runs which function
     chosen = [name for module in args.modules for name in drawn(args.lab, module, args.sample, args.seed)]
     mutmut(args.lab, chosen, args.processes)
+    tried = {name for module in args.modules for name, code in results(args.lab, module).items() if code is not None}
+    if not tried.intersection(chosen):
+        raise SystemExit(f"No change was tried, so the tests fail in the lab without one: see {args.lab}/mutmut.log.")
     report(args.lab, args.modules, chosen)
 
 
@@ -81,6 +99,11 @@ def build(lab: Path, modules: list[str], tests: list[str]) -> None:
     for name in ("workflow", "config", "profiles", "tests", "docs"):
         shutil.copytree(REPOSITORY / name, lab / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (lab / "workflow" / "prefopt").rename(lab / "prefopt")
+    for name in ("models", "prompts", "schemas"):  # the package looks for them beside itself
+        shutil.copytree(REPOSITORY / "workflow" / name, lab / name)
+    for module in modules:
+        file = lab / "prefopt" / f"{module.replace('.', '/')}.py"
+        file.write_text(undecorated(file.read_text(encoding="utf-8")), encoding="utf-8")
     for name in ("Snakefile", "README.md"):
         shutil.copy2(REPOSITORY / name, lab / name)
     files = [f"prefopt/{module.replace('.', '/')}.py" for module in modules]
@@ -89,6 +112,21 @@ def build(lab: Path, modules: list[str], tests: list[str]) -> None:
     # In this process: mutmut sees which test runs which function by watching them here.
     text = text.replace(" -n 2 --dist loadfile --no-loadscope-reorder", "")
     (lab / "pyproject.toml").write_text(text + settings, encoding="utf-8")
+
+
+def undecorated(source: str) -> str:
+    """The code with `f = decorator(f)` below each function in place of `@decorator` above it, which mutmut would skip."""
+    lines = source.splitlines()
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    for node in sorted(nodes, key=lambda node: node.lineno, reverse=True):
+        value = node.name
+        for decorator in reversed(node.decorator_list):
+            value = f"{ast.unparse(decorator)}({value})"
+        if value.startswith(("staticmethod(", "classmethod(")):  # mutmut knows these
+            continue
+        lines.insert(node.end_lineno or 0, f"{' ' * node.col_offset}{node.name} = {value}")
+        del lines[node.decorator_list[0].lineno - 1 : node.lineno - 1]
+    return "\n".join(lines) + "\n"
 
 
 def mutmut(lab: Path, names: list[str], processes: int) -> None:
@@ -106,7 +144,7 @@ def drawn(lab: Path, module: str, count: int | None, seed: int) -> list[str]:
     for node in ast.walk(mutated):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and "__mutmut_" in node.name:
             name, node.name = node.name, ""
-            codes[name] = _dump(_Unspoken().visit(node))
+            codes[name] = _dump(_Assumed().visit(_Unspoken().visit(node)))
     computing = [
         key for key in results(lab, module) if codes[function(key)] != codes[f"{function(key).rpartition('_')[0]}_orig"]
     ]

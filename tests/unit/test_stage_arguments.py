@@ -23,8 +23,14 @@ STAGES: dict[str, dict[str, str]] = {
         "paths": "verdicts samples",
         "text": "recipe",
     },
+    "analysis.figures": {"path": "win-rates by-seed manifest", "paths": "out"},
+    "analysis.win_rate_by_step": {"path": "summary table", "paths": "verdicts samples out", "text": "recipe"},
     "data.prefixes": {"path": "reviews model demonstrations prompts summary", "text": "task recipe"},
+    "data.prepare": {"path": "raw model", "paths": "out", "text": "recipe"},
+    "data.records": {"path": "out", "text": "recipe", "task": "task", "table": "table"},
+    "data.reviews": {"path": "out", "text": "recipe", "reviews": "table"},
     "data.sampled_pairs": {"path": "samples scores prompts out summary"},
+    "data.summary": {"path": "out", "paths": "tables"},
     "generation.best_of_n": {
         **{"path": "candidates scores greedy prompts reference-model out", "number": "n"},
         "text": "run recipe",
@@ -32,7 +38,26 @@ STAGES: dict[str, dict[str, str]] = {
     "generation.sample": {"path": "model prompts out", "text": "run recipe"},
     "generation.score": {"path": "model prompts samples out", "text": "recipe"},
     "generation.subsets": {"path": "candidates scores out", "text": "recipe"},
+    "judging.human.simulated": {"path": "key items out", "text": "recipe"},
+    "judging.human.study": {"path": "prompts pages items key", "paths": "samples", "text": "recipe"},
     "judging.human.votes": {"path": "key items out raters", "paths": "exports", "text": "recipe"},
+    "judging.items": {"path": "items prompts out", "text": "recipe"},
+    "judging.stage": {"path": "samples prompts demonstrations out", "text": "recipe"},
+    "rewards.stage": {"path": "samples prompts out", "text": "recipe"},
+    "training.classifier": {"path": "model reviews table work out metrics", "text": "recipe"},
+    "training.dpo": {"path": "model data reference work out metrics", "text": "recipe"},
+    "training.frontier_run": {"path": "model data reference prompts work out metrics", "text": "recipe"},
+    "training.model_card": {"path": "model out"},
+    "training.ppo": {"path": "model reward-model prompts work out metrics", "text": "recipe"},
+    "training.pretrain": {"path": "text work out metrics", "text": "recipe"},
+    "training.reference": {"path": "model data out", "text": "recipe"},
+    "training.reward": {"path": "model data demonstrations work out metrics", "text": "recipe"},
+    "training.sft": {"path": "model data work out metrics", "text": "recipe"},
+}
+JUDGE: dict[str, tuple[str, Any]] = dict.fromkeys(("gold-model", "gold-data", "template", "votes"), ("path", None))
+BY_STEP: dict[str, tuple[str, Any]] = {
+    **dict.fromkeys(("by-step", "run"), ("text", None)),
+    **dict.fromkeys(("sampled-prompts", "samples"), ("path", None)),
 }
 # Options that may be left out: as what they are read, and what then stands for them.
 OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
@@ -46,9 +71,17 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
         "shots": ("number", 0),
     },
     "generation.score": {"shard": ("text", None)},
+    "judging.human.study": {"secret": ("path", None)},
+    "judging.items": JUDGE,
+    "judging.stage": {**JUDGE, "selected-by": ("path", None), "shard": ("text", None)},
+    "rewards.stage": {"true-reward-model": ("path", None), "shard": ("text", None)},
+    **dict.fromkeys(("training.dpo", "training.ppo", "training.sft"), BY_STEP),
+    "training.frontier_run": dict.fromkeys(("reward-model", "true-reward-model"), ("path", None)),
 }
-GIVEN = {"path": ["3"], "paths": ["3", "4"], "text": ["3"], "number": ["3"]}
-READ: dict[str, Any] = {"path": Path("3"), "paths": [Path("3"), Path("4")], "text": "3", "number": 3}
+# One of several words.
+CHOICES = {"task": "tldr", "table": "preferences", "reviews": "pretraining"}
+GIVEN = {"path": ["3"], "paths": ["3", "4"], "text": ["3"], "number": ["3"], **{k: [v] for k, v in CHOICES.items()}}
+READ: dict[str, Any] = {"path": Path("3"), "paths": [Path("3"), Path("4")], "text": "3", "number": 3, **CHOICES}
 
 
 def parser_of(stage: str) -> argparse.ArgumentParser:
@@ -77,3 +110,7 @@ def test_the_options_of_a_stage(stage: str, capsys: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit):
             read({other: kind for other, kind in required.items() if other != name})
         assert f"the following arguments are required: --{name}" in capsys.readouterr().err
+    for name in [name for name, kind in required.items() if kind in CHOICES]:
+        with pytest.raises(SystemExit):
+            read({**required, name: "text"})
+        assert f"argument --{name}: invalid choice: '3'" in capsys.readouterr().err

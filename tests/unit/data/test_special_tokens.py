@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,11 @@ def test_which_tokens_are_special(tokenizer: PreTrainedTokenizerBase) -> None:
     assert special_tokens(tokenizer) == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
 
 
+def test_an_empty_token_is_none() -> None:
+    tokenizer: Any = SimpleNamespace(added_tokens_decoder={}, all_special_tokens=["", "<s>"])
+    assert special_tokens(tokenizer) == ["<s>"]
+
+
 @pytest.mark.parametrize("token", ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"])
 @pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
 def test_a_row_is_found_by_any_of_its_texts(tokenizer: PreTrainedTokenizerBase, token: str, column: str) -> None:
@@ -50,6 +56,7 @@ def test_a_row_is_found_by_any_of_its_texts(tokenizer: PreTrainedTokenizerBase, 
     rows[7][column] += f"x{token}y"
     columns = ("prompt", "chosen", "rejected")
     assert with_special_tokens(tokenizer, rows, "pair_id", columns, Path("raw.parquet")) == {"pair7"}
+    assert with_special_tokens(tokenizer, rows[:10], "pair_id", columns, Path("raw.parquet")) == {"pair7"}
     with pytest.raises(UserError, match=r"raw\.parquet: 'pair7' holds .* as text, and so do 1 of 9 records in all"):
         with_special_tokens(tokenizer, rows[:9], "pair_id", columns, Path("raw.parquet"))
 
@@ -83,6 +90,7 @@ def test_a_few_are_dropped_counted_and_named(tmp_path: Path, model: Path, caplog
     assert "'p3' holds '<|endoftext|>'" in caplog.text and "1 of 20 records are dropped for this" in caplog.text
     assert "'pair2' holds '<|im_end|>'" in caplog.text and "'pair30' holds '<|im_end|>'" in caplog.text
     summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (tmp_path / "summary.json").read_text() == json.dumps(summary, indent=1) + "\n"
     assert add_up(summary)
     tables = summary["tables"]
     assert tables["demonstrations"]["dropped"] == tables["prompts"]["dropped"] == {REASON: 1, "no_post": 2}

@@ -14,7 +14,7 @@ from prefopt.errors import UserError
 from prefopt.judging import stage
 from prefopt.judging.judge import Comparison, Verdict, order_of
 from prefopt.judging.stage import judge_samples
-from prefopt.store.tables import read_table, write_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 
 
 class LongerWins:
@@ -84,6 +84,13 @@ def test_every_sample_is_judged_whatever_its_place(text: str, outcome: str) -> N
     assert verdicts["well_formed"].isna().all()
     expected = [order_of(0, i, "dpo", t, 0) for i in PROMPTS["prompt_id"] for t in (0.0, 1.0)]
     assert verdicts["order"].tolist() == expected
+
+
+def test_where_there_are_facts_a_sample_is_well_formed_or_not() -> None:
+    facts = json.dumps({"event": "my sister anna broke the old guitar", "distractors": []})
+    for text, expected in ((" my sister anna broke the old guitar.", True), (" the guitar of anna.", False)):
+        verdicts = judge_samples(LongerWins(), samples(text), PROMPTS.assign(facts=facts), LENGTHS, "random", seed=0)
+        assert set(verdicts["well_formed"]) == {expected}
 
 
 def test_both_orders_are_shown_and_settled() -> None:
@@ -182,8 +189,28 @@ def test_the_stage_writes_verdicts_with_their_manifest(tmp_path: Path, monkeypat
     assert manifest["recipe"]["seed"] == 5
     assert manifest["judge_accuracy"] == 0.6
     samples_hash = read_table(args.samples, "samples").attrs["manifest"]["content_hash"]
-    assert manifest["inputs"]["samples"] == samples_hash
-    assert set(manifest["inputs"]) == {"samples", "prompts", "demonstrations"}
+    assert manifest["inputs"] == {
+        "samples": samples_hash,
+        "prompts": read_manifest(args.prompts)["content_hash"],
+        "demonstrations": read_manifest(args.demonstrations)["content_hash"],
+    }
+
+
+def test_the_stage_judges_what_another_judge_selected_and_people_the_test_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "build_judge", lambda *_: LongerWins())
+    args = arguments(tmp_path, "oracle")
+    stage.run(args)
+    # It found both temperatures equally good, so that the lower one is selected.
+    args.selected_by, args.out = args.out, tmp_path / "again.parquet"
+    stage.run(args)
+    again = read_table(args.out, "verdicts")
+    assert (len(again), set(again["temperature"]), set(again["split"])) == (30, {0.0}, {"test"})
+    of_people = arguments(tmp_path, "human")
+    stage.run(of_people)
+    shown = read_table(of_people.out, "verdicts")
+    assert (len(shown), set(shown["temperature"]), set(shown["split"])) == (60, {0.0, 1.0}, {"test"})
 
 
 def test_samples_of_another_prompts_table_are_refused(tmp_path: Path) -> None:

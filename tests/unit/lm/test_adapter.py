@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,23 @@ def test_weights_of_another_model_are_refused() -> None:
     adapted = add_adapter(make_model("llama", engine=True), RECIPE, seed=0)
     with pytest.raises(ValueError, match="weights of another model"):
         merged(make_model("gpt2", engine=True), whole_weights(adapted), RECIPE)
+    weights = whole_weights(adapted)
+    name = next(name for name in weights if "lora_A" in name)
+    with pytest.raises(ValueError, match=f"weights of another model: {re.escape(name)} does not fit"):
+        merged(make_model("llama", engine=True), {key: weights[key] for key in weights if key != name}, RECIPE)
+    with pytest.raises(ValueError, match="weights of another model: more does not fit"):
+        merged(make_model("llama", engine=True), {**weights, "more": weights[name]}, RECIPE)
+
+
+def test_an_adapters_matrices_have_its_rank_and_a_fresh_head_learns_beside_them() -> None:
+    for head in ("score", "classifier"):
+        model = make_model("llama", engine=True)
+        model.add_module(head, nn.Linear(16, 1))
+        adapted = add_adapter(model, RECIPE, seed=0)
+        trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+        matrices = [p for name, p in trained.items() if "lora_A" in name]
+        assert matrices and all(p.shape[0] == 2 for p in matrices)
+        assert any(name.startswith(head) and "lora_" not in name for name in trained)
 
 
 def test_activations_computed_again_give_the_same_gradients(architecture: str) -> None:

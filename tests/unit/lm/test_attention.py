@@ -8,8 +8,11 @@ from torch import Tensor
 
 from prefopt.lm import attention
 from prefopt.lm.attention import PackedLayout, Scores
+from prefopt.lm.batching import Row
 
-LAYOUT = PackedLayout([(5, [3, 4, 1]), (2, [6]), (3, [])], torch.device("cpu"))
+
+def layout() -> PackedLayout:
+    return PackedLayout([(5, [3, 4, 1]), (2, [6]), (3, [])], torch.device("cpu"))
 
 
 def plain_flash(
@@ -42,9 +45,9 @@ def test_sequences_give_outputs_and_gradients_of_the_masks(monkeypatch: pytest.M
         torch.manual_seed(0)
         query, key, value = (torch.randn(1, 2, 24, 8, requires_grad=True) for _ in range(3))
         if in_sequences:
-            output = attention._in_sequences(query, key, value, None, LAYOUT)
+            output = attention._in_sequences(query, key, value, None, layout())
         else:
-            output = attention._packed(query, key, value, None, Scores(None), LAYOUT)
+            output = attention._packed(query, key, value, None, Scores(None), layout())
         (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
         results.append((output, query.grad, key.grad, value.grad))
     for one, other in zip(*results, strict=True):
@@ -52,12 +55,13 @@ def test_sequences_give_outputs_and_gradients_of_the_masks(monkeypatch: pytest.M
 
 
 def test_a_completion_has_its_prompt_and_itself_as_keys() -> None:
-    of = LAYOUT.sequences
+    packed = layout()
+    of = packed.sequences
     assert of.query_starts.tolist() == [0, 5, 8, 12, 13, 15, 21, 24]
     assert of.key_starts.tolist() == [0, 5, 13, 22, 28, 30, 38, 41]
     assert of.keys[22:28].tolist() == [0, 1, 2, 3, 4, 12] and of.keys[30:38].tolist() == [13, 14, *range(15, 21)]
     assert (of.longest_query, of.longest_key) == (6, 9)
-    own, copies = LAYOUT.key_places
+    own, copies = packed.key_places
     assert of.keys[own].tolist() == list(range(24)), "each position is a key of its own sequence"
     copied = [(positions.tolist(), of.keys[places].tolist()) for positions, places in copies]
     assert [positions for positions, _ in copied] == [[0, 1, 2, 3, 4, 13, 14], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
@@ -68,3 +72,8 @@ def test_a_completion_has_its_prompt_and_itself_as_keys() -> None:
 
 def test_float32_is_not_given_to_flash_attention() -> None:
     assert not attention.flash_can(torch.device("cuda"), torch.float32, 8)
+
+
+def test_a_layout_of_rows_lies_on_the_device_that_is_asked_for() -> None:
+    made = attention.packed_layout([Row((1, 2), ((3,), (4, 5)))], torch.device("meta"))
+    assert made.sequences.keys.device.type == "meta"

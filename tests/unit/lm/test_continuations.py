@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from prefopt.data.prefixes import PrefixesRecipe, split_reviews
 from prefopt.data.prepare import PrepareRecipe, encode_completions, encode_prompts
 from prefopt.generation.sample import SampleRecipe, sample_rows
 from prefopt.judging.reward_model import completion_ids
+from prefopt.lm import continuations
 from prefopt.lm.continuations import decode_continuation, encode_continuations
 from prefopt.lm.models import beginning, decode, encode, load_tokenizer, tokenizer_hash
 from prefopt.lm.verify import use_engine
@@ -81,6 +83,7 @@ def test_together_they_are_the_text(tokenizer: PreTrainedTokenizerBase, before: 
         wanted = text.replace("  ", " ") if "stories260K" in tokenizer.name_or_path else text
         assert decode(tokenizer, [*start, *ids]).removeprefix(decode(tokenizer, start)) == wanted
         assert decode_continuation(tokenizer, start, ids) == wanted
+        assert decode_continuation(tokenizer, start[-1:], ids) == wanted
 
 
 def test_a_tokenizer_that_adds_nothing_is_left_alone(
@@ -88,6 +91,17 @@ def test_a_tokenizer_that_adds_nothing_is_left_alone(
 ) -> None:
     for each in (gemma, bytes_):
         assert encode_continuations(each, TEXTS) == encode(each, TEXTS)
+
+
+@pytest.mark.parametrize("merged", [None, "a a", "a\n", "a)"])
+def test_a_tokenizer_adds_something_if_it_does_so_anywhere(merged: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer of single characters, one pair of which may be one token."""
+
+    def encode(tokenizer: None, texts: Sequence[str]) -> list[list[int]]:
+        return [[0] if text == merged else [ord(letter) for letter in text] for text in texts]
+
+    monkeypatch.setattr(continuations, "encode", encode)
+    assert continuations._adds_something(None) == (merged is not None)
 
 
 def test_prompt_suffix_and_completion_have_the_spaces_of_the_text(llama: PreTrainedTokenizerBase) -> None:

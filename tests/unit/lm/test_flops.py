@@ -7,6 +7,8 @@ def test_pairs_by_hand() -> None:
     # A prompt of 3 tokens attends 1 + 2 + 3 times; a completion of 2 tokens 4 + 5 times, one of 1 token 4 times.
     assert attended_pairs(3, []) == 6
     assert attended_pairs(3, [2, 1]) == 6 + 9 + 4
+    # Whole numbers, exact beyond what a float holds.
+    assert attended_pairs(10**9 + 1, []) == (10**9 + 1) * (5 * 10**8 + 1)
 
 
 def test_a_forward_pass_by_hand() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ def plain_logps(model: PreTrainedModel, rows: list[Row], temperature: float = 1.
     return parts
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_equals_a_plain_forward(temperature: float, model: PreTrainedModel, plain: PreTrainedModel) -> None:
     result = completion_logprobs(model, ROWS, temperature=temperature)
     expected = plain_logps(plain, ROWS, temperature)
@@ -88,6 +90,14 @@ def test_hidden_states_in_half_precision_add_up_the_heads_gradient_over_all_chun
     expected = (hidden.float() @ weight.t()).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
     (theirs,) = torch.autograd.grad((expected * weights).sum(), weight)
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_logits_of_one_position_are_not_scaled_by_those_of_another() -> None:
+    hidden, weight = torch.tensor([[300.0], [0.1]]), torch.tensor([[1.0], [2.0]])
+    logps = logprobs._TokenLogprobs.apply(
+        hidden, weight, None, torch.tensor([0, 0]), 1.0, make_model("llama", True).engine
+    )
+    assert logps.tolist() == pytest.approx([-300, -math.log(1 + math.exp(0.1))])
 
 
 def test_hidden_states_before_each_token_and_at_the_last(model: PreTrainedModel, plain: PreTrainedModel) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from prefopt.errors import UserError
 from prefopt.lm.batching import CACHE_BYTES, Row, prompts_at_once
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sampling import Completion, _token_bytes, sample
+from prefopt.lm.verify import use_engine
 from tiny_models import EOS, make_model
 
 PROMPTS = [[2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13, 14, 15]]
@@ -41,6 +44,26 @@ def test_log_probabilities_equal_a_full_forward(n: int, temperature: float, mode
         full = completion_logprobs(model, rows, temperature=temperature).tokens
     torch.testing.assert_close(returned, full, rtol=1e-4, atol=1e-4)
     assert len({len(c.token_ids) for group in groups for c in group}) > 1 or n == 1
+
+
+def test_a_window_of_attention_goes_on_with_what_is_sampled() -> None:
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
+    config = MistralConfig(**shape, num_key_value_heads=1, vocab_size=50, sliding_window=4, eos_token_id=EOS)
+    plain = MistralForCausalLM._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    model = use_engine(copy.deepcopy(plain))
+    assert model.engine.sampling == "shared"
+    for prompt, group in zip(PROMPTS, draw(model, PROMPTS, 3), strict=True):
+        for completion in group:
+            ids = torch.tensor([[*prompt, *completion.token_ids]])
+            with torch.no_grad():
+                logps = plain(input_ids=ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
+            expected = logps[len(prompt) - 1 :].tolist()
+            assert completion.logps == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_a_cache_that_grows_too_large_takes_fewer_prompts_at_once() -> None:

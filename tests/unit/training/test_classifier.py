@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,13 @@ import torch
 
 from prefopt.data.synthetic.review_world import label, write_review
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_json
 from prefopt.lm.models import new_classifier, save_model
+from prefopt.rewards import true_reward
 from prefopt.rewards.true_reward import load_classifier, load_true_reward, positive_index, positive_probabilities
 from prefopt.store.tables import read_table, write_table
 from prefopt.training import classifier
+from prefopt.training.stage import model_hashes
 from tiny_task import Task, recipe
 
 CPU = torch.device("cpu")
@@ -64,6 +68,12 @@ def test_the_reported_accuracy_is_that_of_the_published_model(task: Task, review
     assert over_all["brier"] == pytest.approx(brier, abs=1e-5)
     bins = table[(table["bin"] != "all") & (table["texts"] == "reviews")]
     assert bins["n"].sum() == 20
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["identity"]["inputs"] == {
+        "reviews": rows.attrs["manifest"]["content_hash"],
+        **model_hashes("model", task.model),
+    }
+    assert manifest["held_out"]["reviews"] == over_all[["n", "accuracy", "brier"]].to_dict()
     ece = ((bins["mean_predicted"] - bins["share_positive"]).abs() * bins["n"]).sum() / 20
     assert over_all["calibration_error"] == pytest.approx(ece)
 
@@ -108,6 +118,43 @@ def test_probabilities_are_those_of_each_text_alone_cut_at_its_end(task: Task, t
         assert found.dtype == torch.float32 and not found.requires_grad
         assert found.tolist() == pytest.approx(expected, abs=1e-5)
         assert len({round(p, 4) for p in expected}) >= 4
+
+
+def test_texts_are_read_in_batches_of_like_length(task: Task) -> None:
+    model, tokenizer = new_classifier(task.model, 0, ("NEGATIVE", "POSITIVE"))
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda _, args, given: shapes.append(given["input_ids"].shape), with_kwargs=True)
+    texts = ["my dog ate the red shoe", "sad", "i feel sad", "dog", "my red dog"]
+    lengths = sorted(len(tokenizer(text)["input_ids"]) for text in texts)
+    together = positive_probabilities(model, tokenizer, texts, max_length=40, batch_size=2)
+    assert shapes == [(2, lengths[1]), (2, lengths[3]), (1, lengths[4])]
+    # A classifier without a padding token can read one text at once.
+    model.config.pad_token_id = None
+    alone = positive_probabilities(model, tokenizer, texts, max_length=40, batch_size=1)
+    assert alone.tolist() == pytest.approx(together.tolist(), abs=1e-6)
+
+
+class OfShapes(torch.nn.Module):
+    """A classifier on a device that only knows shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Embedding(300, 2, device="meta")
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        assert input_ids.device == attention_mask.device == self.head.weight.device
+        return SimpleNamespace(logits=(self.head(input_ids) * attention_mask.unsqueeze(-1)).sum(dim=1))
+
+
+def test_texts_are_read_where_the_model_is(task: Task, reviews: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = new_classifier(task.model, 0, ("NEGATIVE", "POSITIVE"))
+    monkeypatch.setattr(true_reward, "load_classifier", lambda folder: (model, tokenizer))
+    load_true_reward(kind="classifier", folder=task.model, max_length=40, batch_size=4, device=torch.device("meta"))
+    assert model.device.type == "meta"
+    values = from_json(classifier.ClassifierRecipe, recipe(max_length=10))
+    examples = classifier.review_examples(read_table(reviews, "raw_reviews"), tokenizer, values)
+    assert max(len(row.prompt) for row in examples.rows) == 10
+    assert examples.losses(OfShapes(), [0, 1, 2])[0].device.type == "meta"
 
 
 def test_excerpts_are_seeded_and_within_the_text() -> None:

@@ -14,8 +14,8 @@ import torch
 
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
-from prefopt.lm.models import load_policy, save_model, weights_hash
-from prefopt.store.tables import read_table, write_table
+from prefopt.lm.models import load_policy, save_model, tokenizer_hash, weights_hash
+from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import dpo, loop, reference
 from tiny_task import Task, recipe
 
@@ -26,6 +26,17 @@ def reference_table(task: Task) -> Path:
     arguments = {"model": task.model, "data": task.preferences, "out": out}
     reference.run(argparse.Namespace(**arguments, recipe='{"token_budget": 128, "dtype": "float32"}'))
     return out
+
+
+def test_the_tables_manifest_says_what_was_computed_from_what(task: Task, reference_table: Path) -> None:
+    manifest = read_manifest(reference_table)
+    assert manifest["preferences"] == read_manifest(task.preferences)["content_hash"]
+    assert manifest["model_weights"] == weights_hash(task.model)
+    assert manifest["recipe"] == {"token_budget": 128, "dtype": "float32"}
+    tokens = sum(row.tokens for row in reference.preference_rows(read_table(task.preferences, "preferences")))
+    assert (manifest["used"]["stage"], manifest["used"]["examples"], manifest["used"]["tokens"]) == (
+        *("reference", 16, tokens),
+    )
 
 
 def dpo_recipe(**values: object) -> str:
@@ -81,7 +92,11 @@ def test_dpo_learns_the_training_pairs_and_publishes(
     assert training[-1]["accuracy"] >= 0.75
     manifest = json.loads((arguments.out / "manifest.json").read_text())
     assert manifest["identity"]["recipe"]["beta"] == 0.5
-    assert manifest["identity"]["inputs"]["reference_weights"] == weights_hash(task.model)
+    assert manifest["identity"]["inputs"] == {
+        "data": read_manifest(task.preferences)["content_hash"],
+        "reference_weights": weights_hash(task.model),
+        "reference_tokenizer": tokenizer_hash(task.model),
+    }
     assert manifest["used"]["examples"] == 8 * 12
     assert weights_hash(arguments.out) != weights_hash(task.model)
     assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".lock"]

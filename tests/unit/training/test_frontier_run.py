@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import frontier_run, loop, reference
+from prefopt.training.rollouts import PPORecipe
+from prefopt.training.stage import model_hashes
 from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task
 
@@ -82,6 +87,12 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
     used = read_manifest(args.out)["used"]
     assert used["flops"] > 0 and used["models"] == (3 if method == "ppo_gt" else 2)
     assert (used["generated_tokens"] > 0) == (method == "ppo_gt")
+    pairs = {} if method == "ppo_gt" else {"data": read_manifest(inputs["data"])["content_hash"]}
+    assert read_manifest(args.out)["identity"]["inputs"] == {
+        "prompts": read_manifest(inputs["prompts"])["content_hash"],
+        **model_hashes("reference", task.model),
+        **pairs,
+    }
     left = [path for path in (tmp_path / "work").rglob("*") if path.suffix in (".parquet", ".safetensors", ".pt")]
     assert left == []
 
@@ -131,6 +142,17 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     frontier_run.run(args)
     assert seen.count(9) < 3, "a finished checkpoint was evaluated again"
     pd.testing.assert_frame_equal(read_table(args.out, "evaluations"), read_table(whole.out, "evaluations"))
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_activations_of_the_value_network_are_computed_again_if_asked_for(
+    task: Task, again: bool, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    args = arguments(task, inputs, tmp_path, "ppo_gt")
+    recipe = from_json(frontier_run.FrontierRunRecipe, args.recipe)
+    trainer = from_dict(PPORecipe, {**TRAINERS["ppo_gt"], "activation_checkpointing": again})
+    models, _ = frontier_run._ppo_models(args, recipe, trainer, None, None, None, lambda texts: torch.zeros(0))
+    assert all(isinstance(layer.forward, functools.partial) == again for layer in models.value.model.layers)
 
 
 def test_the_learned_reward_must_be_given(task: Task, inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
 from prefopt.lm.models import load_policy, load_scorer, weights_hash
 from prefopt.rewards.learned import raw_scores, score_rows
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_manifest, read_table
 from prefopt.training import ppo, reward
 from prefopt.training.optimization import build_optimizer
+from prefopt.training.stage import model_hashes
 from tiny_task import Task, recipe
 
 PPO: dict[str, Any] = {
@@ -85,7 +87,14 @@ def test_reward_model_fits_its_pairs_and_references_average_zero(task: Task, rew
     metrics = [json.loads(line) for line in (task.folder / "reward.jsonl").read_text().splitlines()]
     training = [row["accuracy"] for row in metrics if row["split"] == "train"]
     assert training[-1] > 0.7
-    assert manifest["held_out_pairs"] == 4
+    last = [row for row in metrics if row["split"] == "validation"][-1]
+    assert (manifest["held_out_split"], manifest["held_out_pairs"]) == ("validation", 4)
+    assert manifest["held_out"] == pytest.approx({name: last[name] for name in ("loss", "margin", "accuracy")})
+    assert manifest["identity"]["inputs"] == {
+        "data": read_manifest(task.preferences)["content_hash"],
+        "demonstrations": read_manifest(task.demonstrations)["content_hash"],
+        **model_hashes("model", task.model),
+    }
     demonstrations = read_table(task.demonstrations, "demonstrations")
     rows = [
         Row(tuple(d.prompt_ids.tolist()), (tuple(d.response_ids.tolist()),))
@@ -95,6 +104,18 @@ def test_reward_model_fits_its_pairs_and_references_average_zero(task: Task, rew
     assert scores.shape == (12, 1)
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std().item() > 1e-3
+    rounded = score_rows(load_scorer(reward_model), rows, token_budget=64, dtype="bfloat16")
+    assert 0 < (rounded - scores).abs().max() < 0.05 * scores.std()
+
+
+def test_an_equal_score_counts_as_half_right(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = torch.tensor([1.0, 1.0, 2.0, 1.5, 0.0, 3.0])
+    monkeypatch.setattr(reward, "raw_scores", lambda model, rows: scores)
+    examples = reward.preference_examples(read_table(task.preferences, "preferences"))
+    assert examples.weights == [1.0] * 16
+    losses, figures = examples.losses(torch.nn.Identity(), [0, 1, 2])
+    assert figures["margin"].tolist() == [0, 0.5, -3] and figures["accuracy"].tolist() == [0.5, 1, 0]
+    assert losses.tolist() == pytest.approx([math.log1p(math.exp(-margin)) for margin in (0, 0.5, -3)])
 
 
 def test_reward_is_read_at_eos_and_equals_transformers_own_forward(task: Task, reward_model: Path) -> None:
@@ -181,6 +202,13 @@ def test_stage_runs_resumes_and_publishes(
     monkeypatch.setattr(ppo, "update", real_update)
     ppo.run(arguments("killed"))
     assert weights_hash(tmp_path / "whole" / "ppo") == weights_hash(tmp_path / "killed" / "ppo")
+    manifest = json.loads((tmp_path / "whole" / "ppo" / "manifest.json").read_text())
+    assert manifest["identity"]["inputs"] == {
+        "prompts": read_manifest(task.prompts)["content_hash"],
+        **model_hashes("reference", task.model),
+        **model_hashes("reward", reward_model),
+    }
+    assert (manifest["used"]["stage"], manifest["used"]["models"]) == ("ppo", 4)
     whole, killed = (tmp_path / name / "ppo.jsonl" for name in ("whole", "killed"))
     assert whole.read_text() == killed.read_text()
     steps = [json.loads(line) for line in whole.read_text().splitlines()]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from prefopt.lm.models import load_policy
+from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.store.tables import read_table
 from prefopt.training import loop, sft
 from tiny_task import Task, recipe
@@ -53,3 +53,8 @@ def test_the_loss_is_a_mean_over_the_tokens_of_the_asked_completions(
     assert metrics[1]["loss"] == pytest.approx(token_mean([logps[i] for i in first]), rel=1e-5)
     manifest = json.loads((paths["out"] / "manifest.json").read_text())
     assert manifest["used"]["examples"] == 12
+    assert manifest["identity"]["inputs"] == {
+        "data": table.attrs["manifest"]["content_hash"],
+        "model_weights": weights_hash(task.model),
+        "model_tokenizer": tokenizer_hash(task.model),
+    }

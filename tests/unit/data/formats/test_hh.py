@@ -63,7 +63,13 @@ def test_a_name_within_a_line_is_no_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"chosen": f"{ASK} a"}, {"chosen": 1, "rejected": "x"}, {"chosen": "a", "rejected": "b"}]
+    "row",
+    [
+        {"chosen": f"{ASK} a"},
+        {"chosen": 1, "rejected": "x"},
+        {"chosen": "a", "rejected": "b"},
+        {"chosen": f" {ASK} a", "rejected": f" {ASK} b"},
+    ],
 )
 def test_malformed_records(row: dict[str, object]) -> None:
     with pytest.raises(Malformed):
@@ -86,6 +92,10 @@ def test_every_pair_is_accounted_for_and_evaluation_is_on_single_turns() -> None
         assert account.kept == len(content) and account.read == account.kept + account.dropped.total()
     assert tables.accounts["raw_preferences"].dropped == {"equal": 1, "duplicate_pair": 1}
     assert tables.accounts["raw_demonstrations"].read == 201
+    more = [row for row in tables.preferences if row["split"] in ("validation", "test") and "again" in row["prompt"]]
+    gold = [row for row in tables.preferences if row["split"].startswith("gold_")]
+    reasons = {"more_than_one_turn": len(more), "reserved_for_gold": len(gold), "duplicate_prompt": 1}
+    assert more and tables.accounts["raw_demonstrations"].dropped == reasons
     held_out = [row for row in tables.demonstrations if row["split"] != "train"]
     assert held_out and all(row["prompt"].count("\n\nHuman:") == 1 for row in held_out)
     splits = {row["prompt_id"]: row["split"] for row in tables.preferences}

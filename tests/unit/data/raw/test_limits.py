@@ -10,6 +10,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -196,3 +197,18 @@ def test_a_bomb_ends_in_a_sentence_and_not_in_all_of_the_memory(tmp_path: Path, 
         )
     else:
         assert found.stdout.startswith(f"{path}: with this file the records hold more than 200 MiB after decompression")
+
+
+def test_what_a_file_says_of_its_size_adds_up_over_its_groups(tmp_path: Path) -> None:
+    """A row is at least 64 bytes, an entry of a list 256, and encoded text what it takes."""
+    path, checked = tmp_path / "a.parquet", []
+    table = pa.table({"text": ["a"] * 5, "list": [[1, 2, 3]] * 5, "blob": [f"{i}" * 10_000 for i in range(5)]})
+    pq.write_table(table, path, row_group_size=3, use_dictionary=False)
+    meter = SimpleNamespace(check_total=lambda path, size: checked.append((path, size)))
+    with pq.ParquetFile(path) as file:
+        for leaf, sizes in ((0, [3 * 64, 5 * 64]), (1, [9 * 256, 15 * 256])):
+            sources._check_groups(path, file, [leaf], meter)  # type: ignore[arg-type]
+            assert checked == [(path, size) for size in sizes]
+            checked.clear()
+        sources._check_groups(path, file, [0, 2], meter)  # type: ignore[arg-type]
+        assert [size // 10_000 for _, size in checked] == [3, 5]

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from prefopt.data.raw import splits
 from prefopt.data.raw.splits import (
     PostKeys,
     check_shares,
@@ -37,6 +38,11 @@ def test_shares_are_met() -> None:
 def test_a_share_of_zero_is_empty_and_the_last_takes_the_rest() -> None:
     assert {split_of(key, {"train": 0.5, "validation": 0.0, "test": 0.5}) for key in KEYS} == {"train", "test"}
     assert {split_of(key, {"train": 1e-12, "validation": 1e-12, "test": 1e-12}) for key in KEYS} == {"test"}
+
+
+def test_a_split_begins_at_its_first_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "position", lambda salt, key: 0.5)
+    assert split_of("x", {"train": 0.5, "validation": 0.25, "test": 0.25}) == "validation"
 
 
 def test_gold_is_reserved_independently_of_the_split() -> None:

@@ -31,7 +31,9 @@ def test_articles_become_prompts_once_each() -> None:
     assert (row["prompt"], row["response"]) == (prompt, " Dog barks")
     account = tables.accounts["raw_demonstrations"].as_dict()
     assert account == {"read": 4, "kept": 1, "dropped": {"duplicate_article": 1, "empty_text": 1, "malformed": 1}}
-    assert tables.preferences == [] and tables.pretraining == []
+    assert tables.preferences == [] and tables.pretraining == [] and row["facts"] == ""
+    statement = "Real records, not synthetic; nothing is trained on them."
+    assert tables.notes == {"synthetic": False, "statement": statement}
     with pytest.raises(UserError, match=r"^f:1: the field 'article' is missing; "):
         cnn_dailymail.raw_tables([("f:1", {})], validation_share=0.2, max_malformed=0)
 
