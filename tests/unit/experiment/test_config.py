@@ -289,6 +289,11 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             {"method": "ppo"},
             "tasks.hh.ppo is missing; the run 'ppo' is of this method, which needs this section.",
         ),
+        (
+            "tasks.hh.best_of_n",
+            None,
+            "tasks.hh.best_of_n is missing; the run 'best_of_128' is of this method, which needs this section.",
+        ),
         ("tasks.hh.reference", "sft", "tasks.hh.sft is missing; reference is 'sft', which needs this section."),
         (
             "tasks.hh.data.source",

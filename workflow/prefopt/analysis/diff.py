@@ -19,7 +19,11 @@ _KEYS = (
     *("opponent_temperature", "n", "step", "seed", "conservativeness", "beta", "texts", "bin"),
 )
 # Tables whose rows are named by less than all of these.
-_KEYS_OF = {"winrates": ("task", "run", "temperature"), "comparisons": ("task", "run", "opponent")}
+_KEYS_OF = {
+    "winrates": ("task", "run", "temperature"),
+    "winrates_by_seed": ("task", "run", "temperature", "seed"),
+    "comparisons": ("task", "run", "opponent"),
+}
 
 
 def parameters(folder: Path) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def _check_comparison(section: Config, task: str) -> Iterator[str]:
             key = next(key for key in values if key != "method")
             source = f"{values['method']}.source"
             yield f"runs.{run}.{key} is not read, since {source} is {section[values['method']]['source']!r}; leave it out."
-        if "candidates" not in METHODS[values["method"]].needs:
+        if "candidates" not in METHODS[values["method"]].needs or "best_of_n" not in section:
             continue
         n = values.get("n", most)
         if n > most:
