@@ -129,7 +129,7 @@ def test_several_seeds_are_a_mean_with_an_interval_over_prompts_and_seeds(table:
     alone = best_of_n_figure.over_seeds([curve]).drop(columns="seeds")
     pd.testing.assert_frame_equal(alone, curve.drop(columns="seed"), check_like=True)
     figure = best_of_n_figure.best_of_n_figure(both, {"tldr": FACTS})
-    assert "intervals over prompts and 2 seeds of training" in shown(figure)
+    assert "64 test prompts." in shown(figure) and "intervals over prompts and 2 seeds of training" in shown(figure)
 
 
 def test_a_missing_curve_is_named(tmp_path: Path) -> None:

@@ -293,6 +293,10 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
         "Anthropic HH dialogue: 9 are lost.",
     ):
         assert said in text
+    three = {name: {**manifest, "seeds": [0, 1, 2]} for name, manifest in (("tldr", MANIFEST), ("hh", other))}
+    assert "90% intervals over prompts and 3 seeds of training, costs their means." in " ".join(
+        compute_figure.compute_figure(both, three).get_supxlabel().split()
+    )
     assert figure.get_suptitle() == (
         "TL;DR summarization: Only 8 test prompts.\nAnthropic HH dialogue: Uninterpretable: the judge's held-out accuracy, "
         "52% [45%, 59%], cannot be told from chance."

@@ -110,7 +110,7 @@ def over_seeds(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
     groups = table.groupby(key, sort=False)
     joined = table.drop_duplicates(key).set_index(key).assign(seeds=groups.size())
     if (joined["seeds"] > 1).any():
-        numbers = [str(name) for name in table.select_dtypes("number") if name not in key]
+        numbers = [str(name) for name in table.select_dtypes("number") if name not in (*key, "prompts")]
         joined[numbers] = groups[numbers].mean()
         for place, rows in groups:
             z = stats.norm.ppf(0.5 + rows["confidence"].iloc[0] / 2)

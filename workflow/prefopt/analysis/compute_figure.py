@@ -70,9 +70,10 @@ def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> s
     parts = [
         f"{task_name(task)}: judge {judges[task]}, {manifests[task]['test_prompts']} test prompts." for task in tasks
     ]
-    confidence = manifests[tasks[0]]["recipe"]["confidence"]
+    confidence, seeds = manifests[tasks[0]]["recipe"]["confidence"], len(manifests[tasks[0]].get("seeds", [0]))
+    sources = "prompts" if seeds == 1 else f"prompts and {seeds} seeds of training, costs their means"
     parts.append(
-        f"Each run at the temperature chosen on validation prompts; bars: {confidence:.0%} intervals over prompts. Training "
+        f"Each run at the temperature chosen on validation prompts; bars: {confidence:.0%} intervals over {sources}. Training "
         f"counts every stage after the base; a run that trains nothing is on the right only. Best-of-N's answer holds "
         f"all N candidates and their scores."
     )
