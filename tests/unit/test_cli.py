@@ -36,7 +36,9 @@ def _given(stage: str) -> list[str]:
 def test_a_user_error_is_one_sentence_and_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = '{"token_budget": 4, "dtype": "float32"}'
     arguments = ["best_of_n", "--candidates", "no.parquet", "--scores", "s", "--greedy", "g", "--recipe", recipe]
-    assert cli.main([*arguments, "--prompts", "p", "--reference-model", "m", "--n", "4", "--out", "o"]) == 2
+    assert (
+        cli.main([*arguments, "--prompts", "p", "--reference-model", "m", "--run", "r", "--n", "4", "--out", "o"]) == 2
+    )
     assert (
         capsys.readouterr().err.strip() == "prefopt best_of_n: no.parquet does not exist: run the stage that makes it."
     )
@@ -45,7 +47,9 @@ def test_a_user_error_is_one_sentence_and_exit_code_two(capsys: pytest.CaptureFi
 def test_a_recipe_with_an_unknown_key_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     recipe = '{"dtype": "float32", "m": 1}'
     arguments = ["best_of_n", "--candidates", "c", "--scores", "s", "--greedy", "g", "--recipe", recipe]
-    assert cli.main([*arguments, "--prompts", "p", "--reference-model", "m", "--n", "4", "--out", "o"]) == 2
+    assert (
+        cli.main([*arguments, "--prompts", "p", "--reference-model", "m", "--run", "r", "--n", "4", "--out", "o"]) == 2
+    )
     assert "BestOfNRecipe: unknown key 'm'; it takes dtype, token_budget." in capsys.readouterr().err
 
 

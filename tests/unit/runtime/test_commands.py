@@ -132,7 +132,7 @@ def test_a_key_is_gone_and_a_planted_module_does_not_run_in_a_stage_that_does_no
 
 @pytest.mark.parametrize("path", sorted(RULES.glob("*.smk")), ids=lambda path: path.stem)
 def test_every_rule_is_quoted_in_one_place(path: Path) -> None:
-    blocks = re.findall(r"^    shell:\n((?: {8}.*\n)+)", path.read_text(), re.MULTILINE)
+    blocks = re.findall(r"^ +shell:\n((?: {8}.*\n)+)", path.read_text(), re.MULTILINE)
     assert len(blocks) == path.read_text().count("shell:")
     for block in blocks:
         tree = ast.parse(f"({block})", mode="eval").body
