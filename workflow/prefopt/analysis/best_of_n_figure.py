@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 from scipy import stats
 
-from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
+from prefopt.analysis.caveats import data_notes, few_prompts, interval_sources, prompts_note, read_facts
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.style import (
     annotate,
@@ -93,7 +93,7 @@ def _note(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, Any]]) -> st
         parts.append(f"{of_task}judge {judge}, {prompts}" if of_task else f"Judge: {judge}. {prompts}")
     parts.append(
         f"The best of N by the learned reward. Bands and bars: {table['confidence'].iloc[0]:.0%} intervals over "
-        f"{_sources(table)}. Operations: sampling and scoring all N."
+        f"{interval_sources(int(table['seeds'].max()))}. Operations: sampling and scoring all N."
     )
     facts = [{**summaries[task], "task": task} for task in judges]
     return " ".join([*parts, *data_notes(facts, judges)])
@@ -144,11 +144,6 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) 
         axes.errorbar(one[x], one["win_rate"], yerr=spread, color="black", marker="*", markersize=11, label=label)
         if x == "n":
             axes.axhline(one["win_rate"], color="black", linewidth=0.8, linestyle=(0, (1, 2)))
-
-
-def _sources(table: pd.DataFrame) -> str:
-    seeds = int(table["seeds"].max())
-    return "prompts" if seeds == 1 else f"prompts and {seeds} seeds of training"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

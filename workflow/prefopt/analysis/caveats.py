@@ -118,6 +118,11 @@ def capitalised(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:].rstrip(".") + "."
 
 
+def interval_sources(seeds: int) -> str:
+    """What an interval is over, in words."""
+    return "prompts" if seeds == 1 else f"prompts and {seeds} seeds of training"
+
+
 def prompts_note(prompts: Sequence[int], unit: str = "test prompts") -> str:
     """How many prompts, one number or a range."""
     low, high = min(prompts), max(prompts)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from prefopt.analysis.caveats import caveats_of, data_notes, read_facts
+from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources, read_facts
 from prefopt.analysis.style import (
     LineStyle,
     annotate,
@@ -71,7 +71,7 @@ def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> s
         f"{task_name(task)}: judge {judges[task]}, {manifests[task]['test_prompts']} test prompts." for task in tasks
     ]
     confidence, seeds = manifests[tasks[0]]["recipe"]["confidence"], len(manifests[tasks[0]].get("seeds", [0]))
-    sources = "prompts" if seeds == 1 else f"prompts and {seeds} seeds of training, costs their means"
+    sources = interval_sources(seeds) + (", costs their means" if seeds > 1 else "")
     parts.append(
         f"Each run at the temperature chosen on validation prompts; bars: {confidence:.0%} intervals over {sources}. Training "
         f"counts every stage after the base; a run that trains nothing is on the right only. Best-of-N's answer holds "

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from prefopt.analysis.caveats import caveats_of, data_notes
+from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources
 from prefopt.analysis.style import LineStyle, display_name, figure_style, line_styles, reference_name, save, task_name
 from prefopt.errors import UserError
 from prefopt.store.files import read_json
@@ -123,7 +123,7 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
 def _sources(manifest: dict[str, Any]) -> str:
     """What the intervals hold, in words."""
     seeds = len(manifest.get("seeds", [0]))
-    return "prompts" if seeds == 1 else f"prompts and {seeds} seeds of training (faint: each of them)"
+    return interval_sources(seeds) + (" (faint: each of them)" if seeds > 1 else "")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

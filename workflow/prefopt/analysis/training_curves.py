@@ -123,8 +123,8 @@ def run(args: argparse.Namespace) -> None:
     every: dict[str, list[Metrics]] = {}
     for path in args.metrics:
         every.setdefault(path.stem, []).append(read_metrics(path))
-    first, further = ({name: part(each) for name, each in every.items()} for part in (lambda x: x[0], lambda x: x[1:]))
-    figure = training_figure(first, further)
+    first = {name: each[0] for name, each in every.items()}
+    figure = training_figure(first, {name: each[1:] for name, each in every.items()})
     with figure_style():
         for path in args.out:
             save(figure, path)

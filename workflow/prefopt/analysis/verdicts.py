@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from prefopt.errors import UserError
@@ -52,6 +53,16 @@ def settle(verdicts: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     for column in ("cost_usd", "decided", "first_wins"):
         single[column] = groups[column].sum()
     return single.reset_index()
+
+
+def seed_scores(verdicts: pd.DataFrame) -> np.ndarray:
+    """Mean score of each seed's valid verdicts on each prompt, float64 [seeds, prompts]; NaN where none is valid.
+
+    Args:
+        verdicts: settled verdicts of one run at one temperature, with the column seed.
+    """
+    scores = verdicts["outcome"].map(SCORE).groupby([verdicts["seed"], verdicts["prompt_id"]]).mean()
+    return scores.unstack().to_numpy(float)
 
 
 def select_temperatures(verdicts: pd.DataFrame) -> dict[str, float]:

@@ -18,7 +18,7 @@ from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, promp
 from prefopt.analysis.statistics import crossed_mean
 from prefopt.analysis.style import annotate, display_name, figure_style, position_style, reference_name, save, task_name
 from prefopt.analysis.texts import write_csv
-from prefopt.analysis.verdicts import SCORE, read_verdicts
+from prefopt.analysis.verdicts import read_verdicts, seed_scores
 from prefopt.analysis.win_rates import tally
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
@@ -78,7 +78,7 @@ def _over_seeds(group: pd.DataFrame, recipe: ByStepTableRecipe) -> dict[str, flo
     """Mean and interval of several seeds' win rate, in place of those of all their verdicts."""
     if len(recipe.seeds) == 1:
         return {}
-    scores = group["outcome"].map(SCORE).groupby([group["seed"], group["prompt_id"]]).mean().unstack().to_numpy(float)
+    scores = seed_scores(group)
     found = crossed_mean(scores, recipe.confidence, 0.0, 1.0)
     return {"win_rate": found.mean, "ci_low": found.interval.low, "ci_high": found.interval.high}
 

@@ -24,7 +24,7 @@ from prefopt.analysis.statistics import (
     simultaneous_half_widths,
 )
 from prefopt.analysis.texts import write_csv
-from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts, select_temperatures
+from prefopt.analysis.verdicts import KEY, SCORE, read_verdicts, seed_scores, select_temperatures
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.store.files import sha256_of_file, write_text
@@ -188,9 +188,7 @@ def table_over_seeds(by_seed: pd.DataFrame, verdicts: pd.DataFrame, recipe: WinR
     rows[_SUMMED], rows[_AVERAGED] = groups[_SUMMED].sum(), groups[_AVERAGED].mean()
     test = verdicts[verdicts["split"] == "test"]
     for (run, temperature), group in test.groupby(key):
-        scores = (
-            group["outcome"].map(SCORE).groupby([group["seed"], group["prompt_id"]]).mean().unstack().to_numpy(float)
-        )
+        scores = seed_scores(group)
         temperatures = test.loc[test["run"] == run, "temperature"].nunique()
         found = crossed_mean(scores, recipe.confidence, 0.0, 1.0)
         band = crossed_mean(scores, 1 - (1 - recipe.confidence) / temperatures, 0.0, 1.0).interval
