@@ -55,12 +55,13 @@ def recipe(**values: Any) -> PrepareRecipe:
 
 def demonstration(number: int, **values: Any) -> dict[str, Any]:
     row = {"prompt_id": f"p{number}", "prompt": f"post {number}{SUFFIX}", "response": " my cat"}
-    return {**row, "split": "train", "facts": "", **values}
+    return {**row, "split": "train", "facts": "", "messages": "", **values}
 
 
 def pair(number: int, **values: Any) -> dict[str, Any]:
     row = {"pair_id": f"pair{number}", "prompt_id": f"p{number}", "prompt": f"post {number}{SUFFIX}"}
-    return {**row, "chosen": " my cat", "rejected": " the shoe", "split": "train", "source": "comparisons", **values}
+    row |= {"chosen": " my cat", "rejected": " the shoe", "messages": ""}
+    return {**row, "split": "train", "source": "comparisons", **values}
 
 
 def write_raw(folder: Path, demonstrations: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> None:

@@ -57,7 +57,8 @@ class Prepared:
 
     def keep(self, row: dict[str, Any], prompt: Prompt) -> None:
         """Adds a row with its prompt's ids."""
-        self.rows.append({**row, "prompt_ids": prompt.ids})
+        kept = {name: value for name, value in row.items() if name != "messages"}
+        self.rows.append({**kept, "prompt_ids": prompt.ids})
         self.prompts_cut += prompt.cut
 
     def summary(self, read: int, dropped_before: dict[str, int]) -> dict[str, Any]:

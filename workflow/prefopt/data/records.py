@@ -139,6 +139,7 @@ def _table(name: str, tables: RawTables) -> tuple[str, list[dict[str, Any]], dic
     if name == "pretraining":
         return schema, [{"text": text} for text in tables.pretraining], account
     rows = tables.demonstrations if schema == "raw_demonstrations" else tables.preferences
+    rows = [{"messages": "", **row} for row in rows]  # which the records of conversations have
     gold = [row for row in rows if row["split"].startswith("gold_")]
     if name == "gold_preferences":
         return schema, gold, {"read": len(gold), "kept": len(gold), "dropped": {}}

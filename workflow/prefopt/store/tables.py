@@ -49,9 +49,12 @@ def _schema(columns: list[tuple[str, pa.DataType]], nullable: Sequence[str] = ()
     return pa.schema([pa.field(name, kind, nullable=name in nullable) for name, kind in columns])
 
 
+# The prompt's turns where it is a conversation, a JSON list of objects with role and content; "" of a plain text.
+_MESSAGES = ("messages", pa.string())
+
 SCHEMAS: dict[str, pa.Schema] = {
-    "raw_demonstrations": _schema(_RAW_DEMONSTRATIONS),
-    "raw_preferences": _schema(_RAW_PREFERENCES),
+    "raw_demonstrations": _schema([*_RAW_DEMONSTRATIONS, _MESSAGES]),
+    "raw_preferences": _schema([*_RAW_PREFERENCES, _MESSAGES]),
     "raw_reviews": _schema(
         [("review_id", pa.string()), ("text", pa.string()), ("label", pa.int32()), ("split", pa.string())]
     ),
