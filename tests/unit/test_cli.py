@@ -66,7 +66,12 @@ def test_a_recipe_can_come_by_standard_input(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"odd": 1}'))
-    assert cli.main(["records", "--task", "tldr", "--recipe", "-", "--table", "preferences", "--out", "o"]) == 2
+    assert (
+        cli.main(
+            ["records", "--task", "tldr", "--form", "tldr", "--recipe", "-", "--table", "preferences", "--out", "o"]
+        )
+        == 2
+    )
     assert "RecordsRecipe: unknown key 'odd'" in capsys.readouterr().err
 
 

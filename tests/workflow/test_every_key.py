@@ -109,6 +109,11 @@ READ_BY = {
     r".*\.human\.seed": "human_study simulated_votes",
     r".*\.human\..*": "human_study",
     # Tables.
+    r"tasks\.imdb\.words\.title": "frontier_figure",
+    r".*\.words\..*": "summary",
+    r"tasks\.tldr\.evaluation\.against": "judge judge_candidates other_judge:gold other_judge:hosted examples paper",
+    r"tasks\.hh\.evaluation\.against": "judge judge_candidates examples paper",
+    r"tasks\.cnndm\.evaluation\.against": "judge examples paper",
     r".*\.runs\.best_of_4\.n": "best_of_n win_rates compute best_of_n_curve",
     r".*\.evaluation\.opponents": "win_rates",
     r".*\.evaluation\.(examples|example_characters)": "examples",
@@ -130,7 +135,7 @@ OF_NO_RESULT = {
 }
 # What decides which jobs there are: see `GRAPHS`.
 OF_THE_GRAPH = re.compile(
-    r"seeds|.*\.(reference|models_of|source|kind|method|matchups)|tasks\.[a-z]+\.(by_step\.)?runs(\.[a-z_]+(_[0-9.]+)?)?|.*\.hosted\.chat\.model"
+    r"seeds|.*\.(reference|models_of|form|source|kind|method|matchups)|tasks\.[a-z]+\.(by_step\.)?runs(\.[a-z_]+(_[0-9.]+)?)?|.*\.hosted\.chat\.model"
 )
 GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
     "a run less": (
@@ -203,6 +208,7 @@ def another(value: Any, path: tuple[str, ...]) -> Any:
         0.25,
         {"rank": 2, "alpha": 4},
         ["ppo"],
+        {"run": "dpo", "temperature": 1.0},
     ]
     return next((other for other in others if other != value and allowed(other, schema)), value)
 

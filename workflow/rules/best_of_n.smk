@@ -123,6 +123,7 @@ rule subsets:
 use rule judge as judge_candidates with:
     input:
         unpack(made(judge_files)),
+        unpack(against_files),
         samples=judged_candidates,
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",

@@ -216,6 +216,23 @@ def judge_files(wildcards):
     return {}
 
 
+def against_files(wildcards):
+    """The samples that completions are held against; nothing where that is the reference texts."""
+    against = config["tasks"][wildcards.task]["evaluation"]["against"]
+    return (
+        {}
+        if against is None
+        else {"against": f"results/{wildcards.seed}samples/{wildcards.task}/{against['run']}.parquet"}
+    )
+
+
+def against_arguments(wildcards):
+    """Params function: these as arguments of a stage."""
+    against = config["tasks"][wildcards.task]["evaluation"]["against"]
+    files = against_files(wildcards)
+    return ["--against", files["against"], "--against-temperature", against["temperature"]] if files else []
+
+
 def judge_needs(stage):
     """Resources of judging, those of a model where the judge is one; any other reads tables, or waits for an endpoint."""
     of_model = model_needs(stage)

@@ -19,10 +19,11 @@ rule records:
         **TABLE_RESOURCES,
     params:
         **records_params(),
+        form=lambda wildcards: config["tasks"][wildcards.task]["form"],
         code=lambda wildcards: fingerprint("prefopt.data.records", apart=targets.other_readers(config, wildcards.task)),
     shell:
         table_stage(
-            "records --task {wildcards.task} --table {wildcards.table} --recipe - --out {output}",
+            "records --task {wildcards.task} --form {params.form} --table {wildcards.table} --recipe - --out {output}",
             stdin="{params.recipe}",
         )
 
@@ -87,6 +88,7 @@ rule summary:
     resources:
         **TABLE_RESOURCES,
     params:
+        **recipe("summary"),
         code=fingerprint("prefopt.data.summary"),
     shell:
-        table_stage("summary --tables {input} --out {output}")
+        table_stage("summary --tables {input} --recipe {params.recipe} --out {output}")

@@ -1,9 +1,10 @@
-# Verdicts: each sample against its prompt's reference text.
+# Verdicts: each sample against its prompt's reference text, or against a run's completion.
 
 
 rule judge:
     input:
         unpack(made(judge_files)),
+        unpack(against_files),
         samples="results/{seed}samples/{task}/{run}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
@@ -21,11 +22,12 @@ rule judge:
     params:
         **judge_params("prefopt.judging.stage"),
         selected=[],
+        against=against_arguments,
         shard=shard_argument,
     shell:
         judging_stage(
             "judge --samples {input.samples} --prompts {input.prompts} --demonstrations {input.demonstrations}"
-            " {params.judge} {params.selected} --recipe {params.recipe} {params.shard} --out {output}"
+            " {params.judge} {params.selected} {params.against} --recipe {params.recipe} {params.shard} --out {output}"
         )
 
 
@@ -33,6 +35,7 @@ rule judge:
 use rule judge as other_judge with:
     input:
         unpack(made(judge_files)),
+        unpack(against_files),
         samples="results/{seed}samples/{task}/{run}.parquet",
         prompts="results/data/{task}/prompts.parquet",
         demonstrations="results/data/{task}/demonstrations.parquet",
@@ -46,6 +49,7 @@ use rule judge as other_judge with:
     params:
         **judge_params("prefopt.judging.stage"),
         selected=["--selected-by", "results/{seed}verdicts/{task}/{run}.parquet"],
+        against=against_arguments,
         shard=shard_argument,
 
 

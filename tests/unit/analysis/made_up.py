@@ -9,11 +9,18 @@ from typing import Any
 import pandas as pd
 
 from prefopt.analysis.verdicts import KEY, settle
+from prefopt.experiment.tasks import TASKS
 from prefopt.store.tables import write_table
 
 OUTCOMES = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
 # By method and temperature: outcomes on the validation prompts, then on the test prompts.
 Outcomes = dict[str, dict[float, tuple[str, str]]]
+
+
+def words(task: str) -> dict[str, str]:
+    """How figures speak of a shipped task."""
+    form = TASKS[task]
+    return {"title": form.title, "reference": form.reference, "written": form.written}
 
 
 def _frames(method: str, rows: dict[float, tuple[str, str]]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -99,7 +106,9 @@ def make_files(tmp_path: Path, outcomes: Outcomes, **manifest: Any) -> dict[str,
         for prompt_id, split in prompt_ids.items()
     ]
     write_table(tmp_path / "prompts.parquet", "prompts", prompts)
-    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": ["many were lost."]}))
+    (tmp_path / "summary.json").write_text(
+        json.dumps({**words("tldr"), "synthetic": True, "warnings": ["many were lost."]})
+    )
     paths["summary"] = [str(tmp_path / "summary.json")]
     paths["prompts"] = [str(tmp_path / "prompts.parquet")]
     return paths

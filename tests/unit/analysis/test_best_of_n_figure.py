@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from made_up import words
 from prefopt.analysis import best_of_n_figure
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.errors import UserError
@@ -35,7 +36,7 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-FACTS: dict[str, Any] = {"synthetic": False, "warnings": []}
+FACTS: dict[str, Any] = {**words("tldr"), "synthetic": False, "warnings": []}
 
 
 def shown(figure: Any) -> str:
@@ -58,7 +59,10 @@ def test_the_figure_draws_each_temperature_and_the_other_policys_one_sample(tabl
 
 def test_the_figure_stands_alone(table: pd.DataFrame) -> None:
     both = pd.concat([table, table.assign(task="hh", judge="reward_model:x", prompts=80)], ignore_index=True)
-    summaries = {"tldr": {"synthetic": True, "warnings": []}, "hh": {"synthetic": False, "warnings": ["9 are lost"]}}
+    summaries: dict[str, dict[str, Any]] = {
+        "tldr": {**words("tldr"), "synthetic": True, "warnings": []},
+        "hh": {**words("hh"), "synthetic": False, "warnings": ["9 are lost"]},
+    }
     figure = best_of_n_figure.best_of_n_figure(both, summaries)
     text = shown(figure)
     for said in (
@@ -78,17 +82,17 @@ def test_the_figure_stands_alone(table: pd.DataFrame) -> None:
 
 
 def test_few_prompts_and_equal_candidates_are_said(table: pd.DataFrame) -> None:
-    assert best_of_n_figure.caveats(table) == []
+    assert best_of_n_figure.caveats(table, {"tldr": FACTS}) == []
     table.loc[table["temperature"] == 0.5, "distinct_texts"] = 1.0
     few = table.assign(prompts=8)
     expected = [
         "Only 8 test prompts: this tries the machinery and is no result.",
         "TL;DR summarization: all candidates of a prompt are one and the same text at T = 0.5.",
     ]
-    assert best_of_n_figure.caveats(few) == expected
+    assert best_of_n_figure.caveats(few, {"tldr": FACTS}) == expected
     assert best_of_n_figure.best_of_n_figure(few, {"tldr": FACTS}).get_suptitle() == "\n".join(expected)
     # One sample has nothing to choose from.
-    assert best_of_n_figure.caveats(table[table["n"] == 1]) == []
+    assert best_of_n_figure.caveats(table[table["n"] == 1], {"tldr": FACTS}) == []
 
 
 def test_a_temperature_looks_the_same_in_every_task(table: pd.DataFrame) -> None:

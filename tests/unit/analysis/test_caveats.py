@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from made_up import words
 from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts, synthetic_note
 from prefopt.errors import UserError
 
@@ -61,12 +62,12 @@ def test_the_first_sample_of_a_prompt_counts() -> None:
     ],
 )
 def test_what_is_a_program(judge: str, end: str) -> None:
-    assert synthetic_note("tldr", judge) == f"posts, references, {end}; no person was asked."
+    assert synthetic_note(words("tldr")["written"], judge) == f"posts, references, {end}; no person was asked."
 
 
 def test_notes_name_the_task_where_there_are_several() -> None:
-    one = {"task": "imdb", "synthetic": True, "warnings": ["the rest is lost"]}
-    other = {"task": "hh", "synthetic": False, "warnings": ["9 are lost."]}
+    one = {**words("imdb"), "task": "imdb", "synthetic": True, "warnings": ["the rest is lost"]}
+    other = {**words("hh"), "task": "hh", "synthetic": False, "warnings": ["9 are lost."]}
     assert list(data_notes([one], {"imdb": "rule"})) == [
         "Synthetic: reviews and the reward are a program; no person was asked.",
         "The rest is lost.",

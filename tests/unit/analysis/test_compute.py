@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from made_up import words
 from prefopt.analysis import compute, compute_figure
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.errors import UserError
@@ -260,6 +261,7 @@ def test_without_curves_and_win_rates_the_costs_of_training_stand(arguments: arg
 
 
 MANIFEST: dict[str, Any] = {
+    **words("tldr"),
     **{"task": "tldr", "judge": "oracle:v1", "test_prompts": 8, "synthetic": True, "recipe": {"confidence": 0.9}},
     **{"warnings": ["Only 8 test prompts."], "data_warnings": ["9 are lost"]},
 }
@@ -282,7 +284,15 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
     table = pd.read_csv(arguments.out)
     both = pd.concat([table, table.assign(task="hh")], ignore_index=True)
     weak = {"interpretable": False, "judge_accuracy": 0.52, "judge_accuracy_low": 0.45, "judge_accuracy_high": 0.59}
-    other = {**MANIFEST, "task": "hh", "synthetic": False, "judge": "reward_model:x", "warnings": [], **weak}
+    other = {
+        **MANIFEST,
+        **words("hh"),
+        "task": "hh",
+        "synthetic": False,
+        "judge": "reward_model:x",
+        "warnings": [],
+        **weak,
+    }
     figure = compute_figure.compute_figure(both, {"tldr": MANIFEST, "hh": other})
     text = " ".join(figure.get_supxlabel().split())
     for said in (

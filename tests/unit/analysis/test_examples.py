@@ -21,7 +21,7 @@ SELECTED = {"sft": 0.0, "dpo": 1.0}
 
 
 def recipe(**changes: Any) -> ExamplesRecipe:
-    values = {"task": "tldr", "runs": ("sft", "dpo"), "count": 2, "seed": 0, "max_characters": 60}
+    values = {"task": "tldr", "runs": ("sft", "dpo"), "count": 2, "seed": 0, "max_characters": 60, "against": ""}
     return ExamplesRecipe(**{**values, **changes})
 
 
@@ -132,3 +132,11 @@ def test_the_stage(tmp_path: Path) -> None:
     page = out.read_text()
     assert "Judge: chat:&#60;b&#62;&#64;<wbr>me/&#91;x&#93;(y)\ufffd&#64;<wbr>0." in page
     assert "> **Prompt.** SUBREDDIT: r/x<br><br>POST: post test-" in page
+
+
+def test_verdicts_against_a_run_say_so_and_no_reference_is_counted(texts: pd.DataFrame) -> None:
+    page = examples_page(prompts(), texts, SELECTED, recipe(count=1, against="SFT (T = 0)"))
+    assert "Verdicts are against SFT (T = 0)." in page
+    (row,) = [line for line in page.splitlines() if line.startswith("| **Reference** |")]
+    assert row.endswith("|  |  |")
+    assert "**Reference**" not in examples_page(prompts(reference=""), texts, SELECTED, recipe(against="SFT (T = 0)"))

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from made_up import words
 from prefopt.analysis import figures, training_curves
 from prefopt.analysis.figures import footnote, read_win_rates, win_rate_figure
 from prefopt.analysis.style import display_name, line_styles, position_style
@@ -16,6 +17,7 @@ from prefopt.analysis.training_curves import read_metrics, training_figure
 from prefopt.errors import UserError
 
 MANIFEST: dict[str, Any] = {
+    **words("tldr"),
     "judge": "oracle:embedded-v1",
     "test_prompts": 128,
     "synthetic": True,
@@ -77,11 +79,10 @@ def test_the_figure_names_runs_axes_judge_and_n(table: pd.DataFrame) -> None:
         ("tldr", "the reference summary", "posts, references, preferences"),
         ("hh", "the chosen response", "dialogues, responses, preferences"),
         ("cnndm", "the reference summary", "articles, references"),
-        ("mine", "the reference", "records"),
     ],
 )
 def test_nouns_are_the_tasks_own(table: pd.DataFrame, task: str, against: str, written: str) -> None:
-    figure = win_rate_figure(table.assign(task=task), MANIFEST)
+    figure = win_rate_figure(table.assign(task=task), {**MANIFEST, **words(task)})
     assert figure.axes[0].get_ylabel() == f"Win rate against {against}"
     shown = " ".join(texts(figure).split())
     assert f"Synthetic: {written} and the judge are a program; no person was asked." in shown

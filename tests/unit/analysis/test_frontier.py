@@ -24,6 +24,8 @@ from test_optimal_frontier import PROBABILITIES, REWARDS, draw
 METHODS = ("dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft")
 RECIPE = DominanceRecipe(methods=METHODS, seeds=(0,), confidence=0.95, bootstrap=200, seed=0, at_kl=(1.0, 3.0))
 
+WORDS = {"title": "IMDb sentiment", "written": "reviews"}
+
 
 def measured(
     points: dict[str, list[tuple[float, float]]], prompts: int = 40, noise: float = 0.0, seed: int = 0
@@ -274,7 +276,10 @@ def test_the_stages_from_evaluations_to_figure(tmp_path: Path, caplog: pytest.Lo
     assert pd.read_csv(out).iloc[0]["difference_at_0.5"] == pytest.approx(0.05)
     images = [tmp_path / "f.svg", tmp_path / "f.png"]
     (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
-    facts = {"summary": tmp_path / "summary.json", "recipe": json.dumps({"task": "imdb", "true_reward": "rule"})}
+    facts = {
+        "summary": tmp_path / "summary.json",
+        "recipe": json.dumps({**WORDS, "task": "imdb", "true_reward": "rule"}),
+    }
     frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, **facts, out=images))
     before = images[0].read_bytes()
     frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, **facts, out=images))
@@ -371,7 +376,7 @@ def sweep() -> pd.DataFrame:
 
 class TestFigure:
     def draw(self, table: pd.DataFrame, reward: str = "rule", **facts: Any) -> Any:
-        recipe = frontier_figure.FrontierFigureRecipe(task="imdb", true_reward=reward)
+        recipe = frontier_figure.FrontierFigureRecipe(task="imdb", **WORDS, true_reward=reward)
         return frontier_figure.frontier_figure(table, CEILING, recipe, {"synthetic": True, "warnings": [], **facts})
 
     def test_it_stands_alone(self) -> None:
@@ -464,7 +469,7 @@ def test_several_seeds_have_a_frontier_each_and_a_mean(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"synthetic": False, "warnings": []}))
     ceiling = pd.DataFrame({"kl": [0.0, 1.0], "reward": [0.5, 1.0], "reliable": [True, False], "samples": 9})
     shown = frontier_figure.frontier_figure(
-        *(table, ceiling, frontier_figure.FrontierFigureRecipe(task="imdb", true_reward="rule")),
+        *(table, ceiling, frontier_figure.FrontierFigureRecipe(task="imdb", **WORDS, true_reward="rule")),
         {"synthetic": False, "warnings": []},
     )
     assert "mean frontier over 2 seeds" in " ".join(shown.get_supxlabel().split())

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from made_up import words
 from prefopt.analysis import win_rate_by_step
 from prefopt.analysis.statistics import crossed_mean
 from prefopt.analysis.win_rate_by_step import ByStepTableRecipe, by_step_figure, step_table
@@ -64,7 +65,7 @@ def test_several_runs_stand_in_the_configs_order_each_with_a_line_of_its_own() -
     assert table[["run", "step", "win_rate"]].to_numpy().tolist() == [
         *(["dpo", 0, 0.3], ["dpo", 20, 0.6], ["my_step_run", 0, 0.3], ["my_step_run", 5, 0.4])
     ]
-    (axes,) = by_step_figure(table, {"synthetic": False, "warnings": []}, []).axes
+    (axes,) = by_step_figure(table, {**words("hh"), "synthetic": False, "warnings": []}, []).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DPO, T = 0.7", "my_step_run, T = 0.7"]
     assert axes.get_title(loc="left") == "Anthropic HH dialogue: DPO and my_step_run while training"
 
@@ -79,7 +80,7 @@ def test_several_seeds_are_a_mean_with_an_interval_over_prompts_and_seeds() -> N
     assert (last["step"], last["n"], last["wins"], last["seeds"]) == (5, 20, 13, 2)
     assert last["win_rate"] == pytest.approx(0.65) == expected.mean
     assert (last["ci_low"], last["ci_high"]) == pytest.approx((expected.interval.low, expected.interval.high))
-    figure = by_step_figure(table, {"synthetic": False, "warnings": []}, [])
+    figure = by_step_figure(table, {**words("hh"), "synthetic": False, "warnings": []}, [])
     assert "intervals over prompts and over 2 trainings each" in " ".join(figure.get_supxlabel().split())
 
 
@@ -96,7 +97,7 @@ def test_the_figure_stands_alone() -> None:
         verdicts({(0, 0.7): 3, (10, 0.7): 6}), ByStepTableRecipe(task="hh", runs=("dpo",), seeds=(0,), confidence=0.9)
     )
     assert table[["prompts", "confidence", "judge"]].to_numpy().tolist() == [[10, 0.9, "j"]] * 2
-    figure = by_step_figure(table, {"synthetic": True, "warnings": ["9 are lost"]}, ["A caveat."])
+    figure = by_step_figure(table, {**words("hh"), "synthetic": True, "warnings": ["9 are lost"]}, ["A caveat."])
     (axes,) = figure.axes
     assert axes.get_title(loc="left") == "Anthropic HH dialogue: DPO while training (synthetic records)"
     assert axes.get_ylabel() == "Win rate against the chosen response"
@@ -105,7 +106,12 @@ def test_the_figure_stands_alone() -> None:
         "response. Synthetic: dialogues, responses, preferences are by a program; no person was asked. 9 are lost."
     )
     assert figure.get_suptitle() == "A caveat."
-    assert by_step_figure(table.assign(task="tldr"), {"synthetic": False, "warnings": []}, []).get_suptitle() == ""
+    assert (
+        by_step_figure(
+            table.assign(task="tldr"), {**words("hh"), "synthetic": False, "warnings": []}, []
+        ).get_suptitle()
+        == ""
+    )
 
 
 def test_the_stage_writes_table_and_figure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -115,7 +121,7 @@ def test_the_stage_writes_table_and_figure(tmp_path: Path, caplog: pytest.LogCap
     rest = {"tokens": 1, "finish_reason": "eos", "logp": 0.0, "reference_logp": 0.0}
     samples = rows[key].assign(text=rows["prompt_id"], token_ids=[[1]] * 20, **rest)
     write_table(tmp_path / "s.parquet", "samples", samples)
-    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
+    (tmp_path / "summary.json").write_text(json.dumps({**words("hh"), "synthetic": True, "warnings": []}))
     outputs = {"table": tmp_path / "t.csv", "out": [tmp_path / "f.svg", tmp_path / "f.png"]}
     inputs = {
         "verdicts": [tmp_path / "v.parquet"],

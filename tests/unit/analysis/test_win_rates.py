@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from made_up import make_files, make_frames
+from made_up import make_files, make_frames, words
 from prefopt.analysis import win_rates
 from prefopt.analysis.judge_statistics import length_controlled_rate
 from prefopt.analysis.statistics import crossed_mean, paired_difference, score_interval, simultaneous_half_widths
@@ -399,6 +399,7 @@ def test_the_manifest_says_what_the_table_was_made_of(tmp_path: Path) -> None:
             *(
                 "task",
                 "judge",
+                *("title", "reference", "written"),
                 "synthetic",
                 "note",
                 "warnings",
@@ -418,7 +419,7 @@ def test_the_manifest_says_what_the_table_was_made_of(tmp_path: Path) -> None:
     assert "Nats per completion" in manifest["kl_to_reference"]["definition"]
     assert "log N - (N-1)/N" in manifest["kl_to_reference"]["bound"] and "validation" in manifest["selection"]["rule"]
     # Real records, ties alone, and no validation prompt.
-    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": False}))
+    (tmp_path / "summary.json").write_text(json.dumps({**words("tldr"), "synthetic": False}))
     ties = make_files(tmp_path / "ties", {"sft": {0.0: ("", "tt")}})
     win_rates.run(arguments({**ties, "summary": made["summary"]}, tmp_path, as_json(runs=("sft",))))
     manifest = json.loads((tmp_path / "manifest.json").read_text())

@@ -42,6 +42,9 @@ def tokenizer(model: Path) -> PreTrainedTokenizerBase:
     return load_tokenizer(model)
 
 
+WORDS = {"title": "Posts", "reference": "the reference", "written": "posts"}
+
+
 def recipe(**values: Any) -> PrepareRecipe:
     lengths: dict[str, Any] = {
         "max_prompt_length": 40,
@@ -87,7 +90,7 @@ def prepare(raw: Path, model: Path, out: Path, **values: Any) -> int:
         if status := main(["prepare", *inputs, "--out", *paths]):
             return status
     tables = [str(out / f"{name}.parquet") for name in TABLES]
-    return main(["summary", "--tables", *tables, "--out", str(out / "summary.json")])
+    return main(["summary", "--tables", *tables, "--recipe", json.dumps(WORDS), "--out", str(out / "summary.json")])
 
 
 def add_up(summary: dict[str, Any]) -> bool:
@@ -232,6 +235,7 @@ def test_the_stage(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
     dropped = {"completion_too_long": 1, "no_post": 2}
     assert summary == {
         "task": "tldr",
+        **WORDS,
         "source": "files",
         "synthetic": False,
         "tables": {
@@ -301,7 +305,7 @@ def test_real_records(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     for table in ("demonstrations", "preferences", "gold_preferences"):
         out = ["--table", table, "--out", str(raw / f"{table}.parquet")]
-        assert main(["records", "--task", "tldr", "--recipe", json.dumps(records), *out]) == 0
+        assert main(["records", "--task", "tldr", "--form", "tldr", "--recipe", json.dumps(records), *out]) == 0
     lengths = {"max_prompt_length": 256, "max_length": 296}  # room for 40 tokens of a summary
     assert prepare(raw, model, tmp_path, truncation="keep_start", **lengths) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())

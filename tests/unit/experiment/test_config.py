@@ -119,7 +119,12 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             None,
             "tasks.tldr.dpo is missing; the run 'dpo' is of this method, which needs this section.",
         ),
-        ("tasks.sst", {}, "tasks.sst (a section) is not a key; allowed: cnndm, hh, imdb, tldr."),
+        (
+            "tasks.sst",
+            {},
+            "tasks.sst (a section) is not a key; allowed: cnndm, hh, imdb, tldr, and any name with `like`, the task that "
+            "it takes over.",
+        ),
         ("beta", 0.1, "beta (0.1) is not a key; allowed: compute, seeds, tasks."),
         ("seeds", [0, 1.5], "seeds[[]1] is 1.5; allowed: a whole number at least 0 and at most 4294967295."),
         ("seeds", [], "seeds is [[][]]; allowed: a list of at least one: a whole number *"),
@@ -453,6 +458,8 @@ def test_a_missing_key_is_named() -> None:
 INHERITED: typing.Final = (
     "seeds",
     "tasks.*.runs.*",  # the paper's
+    "tasks.*.words.*",
+    "tasks.*.form",
     "tasks.*.evaluation.opponents",  # null: the paper's
     "tasks.hh.by_step.runs",  # null: DPO
     "tasks.tldr.reference",

@@ -233,3 +233,25 @@ def test_the_oracle_refuses_records_without_facts(tmp_path: Path) -> None:
 def test_an_unknown_judge_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="allowed: oracle, reward_model"):
         stage.run(arguments(tmp_path, "gpt"))
+
+
+def test_a_runs_completions_take_the_place_of_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "build_judge", lambda *_: LongerWins())
+    args = arguments(tmp_path, "oracle")
+    prompts = read_manifest(args.prompts)["content_hash"]
+    longer = samples(" a longer sample").assign(run="sft", tokens=9)
+    args.against, args.against_temperature = tmp_path / "sft.parquet", 1.0
+    write_table(args.against, "samples", longer[longer["prompt_id"] != "p39"], prompts=prompts)
+    with pytest.raises(UserError, match=r"demonstrations lack prompt|'p39' .* is not among the prompts"):
+        stage.run(args)  # whatever the judge sees, it is of the same prompts
+    write_table(args.against, "samples", longer, prompts=prompts)
+    stage.run(args)
+    verdicts = read_table(args.out, "verdicts")
+    assert set(verdicts["outcome"]) == {"loss"} and set(verdicts["reference_tokens"]) == {9}
+    assert verdicts.attrs["manifest"]["inputs"]["against"] == read_manifest(args.against)["content_hash"]
+    args.against_temperature = 0.3
+    with pytest.raises(UserError, match=r"no completion at temperature 0\.3: take one of those"):
+        stage.run(args)
+    write_table(args.against, "samples", longer, prompts="others")
+    with pytest.raises(UserError, match="was made with prompts = 'others'"):
+        stage.run(args)

@@ -153,7 +153,7 @@ def test_what_is_named_apart_is_left_out_with_what_it_alone_reaches(package: Pat
 
 def test_records_and_judges_of_one_kind_leave_the_code_of_others_out() -> None:
     """Every definition that a plan names apart is there to be left out."""
-    config = {"tasks": {task: {"data": {"source": "embedded"}} for task in ("tldr", "hh", "cnndm")}}
+    config = {"tasks": {task: {"form": task, "data": {"source": "embedded"}} for task in ("tldr", "hh", "cnndm")}}
     every = set(reached("prefopt.data.records"))
     for task, reader in {"tldr": "posts", "hh": "dialogues", "cnndm": "news"}.items():
         apart = targets.other_readers(config, task)

@@ -22,9 +22,7 @@ from prefopt.analysis.style import (
     display_name,
     figure_style,
     position_style,
-    reference_name,
     save,
-    task_name,
 )
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
@@ -53,13 +51,13 @@ def best_of_n_figure(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, A
             _draw(left, rows, "n", positions)
             _draw(right, rows, "flops", positions)
             kind = " (synthetic records)" if summaries[task]["synthetic"] else ""
-            left.set_title(f"{task_name(task)}{kind}", loc="left", fontweight="bold")
+            left.set_title(f"{summaries[task]['title']}{kind}", loc="left", fontweight="bold")
             left.set_xscale("log", base=2)
             values = sorted(rows["n"].unique())
             left.set_xticks(values, [str(n) for n in values])
             left.xaxis.set_minor_locator(NullLocator())
             left.set_xlabel("N, candidates per prompt")
-            left.set_ylabel(f"Win rate against\n{reference_name(task)}")
+            left.set_ylabel(f"Win rate against\n{summaries[task]['reference']}")
             left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
             right.set_xscale("log")
             right.set_xlabel("Floating-point operations per prompt")
@@ -69,18 +67,20 @@ def best_of_n_figure(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, A
             handles, labels = left.get_legend_handles_labels()
             named |= dict(zip(labels, handles, strict=True))
         figure.legend([named[label] for label in sorted(named)], sorted(named), loc="outside right center", fontsize=8)
-        annotate(figure, _note(table, summaries), caveats(table))
+        annotate(figure, _note(table, summaries), caveats(table, summaries))
         plt.close(figure)
     return figure
 
 
-def caveats(table: pd.DataFrame) -> list[str]:
+def caveats(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What takes from the weight of the curves, a sentence each."""
     found = few_prompts(int(table["prompts"].min()))
     chosen = table[(table["n"] > 1) & (table["distinct_texts"] == 1)]
     for task, rows in chosen.groupby("task", sort=False):
         at = ", ".join(f"{temperature:g}" for temperature in sorted(rows["temperature"].unique()))
-        found.append(f"{task_name(str(task))}: all candidates of a prompt are one and the same text at T = {at}.")
+        found.append(
+            f"{summaries[str(task)]['title']}: all candidates of a prompt are one and the same text at T = {at}."
+        )
     return found
 
 
@@ -88,7 +88,7 @@ def _note(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, Any]]) -> st
     judges = {str(task): str(rows["judge"].iloc[0]) for task, rows in table.groupby("task", sort=False)}
     parts = []
     for task, judge in judges.items():
-        of_task = f"{task_name(task)}: " if len(judges) > 1 else ""
+        of_task = f"{summaries[task]['title']}: " if len(judges) > 1 else ""
         prompts = prompts_note(table.loc[table["task"] == task, "prompts"].tolist())
         parts.append(f"{of_task}judge {judge}, {prompts}" if of_task else f"Judge: {judge}. {prompts}")
     parts.append(
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f"{path} does not exist: run the stage `best_of_n_curve`.")
     table = over_seeds([read_csv(path) for path in args.curves])
     summaries = dict(zip(dict.fromkeys(table["task"]), map(read_facts, args.summaries), strict=True))
-    for caveat in caveats(table):
+    for caveat in caveats(table, summaries):
         logger.warning("warning: %s", caveat)
     write_csv(args.table, table)
     figure = best_of_n_figure(table, summaries)

@@ -9,9 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from prefopt.analysis.style import display_name, task_name
+from prefopt.analysis.style import display_name
 from prefopt.errors import UserError
-from prefopt.experiment.tasks import TASKS
 
 # With fewer the 95% interval of a win rate is wider than 28 points, more than lies between most methods.
 FEW_PROMPTS = 50
@@ -83,33 +82,27 @@ def data_notes(facts: Iterable[Mapping[str, Any]], judges: Mapping[str, str]) ->
     """What is synthetic and what was lost, a sentence each, with the task's name where there are several.
 
     Args:
-        facts: of each task: `task`, `synthetic` and `warnings` of its data.
+        facts: of each task: `task`, and `title`, `written`, `synthetic` and `warnings` of its data.
         judges: by task, the judge, or what else gives the numbers.
     """
     every = list(facts)
     for one in every:
-        of_task = f"{task_name(one['task'])}: " if len(every) > 1 else ""
+        of_task = f"{one['title']}: " if len(every) > 1 else ""
         if one["synthetic"]:
-            start = f"{task_name(one['task'])} is synthetic" if len(every) > 1 else "Synthetic"
-            yield f"{start}: {synthetic_note(one['task'], judges.get(one['task'], ''))}"
+            start = f"{one['title']} is synthetic" if len(every) > 1 else "Synthetic"
+            yield f"{start}: {synthetic_note(one['written'], judges.get(one['task'], ''))}"
         yield from (of_task + capitalised(warning) for warning in one["warnings"])
 
 
-def written_by_a_program(task: str) -> str:
-    """What a program wrote where a task's records are synthetic."""
-    return TASKS[task].written if task in TASKS else "records"
-
-
-def synthetic_note(task: str, judge: str) -> str:
+def synthetic_note(written: str, judge: str) -> str:
     """What is a program's where the records are synthetic: these, and perhaps the judge or the reward.
 
     Args:
-        task: whose records.
+        written: what the records are, in words.
         judge: its name; an oracle, a rule and simulated raters are programs.
     """
     program = {"oracle": "the judge", "rule": "the reward", "human:simulated-": "the raters"}
     own = next((words for start, words in program.items() if judge.startswith(start)), "")
-    written = written_by_a_program(task)
     return f"{written}{f' and {own} are' if own else ' are by'} a program; no person was asked."
 
 

@@ -21,9 +21,7 @@ from prefopt.analysis.style import (
     display_name,
     figure_style,
     line_styles,
-    reference_name,
     save,
-    task_name,
 )
 from prefopt.errors import UserError
 from prefopt.store.tables import read_csv
@@ -50,8 +48,8 @@ def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any
             handles |= _draw(left, rows, "training_flops", styles)
             handles |= _draw(right, rows, "inference_flops_per_prompt", styles)
             kind = " (synthetic records)" if manifests[task]["synthetic"] else ""
-            left.set_title(f"{task_name(task)}{kind}", loc="left", fontweight="bold")
-            left.set_ylabel(f"Win rate against\n{reference_name(task)}")
+            left.set_title(f"{manifests[task]['title']}{kind}", loc="left", fontweight="bold")
+            left.set_ylabel(f"Win rate against\n{manifests[task]['reference']}")
             left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
             left.set_xlabel("Training, floating-point operations")
             right.set_xlabel("One answer, floating-point operations")
@@ -62,13 +60,14 @@ def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any
 
 
 def _caveats(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return [f"{task_name(task)}: {caveat}" for task in tasks for caveat in caveats_of(manifests[task])]
+    return [f"{manifests[task]['title']}: {caveat}" for task in tasks for caveat in caveats_of(manifests[task])]
 
 
 def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> str:
     judges = {task: str(manifests[task]["judge"]) for task in tasks}
     parts = [
-        f"{task_name(task)}: judge {judges[task]}, {manifests[task]['test_prompts']} test prompts." for task in tasks
+        f"{manifests[task]['title']}: judge {judges[task]}, {manifests[task]['test_prompts']} test prompts."
+        for task in tasks
     ]
     confidence, seeds = manifests[tasks[0]]["recipe"]["confidence"], len(manifests[tasks[0]].get("seeds", [0]))
     sources = interval_sources(seeds) + (", costs their means" if seeds > 1 else "")

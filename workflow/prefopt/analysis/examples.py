@@ -34,6 +34,7 @@ class ExamplesRecipe:
     count: int
     seed: int
     max_characters: int  # of a prompt or a text that is shown
+    against: str  # whose completions the verdicts are against; "": the reference texts
 
 
 def examples_page(
@@ -72,11 +73,12 @@ def examples_page(
         raise UserError("No test prompt has a text of every run: sample and judge them again.")
     by_id = prompts.set_index("prompt_id")
     chosen = complete[: recipe.count]
+    against = f"Verdicts are against {escape_markdown(recipe.against)}. " if recipe.against else ""
     lines = [
         f"# {escape_markdown(recipe.task)}: examples",
         "",
         f"{len(chosen)} of {len(complete)} test prompts, drawn with seed {recipe.seed}; each run at the "
-        f"temperature chosen on validation prompts. {note}".strip(),
+        f"temperature chosen on validation prompts. {against}{note}".strip(),
     ]
     limit = recipe.max_characters
     for number, prompt_id in enumerate(chosen, start=1):
@@ -86,8 +88,9 @@ def examples_page(
         lines += [f"> **Prompt.** {escape_markdown(shorten(str(prompt['prompt']), limit))}", ""]
         lines += ["| writer | text | tokens | verdict |", "| --- | --- | ---: | --- |"]
         of_prompt = shown[shown["prompt_id"] == prompt_id].set_index("run")
-        reference_tokens = int(of_prompt["reference_tokens"].iloc[0])
-        lines.append(_row("**Reference**", str(prompt["reference"]), reference_tokens, "", limit))
+        tokens = "" if recipe.against else int(of_prompt["reference_tokens"].iloc[0])
+        if str(prompt["reference"]):
+            lines.append(_row("**Reference**", str(prompt["reference"]), tokens, "", limit))
         for run in recipe.runs:
             row = of_prompt.loc[run]
             writer = f"{escape_markdown(display_name(run))} (T = {selected[run]:g})"
@@ -140,5 +143,5 @@ def _read(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     return read_table(args.prompts, "prompts"), verdicts.merge(samples, on=KEY, validate="one_to_one")
 
 
-def _row(writer: str, text: str, tokens: int, verdict: str, limit: int) -> str:
+def _row(writer: str, text: str, tokens: int | str, verdict: str, limit: int) -> str:
     return f"| {writer} | {escape_markdown(shorten(text, limit)) or '*(empty)*'} | {tokens} | {verdict} |"

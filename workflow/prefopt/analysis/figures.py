@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources
-from prefopt.analysis.style import LineStyle, display_name, figure_style, line_styles, reference_name, save, task_name
+from prefopt.analysis.style import LineStyle, display_name, figure_style, line_styles, save
 from prefopt.errors import UserError
 from prefopt.store.files import read_json
 from prefopt.store.tables import read_csv
@@ -73,10 +73,9 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.D
         axes.set_xticks(temperatures)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.set_xlabel("Sampling temperature")
-        task = str(table["task"].iloc[0])
-        axes.set_ylabel(f"Win rate against {reference_name(task)}")
+        axes.set_ylabel(f"Win rate against {manifest['reference']}")
         kind = " (synthetic records)" if manifest.get("synthetic") else ""
-        axes.set_title(task_name(task) + kind, loc="left", fontweight="bold", y=1.01)
+        axes.set_title(manifest["title"] + kind, loc="left", fontweight="bold", y=1.01)
         if caveats:
             _write_above(axes, caveats, _CAVEAT * above / tall)
         height = tall + head + foot
@@ -100,7 +99,7 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
     parts = [
         f"Judge: {manifest['judge']}. {manifest['test_prompts']} test prompts.",
         f"Bars: {confidence:.0%} intervals over {_sources(manifest)}; thin lines: for all temperatures of a run at once. Filled "
-        f"marker: the temperature chosen on validation prompts. Dashed: as good as {reference_name(task)}.",
+        f"marker: the temperature chosen on validation prompts. Dashed: as good as {manifest['reference']}.",
     ]
     if (invalid := int(table["invalid"].sum())) > 0:
         parts.append(f"{invalid} invalid verdicts are left out.")
@@ -114,6 +113,7 @@ def footnote(table: pd.DataFrame, manifest: dict[str, Any]) -> str:
         )
     facts = {
         "task": task,
+        **{word: manifest[word] for word in ("title", "written")},
         "synthetic": manifest.get("synthetic", False),
         "warnings": manifest.get("data_warnings", []),
     }

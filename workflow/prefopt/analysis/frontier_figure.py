@@ -21,7 +21,7 @@ from scipy.stats import norm
 
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
 from prefopt.analysis.statistics import mean_over_seeds
-from prefopt.analysis.style import annotate, display_name, figure_style, line_styles, save, task_name
+from prefopt.analysis.style import annotate, display_name, figure_style, line_styles, save
 from prefopt.errors import UserError
 from prefopt.experiment.methods import METHODS, swept
 from prefopt.experiment.recipes import from_json
@@ -46,6 +46,8 @@ class FrontierFigureRecipe:
     """What the figure is of."""
 
     task: str
+    title: str  # for a reader
+    written: str  # what a program wrote where the records are synthetic
     true_reward: str  # rule or classifier
 
 
@@ -80,7 +82,7 @@ def frontier_figure(
         edge = right_edge(ends)
         axes.set_xlim(-0.02 * edge, edge)
         kind = " (synthetic records)" if summary["synthetic"] else ""
-        axes.set_title(f"{task_name(recipe.task)}: true reward against KL{kind}", loc="left", fontweight="bold")
+        axes.set_title(f"{recipe.title}: true reward against KL{kind}", loc="left", fontweight="bold")
         axes.set_xlabel("KL to the reference policy, nats per completion")
         axes.set_ylabel("Mean true reward, P(positive)")
         figure.legend(
@@ -205,7 +207,8 @@ def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[st
     ]
     if outside:
         parts.append(f"{outside} checkpoint{'s lie' if outside > 1 else ' lies'} beyond the right edge.")
-    return " ".join([*parts, *data_notes([{**summary, "task": recipe.task}], {recipe.task: recipe.true_reward})])
+    facts = {**summary, "task": recipe.task, "title": recipe.title, "written": recipe.written}
+    return " ".join([*parts, *data_notes([facts], {recipe.task: recipe.true_reward})])
 
 
 def right_edge(ends: Sequence[float]) -> float:

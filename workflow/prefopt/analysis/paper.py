@@ -31,7 +31,7 @@ scale it was obtained: numbers of different scales are not measurements of one t
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PaperRecipe:
-    """Of each task with win rates: where its records, its base and its judge come from."""
+    """Of each task with win rates against reference texts: where its records, its base and its judge come from."""
 
     scale: dict[str, str]
 
@@ -93,11 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Writes the page."""
-    tables = {}
+    tables: dict[str, pd.DataFrame] = {}
+    scale = from_json(PaperRecipe, args.recipe).scale
     for path in args.win_rates:
         if not path.is_file():
             raise UserError(f"{path} does not exist: run the stage `win_rates`.")
         table = read_csv(path)
-        tables[str(table["task"].iloc[0])] = table
+        task = str(table["task"].iloc[0])
+        tables |= {task: table} if task in scale else {}
     human = None if args.human is None else read_csv(args.human)
-    write_text(args.out, page(tables, human, from_json(PaperRecipe, args.recipe).scale))
+    write_text(args.out, page(tables, human, scale))

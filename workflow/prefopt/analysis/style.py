@@ -15,7 +15,6 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from prefopt.experiment.methods import METHODS, n_of
-from prefopt.experiment.tasks import TASKS
 from prefopt.store.files import atomic_path
 
 matplotlib.use("Agg")
@@ -63,16 +62,6 @@ _MODELS = {
     "gold": "Gold reward model (judge)",
     "pretrain": "Pretraining",
 }
-
-
-def task_name(task: str) -> str:
-    """The task's name for a reader."""
-    return TASKS[task].title if task in TASKS else task
-
-
-def reference_name(task: str) -> str:
-    """What the task's win rates are against, for a reader."""
-    return TASKS[task].reference if task in TASKS else "the reference"
 
 
 def display_name(run: str) -> str:

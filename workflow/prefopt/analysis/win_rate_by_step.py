@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts
 from prefopt.analysis.statistics import crossed_mean
-from prefopt.analysis.style import annotate, display_name, figure_style, position_style, reference_name, save, task_name
+from prefopt.analysis.style import annotate, display_name, figure_style, position_style, save
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import read_verdicts, seed_scores
 from prefopt.analysis.win_rates import tally
@@ -109,14 +109,14 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
             )
         kind = " (synthetic records)" if summary["synthetic"] else ""
         names = " and ".join(display_name(run) for run in dict.fromkeys(table["run"]))
-        axes.set_title(f"{task_name(task)}: {names} while training{kind}", loc="left", fontweight="bold")
+        axes.set_title(f"{summary['title']}: {names} while training{kind}", loc="left", fontweight="bold")
         axes.set_xlabel("Training steps (0 is where training starts)")
-        axes.set_ylabel(f"Win rate against {reference_name(task)}")
+        axes.set_ylabel(f"Win rate against {summary['reference']}")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         note = (
             f"Judge: {judge}. {prompts_note(table['prompts'].tolist())} Bands: {table['confidence'].iloc[0]:.0%} intervals "
-            f"over prompts{_sources(int(table['seeds'].iloc[0]))}. Dotted: as good as {reference_name(task)}."
+            f"over prompts{_sources(int(table['seeds'].iloc[0]))}. Dotted: as good as {summary['reference']}."
         )
         annotate(figure, " ".join([note, *data_notes([{**summary, "task": task}], {task: judge})]), caveats)
         plt.close(figure)

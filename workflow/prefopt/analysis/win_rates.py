@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from prefopt.analysis.caveats import equal_texts, few_prompts, read_facts, written_by_a_program
+from prefopt.analysis.caveats import equal_texts, few_prompts, read_facts
 from prefopt.analysis.judge_statistics import length_controlled_rate
 from prefopt.analysis.statistics import (
     Interval,
@@ -342,7 +342,8 @@ def run(args: argparse.Namespace) -> None:
         "task": recipe.task,
         "judge": judge["judge"],
         **{key: judge[key] for key in (*JUDGE_COLUMNS, "n_held_out", *_CHAT) if key in judge},
-        **_synthetic(summary, recipe.task),
+        **{word: summary[word] for word in ("title", "reference", "written")},
+        **_synthetic(summary),
         "warnings": warnings,
         "data_warnings": data_warnings,
         "seeds": list(recipe.seeds),
@@ -518,11 +519,11 @@ def _prompt_facts(verdicts: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _synthetic(summary: dict[str, Any], task: str) -> dict[str, Any]:
+def _synthetic(summary: dict[str, Any]) -> dict[str, Any]:
     if not summary["synthetic"]:
         return {"synthetic": False}
     note = (
-        f"Synthetic: a program wrote the {written_by_a_program(task)}, and no person was asked; these win rates show "
+        f"Synthetic: a program wrote the {summary['written']}, and no person was asked; these win rates show "
         "that the methods work as they should, not what people prefer."
     )
     return {"synthetic": True, "note": note}

@@ -55,25 +55,25 @@ class RecordsRecipe:
     embedded: dict[str, int]  # seed and sizes, see `prefopt.data.synthetic.posts.generate`
 
 
-def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict[str, Any]]]:
+def read_records(form: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict[str, Any]]]:
     """The raw tables of the recipe's source, and what they were read from (for a manifest).
 
     Raises:
         UserError: records are missing, unreachable, larger than the limits, or malformed beyond `max_malformed`.
     """
     if recipe.source == "embedded":
-        return _GENERATORS[task](recipe.embedded), []
+        return _GENERATORS[form](recipe.embedded), []
     allowed = Limits(recipe.max_record_mb, recipe.max_total_mb)
     if recipe.source == "files":
-        paths = {kind: getattr(recipe, kind) for kind in _FILE_KINDS[task]}
+        paths = {kind: getattr(recipe, kind) for kind in _FILE_KINDS[form]}
         inputs: list[dict[str, Any]] = [
             {"kind": kind, **entry} for kind in paths for entry in describe_files(paths[kind])
         ]
-        records = {kind: read_rows(paths[kind], fields, allowed) for kind, fields in _FILE_KINDS[task].items()}
+        records = {kind: read_rows(paths[kind], fields, allowed) for kind, fields in _FILE_KINDS[form].items()}
     else:
         named = {
             kind: (_hub_name(recipe, kind), recipe.hub.get(f"{kind}_revision"))
-            for kind in _FILE_KINDS[task]
+            for kind in _FILE_KINDS[form]
             if kind in recipe.hub
         }
         inputs = [
@@ -82,27 +82,28 @@ def read_records(task: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
         ]
         records = {
             kind: hub_rows(
-                name, recipe.hub.get(f"{kind}_configuration") or kind, revision, _FILE_KINDS[task][kind], allowed
+                name, recipe.hub.get(f"{kind}_configuration") or kind, revision, _FILE_KINDS[form][kind], allowed
             )
             for kind, (name, revision) in named.items()
         }
-    return _raw_tables(task, records, recipe), inputs
+    return _raw_tables(form, records, recipe), inputs
 
 
-def _raw_tables(task: str, records: Mapping[str, Records], recipe: RecordsRecipe) -> RawTables:
+def _raw_tables(form: str, records: Mapping[str, Records], recipe: RecordsRecipe) -> RawTables:
     limit = recipe.max_malformed
-    if task == "cnndm":
+    if form == "cnndm":
         share = recipe.splits["validation"] / (recipe.splits["validation"] + recipe.splits["test"])
         return cnn_dailymail.raw_tables(records["articles"], validation_share=share, max_malformed=limit)
     options: dict[str, Any] = {"splits": recipe.splits, "gold_fraction": recipe.gold_fraction, "max_malformed": limit}
-    if task == "hh":
+    if form == "hh":
         return hh.raw_tables(records["comparisons"], **options)
     return tldr.raw_tables(records, **options)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `records`."""
-    parser.add_argument("--task", required=True, choices=list(_GENERATORS), help="which task's records")
+    parser.add_argument("--task", required=True, help="whose records they are, for the manifest")
+    parser.add_argument("--form", required=True, choices=list(_GENERATORS), help="the shipped task that it is like")
     parser.add_argument("--table", required=True, choices=list(TABLES), help="which of the raw tables is made")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="raw table that is made")
@@ -111,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes one raw table, whole or not at all. Each is made by a job of its own, so that another leaves it alone."""
     recipe = from_json(RecordsRecipe, args.recipe)
-    tables, inputs = read_records(args.task, recipe)
+    tables, inputs = read_records(args.form, recipe)
     schema, content, account = _table(args.table, tables)
     warnings = _warnings(args.table, content, inputs)
     for warning in warnings:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
 from prefopt.data.losses import loss_warnings
+from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.store.files import write_text
 from prefopt.store.tables import read_manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SummaryRecipe:
+    """How figures speak of the task."""
+
+    title: str
+    reference: str  # what a completion is held against
+    written: str  # what a program wrote where the records are synthetic
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `summary`."""
     parser.add_argument("--tables", required=True, type=Path, nargs="+", help="prepared tables, each named as its file")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="JSON file that is made")
 
 
@@ -25,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     told = dict.fromkeys(text for each in manifests.values() for text in each["notes"]["warnings"])
     summary = {
         "task": first["task"],
+        **to_dict(from_json(SummaryRecipe, args.recipe)),
         "source": first["source"],
         "synthetic": first["notes"]["synthetic"],
         "tables": accounts,

@@ -23,8 +23,14 @@ def problems(section: Config, task: str, config: Config) -> Iterator[str]:
     """What is wrong with a task's section of a config."""
     if "human" in targets.judge_kinds(section) and len(config.get("seeds", [0])) > 1:
         yield "judge.kind or one of other_judges is 'human', but people see the first seed's texts alone; name one in seeds."
-    if section.get("models_of", task) not in config["tasks"]:
-        yield f"models_of is {section['models_of']!r}, a task that is left out; leave this one out too, or neither."
+    if "form" in section and task in TASKS and section["form"] != task:
+        yield f"form is {section['form']!r}; {task} is a task of its own, so give yours another name."
+    home = section.get("models_of", task)
+    if home in TASKS and home not in config["tasks"]:
+        yield f"models_of is {home!r}, a task that is left out; leave this one out too, or neither."
+    elif home != task and targets.kind(config["tasks"].get(home, {"ceiling": {}})) != "comparison":
+        compared = [name for name, other in config["tasks"].items() if targets.kind(other) == "comparison"]
+        yield f"models_of is {home!r}; allowed: a task that trains models and is not left out, which are {', '.join(compared)}."
     if not section["runs"]:
         yield f"runs holds no run of {section['models_of']} that can be sampled here; name one, or leave the task out by null."
     for check in _CHECKS[targets.kind(section)]:
@@ -102,7 +108,7 @@ def _check_data(section: Config, task: str) -> Iterator[str]:
         shares = " + ".join(f"{share:g}" for share in data["splits"].values())
         yield f"data.splits is {shares} = {total:g}; allowed: shares that add up to 1."
     if data["source"] == "files":
-        for group in TASKS[task].files:
+        for group in TASKS[section["form"]].files:
             if not any(data[key] for key in group):
                 named = " and ".join(f"data.{key}" for key in group)
                 verb, give = ("are", "one") if len(group) > 1 else ("is", "it")
@@ -112,7 +118,7 @@ def _check_data(section: Config, task: str) -> Iterator[str]:
                 if not Path(path).is_file():
                     yield f"data.{key} names {path!r}; no such file is seen from the working directory."
     if data["source"] == "hub":
-        for key in TASKS[task].hub:
+        for key in TASKS[section["form"]].hub:
             if data["hub"][key] is None:
                 yield f"data.hub.{key} is null; with data.source 'hub' it must be the name of a data set."
 
@@ -250,6 +256,25 @@ def _check_comparison(section: Config, task: str) -> Iterator[str]:
     for run, values in runs.items():
         if n_of(run) and "candidates" not in METHODS[values["method"]].needs:
             yield f"runs.{run} is of the method {values['method']!r}; a run that is called so must be of best_of_n."
+
+
+def _check_against(section: Config, task: str) -> Iterator[str]:
+    """What completions are held against is sampled, and by no people, who see the reference text."""
+    against, temperatures = section["evaluation"]["against"], section["sampling"]["temperatures"]
+    if against is None:
+        return
+    if against["run"] not in section["runs"]:
+        yield (
+            f"evaluation.against.run is {against['run']!r}; allowed: the task's runs, which are "
+            f"{', '.join(section['runs'])}."
+        )
+    if against["temperature"] not in temperatures:
+        yield (
+            f"evaluation.against.temperature is {against['temperature']:g}; allowed: one of sampling.temperatures, "
+            f"which are {', '.join(f'{temperature:g}' for temperature in temperatures)}."
+        )
+    if "human" in targets.judge_kinds(section):
+        yield "evaluation.against is a run, but a judge of the kind 'human' votes on human.matchups; leave one of them out."
 
 
 def _check_named(section: Config, key: str, named: list[str] | None) -> Iterator[str]:
@@ -397,6 +422,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_sections,
         _check_names,
         _check_comparison,
+        _check_against,
         _check_values,
         _check_lengths,
         _check_models,
@@ -409,6 +435,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_judge,
         _check_human,
         _check_transfer,
+        _check_against,
         _check_lengths,
         _check_evaluation,
     ),

@@ -23,6 +23,8 @@ import yaml
 from prefopt.errors import UserError
 from prefopt.experiment import methods
 from prefopt.experiment.checks import leave_out_embedded, leave_out_untrained, problems
+from prefopt.experiment.like import take_over
+from prefopt.experiment.tasks import TASKS
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
 
@@ -52,23 +54,30 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
             other. All that is wrong is said at once, a line each: a sentence that names the key, the value and what
             is allowed. A text that may be a key of an endpoint is not shown.
     """
-    schema = load_schema()
     found = [sentence for path in files for sentence in doubled_keys(path)]
     try:
         resolved, odd = _text_keys(copy.deepcopy(dict(config)))
     except RecursionError:
         raise UserError("the config nests without end: an alias of YAML may stand within what it names.") from None
+    taken_over: list[str] = []
+    if isinstance(resolved.get("tasks"), dict):
+        resolved["tasks"], taken_over, wrong = take_over(resolved["tasks"])
+        odd += [f"tasks.{sentence}" for sentence in wrong]
+    schema = _schema_for(resolved)
     resolved = _complete(resolved, schema)
     found += odd + list(_schema_problems(resolved, schema))
+    for line in taken_over:
+        logger.warning("tasks.%s", line)
     for task, section in resolved["tasks"].items() if isinstance(resolved.get("tasks"), dict) else ():
-        if any(sentence.startswith(f"tasks.{task}") for sentence in found):
+        if any(re.match(rf"tasks\.{re.escape(task)}\b", sentence) for sentence in found):
             continue  # values that are no values cannot be held against each other
+        _name(section, task)
         if "ceiling" not in section:  # a sweep's methods have an order of their own
             section["runs"] = _in_order(section["runs"])
         if "base" in section and section["base"]["source"] is None:
             section["base"]["source"] = "shipped" if section["data"]["source"] == "embedded" else "scratch"
         left_out = leave_out_embedded(section)
-        if not any(sentence.startswith(f"tasks.{section.get('models_of')}") for sentence in found):
+        if not any(re.match(rf"tasks\.{section.get('models_of')}\b", sentence) for sentence in found):
             left_out += leave_out_untrained(section, resolved["tasks"])
         for line in left_out:
             logger.warning("tasks.%s.%s", task, line)
@@ -86,6 +95,33 @@ def load_schema() -> dict[str, Any]:
         if "x-runs" in task["properties"]["runs"]:
             task["properties"]["runs"] = _runs(task["properties"]["runs"], task["properties"])
     return schema
+
+
+def _schema_for(config: Config) -> dict[str, Any]:
+    """The schema with a section for each task of the config's own, that of the task which it is like in the end."""
+    schema = load_schema()
+    known: dict[str, Any] = schema["properties"]["tasks"]["properties"]
+    given = config["tasks"] if isinstance(config.get("tasks"), dict) else {}
+    forms = {name: section.get("form") for name, section in given.items() if isinstance(section, dict)}
+    own = {name: known[form] for name, form in forms.items() if name not in known and form in known}
+    tasks = {**schema["properties"]["tasks"], "properties": {**known, **own}}
+    return {**schema, "properties": {**schema["properties"], "tasks": tasks}}
+
+
+def _name(section: Config, task: str) -> None:
+    """Gives a task the words that it does not say itself: those of the task that it is like, but for the title."""
+    words, form = section["words"], TASKS[section["form"]]
+    words["title"] = words["title"] or (form.title if task == section["form"] else task)
+    if "reference" in words:
+        words["reference"] = words["reference"] or _held_against(section["evaluation"]["against"]) or form.reference
+
+
+def _held_against(against: Config | None) -> str:
+    """A run's completions in words; nothing where the reference text is meant."""
+    if against is None:
+        return ""
+    run, method = against["run"], methods.METHODS.get(against["run"])
+    return f"{method.label if method else run} (T = {against['temperature']:g})"
 
 
 def _in_order(runs: Config) -> Config:
@@ -244,7 +280,8 @@ def _sentences(error: jsonschema.ValidationError) -> Iterator[str]:
             near = difflib.get_close_matches(unknown, known, n=1)
             hint = f"did you mean {near[0]!r}? Allowed" if near else "allowed"
             found = f"{path}.{_word(unknown)} ({_kind(instance[unknown])})".lstrip(".")
-            yield f"{found} is not a key; {hint}: {', '.join(known)}."
+            others = ", and any name with `like`, the task that it takes over" if path == "tasks" else ""
+            yield f"{found} is not a key; {hint}: {', '.join(known)}{others}."
     elif error.validator == "required":
         for lacking in schema["required"]:
             if lacking not in instance:

@@ -170,6 +170,8 @@ def paper_recipe(config: Config) -> Config:
     """The values of the stage `paper`: the scale of each task with win rates, in words."""
     scale = {}
     for task in targets.tasks_of(config, "comparison", "transfer"):
+        if config["tasks"][task]["evaluation"]["against"] is not None:
+            continue  # the paper's rates are against the reference texts
         section, base = config["tasks"][task], config["tasks"][runs.home(config, task)]["base"]
         model = {"hub": base["name"], "path": base["path"]}.get(base["source"], f"{base['source']} base")
         scale[task] = f"{section['data']['source']} records, {model}, judge {section['judge']['kind']}"
@@ -200,7 +202,8 @@ def judge_recipe(config: Config, task: str, judge: Config) -> Config:
         task: key of `tasks`.
         judge: its section `judge`, or one of `other_judges`.
     """
-    values = {"chat": None, **judge, "suffix": TASKS[task].suffix, "token_budget": config["compute"]["token_budget"]}
+    suffix = TASKS[config["tasks"][task]["form"]].suffix
+    values = {"chat": None, **judge, "suffix": suffix, "token_budget": config["compute"]["token_budget"]}
     if judge["kind"] not in ("chat", "recorded"):
         return values | {"chat": None, "repeat": 0.0}
     model = judge["chat"]["model"]
@@ -270,9 +273,10 @@ def _sampling(config: Config, task: Config, **others: Any) -> Config:
 
 _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "pretrain": lambda config, task, name: _training(config, task["pretrain"]),
+    "summary": lambda config, task, name: {**task["words"], "written": TASKS[task["form"]].written},
     "prepare": lambda config, task, name: {
         **task["lengths"],
-        "suffix": TASKS[name].suffix,
+        "suffix": TASKS[task["form"]].suffix,
         "evaluation_only": targets.kind(task) == "transfer",
     },
     "reference": lambda config, task, name: _engine(config),
@@ -352,7 +356,12 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         key: task["ceiling"][key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
     },
     "frontier": lambda config, task, name: {"seeds": config["seeds"]},
-    "frontier_figure": lambda config, task, name: {"task": name, "true_reward": _true_reward(task)["kind"]},
+    "frontier_figure": lambda config, task, name: {
+        "task": name,
+        "title": task["words"]["title"],
+        "written": TASKS[task["form"]].written,
+        "true_reward": _true_reward(task)["kind"],
+    },
     "dominance": lambda config, task, name: {
         "methods": swept(),
         "seeds": config["seeds"],
@@ -363,7 +372,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     },
     "human_study": lambda config, task, name: {
         "task": name,
-        "suffix": TASKS[name].suffix,
+        "suffix": TASKS[task["form"]].suffix,
         **{key: task["human"][key] for key in _STUDY},
         "simulated": task["human"]["simulated_raters"] is not None,
         "matchups": [{"raters_per_item": 1, **_sides(matchup)} for matchup in targets.matchups(config, name)],
@@ -382,5 +391,6 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "count": task["evaluation"]["examples"],
         "seed": config["seeds"][0],
         "max_characters": task["evaluation"]["example_characters"],
+        "against": task["words"]["reference"] if task["evaluation"]["against"] else "",
     },
 }

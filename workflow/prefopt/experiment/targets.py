@@ -45,7 +45,8 @@ _JUDGES = {
 
 def other_readers(config: Config, task: str) -> frozenset[str]:
     """Code of the stage `records` that reads other tasks' records, or this task's from another source."""
-    own = TASKS[task].readers[config["tasks"][task]["data"]["source"] != "embedded"]
+    section = config["tasks"][task]
+    own = TASKS[section["form"]].readers[section["data"]["source"] != "embedded"]
     return frozenset(reader for one in TASKS.values() for reader in one.readers) - {own}
 
 

@@ -1,4 +1,4 @@
-"""The stage `judge`: samples against their prompts' reference texts."""
+"""The stage `judge`: samples against their prompts' reference texts, or against a run's completions."""
 
 from __future__ import annotations
 
@@ -74,6 +74,30 @@ def judge_samples(
     return pd.DataFrame(judge_pairs(judge, pairs, rule, seed), columns=SCHEMAS["verdicts"].names)
 
 
+def held_against(
+    prompts: pd.DataFrame, opponent: pd.DataFrame, temperature: float
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The prompts with a run's completions in the place of their reference texts, and the tokens of each.
+
+    Args:
+        prompts: rows of the prompts table.
+        opponent: rows of the run's samples table.
+        temperature: of the completions, the first of each prompt.
+
+    Raises:
+        UserError: the run was not sampled at this temperature.
+    """
+    chosen = opponent[(opponent["temperature"] == temperature) & (opponent["sample_index"] == 0)]
+    if chosen.empty:
+        raise UserError(
+            f"--against holds no completion at temperature {temperature:g}: take one of those at which the run was sampled."
+        )
+    texts = dict(zip(chosen["prompt_id"], chosen["text"].str.strip(), strict=True))
+    sampled = prompts[prompts["prompt_id"].isin(texts)]
+    lengths = dict(zip(chosen["prompt_id"], chosen["tokens"].astype(int), strict=True))
+    return sampled.assign(reference=sampled["prompt_id"].map(texts)), lengths
+
+
 def selected_samples(samples: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     """A run's samples on test prompts at the temperature that another judge's settled verdicts select for it."""
     temperatures = samples["run"].map(select_temperatures(verdicts))
@@ -90,6 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="verdicts of the task's own judge: only the temperature that they select is judged, on test prompts",
     )
+    parser.add_argument("--against", type=Path, help="samples of a run, which take the place of the references")
+    parser.add_argument("--against-temperature", type=float, help="the temperature of these")
     add_judge_arguments(parser)
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     add_shard_argument(parser)
@@ -110,7 +136,11 @@ def run(args: argparse.Namespace) -> None:
     places = shard.rows(judged["prompt_id"].tolist(), PROMPTS_AT_ONCE)
     judged = judged.iloc[places]
     judge = build_judge(args, recipe, prompts)
-    verdicts = judge_samples(judge, judged, prompts, lengths, recipe.order, recipe.seed)
+    shown = prompts
+    if args.against is not None:
+        opponent = read_table(args.against, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
+        shown, lengths = held_against(prompts, opponent, args.against_temperature)
+    verdicts = judge_samples(judge, judged, shown, lengths, recipe.order, recipe.seed)
     orders = 2 if recipe.order == "both" else 1
     verdict_rows = [place * orders + order for place in places for order in range(orders)]
     outcomes = Counter(verdicts["outcome"])
@@ -127,6 +157,7 @@ def run(args: argparse.Namespace) -> None:
                 ("samples", samples),
                 ("prompts", prompts),
                 ("demonstrations", demonstrations),
+                *([] if args.against is None else [("against", opponent)]),
             )
         },
         **judge.report(),
