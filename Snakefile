@@ -48,8 +48,8 @@ include: "workflow/rules/sampling.smk"
 include: "workflow/rules/judging.smk"
 include: "workflow/rules/best_of_n.smk"
 include: "workflow/rules/human.smk"
-include: "workflow/rules/sentiment.smk"
 include: "workflow/rules/frontier.smk"
+include: "workflow/rules/sentiment.smk"
 include: "workflow/rules/analysis.smk"
 
 

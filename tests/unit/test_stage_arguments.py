@@ -27,14 +27,15 @@ STAGES: dict[str, dict[str, str]] = {
     "analysis.win_rate_by_step": {"path": "summary table", "paths": "verdicts samples out", "text": "recipe"},
     "data.prefixes": {"path": "reviews model demonstrations prompts summary", "text": "task recipe"},
     "data.prepare": {"path": "raw model", "paths": "out", "text": "recipe"},
-    "data.records": {"path": "out", "text": "recipe", "task": "task", "table": "table"},
+    "data.records": {"path": "out", "text": "task recipe", "form": "form", "table": "table"},
     "data.reviews": {"path": "out", "text": "recipe", "reviews": "table"},
     "data.sampled_pairs": {"path": "samples scores prompts out summary"},
-    "data.summary": {"path": "out", "paths": "tables"},
+    "data.summary": {"path": "out", "paths": "tables", "text": "recipe"},
     "generation.best_of_n": {
         **{"path": "candidates scores greedy prompts reference-model out", "number": "n"},
         "text": "run recipe",
     },
+    "generation.evaluations": {"path": "samples prompts reference-model out", "text": "recipe"},
     "generation.sample": {"path": "model prompts out", "text": "run recipe"},
     "generation.score": {"path": "model prompts samples out", "text": "recipe"},
     "generation.subsets": {"path": "candidates scores out", "text": "recipe"},
@@ -65,6 +66,7 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     "analysis.compute": dict.fromkeys(
         ("models", "reference", "samples", "candidates", "win-rates", "curves", "runs"), ("paths", [])
     ),
+    "generation.evaluations": {"true-reward-model": ("path", None)},
     "generation.sample": {
         **dict.fromkeys(("reference-model", "earlier"), ("path", None)),
         "shard": ("text", None),
@@ -73,15 +75,34 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     "generation.score": {"shard": ("text", None)},
     "judging.human.study": {"secret": ("path", None)},
     "judging.items": JUDGE,
-    "judging.stage": {**JUDGE, "selected-by": ("path", None), "shard": ("text", None)},
+    "judging.stage": {
+        **JUDGE,
+        **dict.fromkeys(("selected-by", "against"), ("path", None)),
+        "against-temperature": ("fraction", None),
+        "shard": ("text", None),
+    },
     "rewards.stage": {"true-reward-model": ("path", None), "shard": ("text", None)},
     **dict.fromkeys(("training.dpo", "training.ppo", "training.sft"), BY_STEP),
     "training.frontier_run": dict.fromkeys(("reward-model", "true-reward-model"), ("path", None)),
 }
 # One of several words.
-CHOICES = {"task": "tldr", "table": "preferences", "reviews": "pretraining"}
-GIVEN = {"path": ["3"], "paths": ["3", "4"], "text": ["3"], "number": ["3"], **{k: [v] for k, v in CHOICES.items()}}
-READ: dict[str, Any] = {"path": Path("3"), "paths": [Path("3"), Path("4")], "text": "3", "number": 3, **CHOICES}
+CHOICES = {"form": "tldr", "table": "preferences", "reviews": "pretraining"}
+GIVEN = {
+    "path": ["3"],
+    "paths": ["3", "4"],
+    "text": ["3"],
+    "number": ["3"],
+    "fraction": ["0.3"],
+    **{k: [v] for k, v in CHOICES.items()},
+}
+READ: dict[str, Any] = {
+    "path": Path("3"),
+    "paths": [Path("3"), Path("4")],
+    "text": "3",
+    "number": 3,
+    "fraction": 0.3,
+    **CHOICES,
+}
 
 
 def parser_of(stage: str) -> argparse.ArgumentParser:

@@ -33,7 +33,7 @@ HOSTED = {
 }
 
 FIRST = {"run": "ppo", "temperature": 1.0}
-TRAINERS = "pretrain sft preferred_ft dpo dpo_with_samples reward_model gold_reward_model ppo"
+TRAINERS = "pretrain sft preferred_ft dpo_with_samples reward_model gold_reward_model ppo_with_samples"
 SAMPLERS = "sample candidates pair_samples ceiling_samples"
 RUNS = "dpo_0.1 ppo_6 ppo_gt_6 ppo_gt_trl_6 unlikelihood_1 preferred_ft_0"
 EVERY_RUN = " ".join(f"frontier_run:{run}" for run in RUNS.split())
@@ -44,9 +44,9 @@ ENDPOINT = "api_key_env|concurrency|requests_per_minute|timeout|max_retries|budg
 # rule and, where it makes one of several, by its table, run or judge. It is a job of the key's task, unless another is named.
 READ_BY = {
     r"compute\.activation_checkpointing": f"{TRAINERS} {EVERY_RUN}",
-    r"compute\.dtype": f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n",
+    r"compute\.dtype": f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations",
     r"compute\.token_budget": (
-        f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n other_judge:gold judge_items:gold"
+        f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations other_judge:gold judge_items:gold"
     ),
     # What a job is given does not change what it makes.
     r"compute\.(threads|gpus|mem_mb|runtime|hardware\..*)": "",
@@ -77,7 +77,10 @@ READ_BY = {
     r".*\.(base|sft|true_reward)\.(path|name|revision)": "",
     # Trainers.
     r"tasks\.hh\.gold_reward_model\..*": "",  # no judge of hh is one
-    r"tasks\.hh\.dpo\..*|tasks\.hh\.by_step\..*": "dpo_with_samples",
+    r"tasks\.(?:hh|tldr)\.(dpo|ppo)\.(?:beta|kl_target|seed)": r"\1_with_samples evaluations",
+    r"tasks\.(?:hh|tldr)\.(dpo|ppo)\..*": r"\1_with_samples",
+    r"tasks\.hh\.by_step\..*": "dpo_with_samples",
+    r"tasks\.tldr\.by_step\..*": "dpo_with_samples ppo_with_samples",
     r"tasks\.imdb\.preferred_ft\.seed": "",  # the runs name theirs
     r"tasks\.imdb\.(dpo|unlikelihood|preferred_ft|ppo|ppo_gt|ppo_gt_trl)\.(?!adapter).*": r"frontier_run:\1",
     r"tasks\.imdb\.runs\.([a-z_]+_[0-9.]+)\.(?!method).*": r"frontier_run:\1",
@@ -85,17 +88,20 @@ READ_BY = {
     r".*\.gold_reward_model\.keep": "",  # always the last
     r"tasks\.[a-z]+\.(pretrain|sft|preferred_ft|dpo|reward_model|gold_reward_model|ppo)\.(?!source).*": r"\1",
     # Sampling.
-    r"tasks\.tldr\.(sampling\..*|evaluation\.(validation|test)_prompts)": "sample candidates",
-    r"tasks\.hh\.(sampling\.temperatures|evaluation\.validation_prompts)": "sample candidates",
-    # DPO by step is sampled on test prompts, as everything else is.
-    r"tasks\.hh\.(sampling\..*|evaluation\.test_prompts)": "sample candidates dpo_with_samples",
+    r"tasks\.(hh|tldr)\.(sampling\.temperatures|evaluation\.validation_prompts)": "sample candidates",
+    # What is sampled by step is so on test prompts, as everything else is.
+    r"tasks\.hh\.evaluation\.test_prompts": "sample candidates dpo_with_samples",
+    r"tasks\.tldr\.evaluation\.test_prompts": "sample candidates dpo_with_samples ppo_with_samples",
+    r"tasks\.hh\.sampling\..*": "sample candidates ceiling_samples dpo_with_samples",
+    r"tasks\.tldr\.sampling\..*": "sample candidates ceiling_samples dpo_with_samples ppo_with_samples",
     r"tasks\.cnndm\.(sampling\..*|evaluation\.(validation|test)_prompts)": "sample",
     r".*\.best_of_n\.n": "candidates",
     r".*\.best_of_n\.curve": "best_of_n_curve",
     r".*\.best_of_n\.subsets": "",  # every candidate is judged where that is free
     r".*\.pairs\..*": "pair_samples",
-    r".*\.ceiling\.(prompts|samples)": "ceiling_samples",
-    r".*\.ceiling\..*": "optimal_frontier",
+    r".*\.(ceiling|frontier)\.(prompts|samples)": "ceiling_samples",
+    r".*\.frontier\.(bootstrap|at_kl)": "dominance",
+    r".*\.(ceiling|frontier)\..*": "optimal_frontier",
     # Judges.
     r"tasks\.tldr\.other_judges\.hosted\.repeat": "other_judge:hosted judge_items:hosted",
     r".*judge.*\.repeat": "",  # only a chat judge judges some pairs once more
@@ -110,6 +116,7 @@ READ_BY = {
     r".*\.human\..*": "human_study",
     # Tables.
     r"tasks\.imdb\.words\.title": "frontier_figure",
+    r"tasks\.(tldr|hh)\.words\.title": "summary frontier_figure",
     r".*\.words\..*": "summary",
     r"tasks\.tldr\.evaluation\.against": "judge judge_candidates other_judge:gold other_judge:hosted examples paper",
     r"tasks\.hh\.evaluation\.against": "judge judge_candidates examples paper",
@@ -117,8 +124,10 @@ READ_BY = {
     r".*\.runs\.best_of_4\.n": "best_of_n win_rates compute best_of_n_curve",
     r".*\.evaluation\.opponents": "win_rates",
     r".*\.evaluation\.(examples|example_characters)": "examples",
-    r"tasks\.tldr\.evaluation\.confidence": "win_rates best_of_n_curve judge_agreement human_agreement",
-    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step",
+    r"tasks\.tldr\.evaluation\.confidence": (
+        "win_rates best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance"
+    ),
+    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step dominance",
     r"tasks\.cnndm\.evaluation\.confidence": "win_rates",
     r"tasks\.imdb\.evaluation\.(confidence|bootstrap|at_kl)": "dominance",
     r"tasks\.imdb\.evaluation\.(max_new_tokens|seed)": f"{EVERY_RUN} ceiling_samples",
@@ -135,12 +144,13 @@ OF_NO_RESULT = {
 }
 # What decides which jobs there are: see `GRAPHS`.
 OF_THE_GRAPH = re.compile(
-    r"seeds|.*\.(reference|models_of|form|source|kind|method|matchups)|tasks\.[a-z]+\.(by_step\.)?runs(\.[a-z_]+(_[0-9.]+)?)?|.*\.hosted\.chat\.model"
+    r"seeds|.*\.(frontier\.reward|reference|models_of|form|source|kind|method|matchups)|tasks\.[a-z]+\.(by_step\.)?runs(\.[a-z_]+(_[0-9.]+)?)?|.*\.hosted\.chat\.model"
 )
 GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
     "a run less": (
         {"tldr": {"runs": {"ppo": None}, "human": None}},
-        "win_rates examples training_figure judge_agreement compute paper all win_rates@cnndm examples@cnndm",
+        "win_rates examples training_figure judge_agreement compute paper all win_rates@cnndm examples@cnndm"
+        " win_rate_by_step frontier dominance",
     ),
     "a run more": (
         {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}},
@@ -286,7 +296,7 @@ def test_other_jobs_run_with_what_reads_them(rules: Rules, jobs: dict[Name, Job]
 
 # What every stage that trains or samples reads, and tables over seeds.
 SEEDED = (
-    "sft preferred_ft dpo dpo_with_samples reward_model ppo sample candidates pair_samples"
+    "sft preferred_ft dpo_with_samples ppo_with_samples reward_model sample candidates pair_samples ceiling_samples evaluations"
     f" {EVERY_RUN.removesuffix(PREFERRED_FT).strip()}"
 )
 OVER_SEEDS = "win_rates win_rate_by_step frontier dominance judge_agreement"
@@ -320,7 +330,7 @@ def changed(rules: Rules, jobs: dict[Name, Job], path: str, value: Any) -> set[s
 def test_test_prompts_train_nothing(rules: Rules, jobs: dict[Name, Job]) -> None:
     """By step DPO is sampled on test prompts while it trains, and a run of the sweep is evaluated on them."""
     for task, key, trained in (
-        ("tldr", "test_prompts", set()),
+        ("tldr", "test_prompts", {"dpo_with_samples", "ppo_with_samples"}),
         ("hh", "test_prompts", {"dpo_with_samples"}),
         ("imdb", "test", set(EVERY_RUN.split())),
         ("tldr", "gold_pairs", {"gold_reward_model"}),
@@ -347,6 +357,7 @@ def test_what_is_brought_may_move_and_not_change(rules: Rules, jobs: dict[Name, 
         "judge": {"kind": "chat", "chat": {**HOSTED["chat"], "prompt": str(copied)}},
         "data": {"source": "files", "posts": [str(posts)], "comparisons": [str(posts)], "gold_fraction": 0.5},
         "human": None,
+        "frontier": None,
     }
     config = overlaid(rules.config, {"tldr": tldr})
 

@@ -40,6 +40,7 @@ STAGES = {
     "ppo": ("prefopt.training.ppo", "PPO against the reward model"),
     "frontier_run": ("prefopt.training.frontier_run", "one run of the sentiment sweep, evaluated as it trains"),
     "sample": ("prefopt.generation.sample", "completions of a policy"),
+    "evaluations": ("prefopt.generation.evaluations", "true reward and KL of what a run wrote while it trained"),
     "score": ("prefopt.generation.score", "rewards of completions"),
     "best_of_n": ("prefopt.generation.best_of_n", "the best of n candidates"),
     "subsets": ("prefopt.generation.subsets", "the candidates that a paid judge sees"),

@@ -321,8 +321,12 @@ def summaries_of_curves(wildcards):
 
 
 def true_reward_files(wildcards):
-    """The model that is the true reward of reviews; nothing where it is a rule."""
-    if config["tasks"][wildcards.task]["true_reward"]["source"] == "rule":
+    """The model that is the true reward of a task with a frontier; nothing where a program is."""
+    section = config["tasks"][wildcards.task]
+    if "true_reward" not in section:
+        learned = f"results/models/{wildcards.task}/gold_reward_model"
+        return {"true_reward_model": learned} if section["frontier"]["reward"] == "gold_reward_model" else {}
+    if section["true_reward"]["source"] == "rule":
         return {}
     return {"true_reward_model": targets.model_folder(config, wildcards.task, "true_reward", SHIPPED_BASE)}
 
@@ -335,11 +339,11 @@ def reward_files(wildcards):
 
 
 def runs_of_sweep(wildcards):
-    """The evaluations of each run of the sweep, for each seed."""
+    """The evaluations of each run of a frontier, for each seed."""
     return [
         f"results/{seed}frontier/{wildcards.task}/{run}.parquet"
         for seed in runs.seeds(config)
-        for run in runs.runs(config, wildcards.task)
+        for run in targets.measured(config, wildcards.task)
     ]
 
 

@@ -1,4 +1,7 @@
-# Reward against KL: the runs of the sweep, the optimal frontier, who dominates whom, the figure.
+# Reward against KL: the runs of the sweep, or what other runs wrote while they trained; the optimal frontier, who
+# dominates whom, the figure.
+
+with_frontier = [task for task, section in config["tasks"].items() if targets.measures_frontier(section)]
 
 
 rule frontier_run:
@@ -39,6 +42,40 @@ rule frontier_run:
         )
 
 
+# Of a task with win rates: what was sampled while a run trained.
+rule evaluations:
+    input:
+        unpack(made(true_reward_files)),
+        reference=model_files("reference"),
+        samples="results/{seed}samples/{task}/{run}_by_step.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        "results/{seed}frontier/{task}/{run}.parquet",
+    log:
+        "logs/{seed}{task}/evaluations_{run}.log",
+    benchmark:
+        "logs/benchmarks/{seed}{task}/evaluations_{run}.jsonl"
+    wildcard_constraints:
+        task=one_of([task for task in targets.tasks_of(config, "comparison") if targets.measured(config, task)]),
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **model_needs("evaluations"),
+    params:
+        **model("reference", "reference"),
+        **recipe_params(
+            lambda wildcards: stage_recipes.evaluations_recipe(seeded(wildcards), wildcards.task, wildcards.run)
+        ),
+        true_reward=arguments_of(true_reward_files),
+        code=fingerprint("prefopt.generation.evaluations"),
+    shell:
+        model_stage(
+            "evaluations --samples {input.samples} --prompts {input.prompts} --reference-model {params.reference}"
+            " {params.true_reward} --recipe {params.recipe} --out {output}"
+        )
+
+
 rule optimal_frontier:
     input:
         scores=ceiling_scores,
@@ -46,7 +83,7 @@ rule optimal_frontier:
         report(
             "results/{task}_ceiling.csv",
             caption="../report/ceiling.rst",
-            category="Sentiment frontier",
+            category="Frontier",
             labels={"task": "{task}", "what": "optimal frontier"},
         ),
     log:
@@ -54,7 +91,7 @@ rule optimal_frontier:
     benchmark:
         "logs/benchmarks/{task}/optimal_frontier.jsonl"
     wildcard_constraints:
-        task=one_of(targets.tasks_of(config, "frontier")),
+        task=one_of(with_frontier),
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -76,7 +113,7 @@ rule frontier:
         report(
             "results/{task}_frontier.csv",
             caption="../report/frontier.rst",
-            category="Sentiment frontier",
+            category="Frontier",
             labels={"task": "{task}", "what": "every checkpoint of every run"},
         ),
     log:
@@ -84,7 +121,7 @@ rule frontier:
     benchmark:
         "logs/benchmarks/{task}/frontier.jsonl"
     wildcard_constraints:
-        task=one_of(targets.tasks_of(config, "frontier")),
+        task=one_of(with_frontier),
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -107,7 +144,7 @@ rule dominance:
         report(
             "results/{task}_dominance.csv",
             caption="../report/dominance.rst",
-            category="Sentiment frontier",
+            category="Frontier",
             labels={"task": "{task}", "what": "which method dominates"},
         ),
     log:
@@ -115,7 +152,7 @@ rule dominance:
     benchmark:
         "logs/benchmarks/{task}/dominance.jsonl"
     wildcard_constraints:
-        task=one_of(targets.tasks_of(config, "frontier")),
+        task=one_of(with_frontier),
     conda:
         "../../envs/analysis.yaml"
     threads: 1
@@ -137,7 +174,7 @@ rule frontier_figure:
         svg=report(
             "results/{task}_frontier.svg",
             caption="../report/frontier.rst",
-            category="Sentiment frontier",
+            category="Frontier",
             labels={"task": "{task}", "what": "figure"},
         ),
         png="results/{task}_frontier.png",
@@ -146,7 +183,7 @@ rule frontier_figure:
     benchmark:
         "logs/benchmarks/{task}/frontier_figure.jsonl"
     wildcard_constraints:
-        task=one_of(targets.tasks_of(config, "frontier")),
+        task=one_of(with_frontier),
     conda:
         "../../envs/analysis.yaml"
     threads: 1

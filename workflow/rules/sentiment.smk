@@ -87,7 +87,7 @@ rule pair_samples:
 # Many completions of each test prefix, from which the optimal frontier is estimated.
 use rule pair_samples as ceiling_samples with:
     input:
-        model=model_files("sft"),
+        model=model_files("reference"),
         prompts="results/data/{task}/prompts.parquet",
     output:
         shard_table("sampling", "results/{seed}ceiling/{task}_samples.parquet"),
@@ -95,10 +95,12 @@ use rule pair_samples as ceiling_samples with:
         of_shard("sampling", "logs/{seed}{task}/ceiling_samples.log"),
     benchmark:
         of_shard("sampling", "logs/benchmarks/{seed}{task}/ceiling_samples.jsonl")
+    wildcard_constraints:
+        task=one_of(with_frontier),
     resources:
         **model_needs("ceiling_samples"),
     params:
-        **model("sft"),
+        **model("reference"),
         **recipe("ceiling_samples"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.sample"),
@@ -116,7 +118,7 @@ rule true_rewards:
     benchmark:
         of_shard("scoring", "logs/benchmarks/{seed}{task}/true_rewards_{purpose}.jsonl")
     wildcard_constraints:
-        task=one_of(targets.tasks_of(config, "frontier")),
+        task=one_of(with_frontier),
         purpose="pairs|ceiling",
     conda:
         "../../envs/model.yaml"
@@ -175,7 +177,7 @@ rule classifier:
         table=report(
             "results/{task}_classifier.csv",
             caption="../report/classifier.rst",
-            category="Sentiment frontier",
+            category="Frontier",
             labels={
                 "task": "{task}",
                 "what": "accuracy and calibration of the true reward",

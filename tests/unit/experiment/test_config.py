@@ -461,6 +461,7 @@ INHERITED: typing.Final = (
     "tasks.*.words.*",
     "tasks.*.form",
     "tasks.*.evaluation.opponents",  # null: the paper's
+    "tasks.*.evaluation.against",  # null: the reference texts
     "tasks.hh.by_step.runs",  # null: DPO
     "tasks.tldr.reference",
     "tasks.*.data.posts",  # empty: the source is the hub
@@ -523,7 +524,7 @@ def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:
     for task in ("tldr", "hh", "cnndm"):
         paths = [path for path, _ in leaves(read("files.yaml")) if path.startswith(f"tasks.{task}.")]
         keys = {path.removeprefix(f"tasks.{task}.") for path in paths if ".data." not in path}
-        judged = {"judge.kind", "other_judges.gold", "human.matchups", "human.simulated_raters"}
+        judged = {"judge.kind", "other_judges.gold", "human.matchups", "human.simulated_raters", "by_step", "frontier"}
         for_a_base_from_scratch = {key for key in keys if key.startswith("pretrain.")}
         changed = {key.rpartition(".")[2] for key in keys - for_a_base_from_scratch - judged}
         assert changed <= (sizes if task == "tldr" else sizes | fewer)
@@ -677,9 +678,11 @@ def test_what_belongs_to_embedded_records_falls_away_where_there_are_others(
     assert tldr["human"]["simulated_raters"] is None and len(tldr["human"]["matchups"]) == 3
     assert tldr["other_judges"] == {}
     assert [record.getMessage().partition(" falls away")[0] for record in caplog.records] == [
+        "tasks.tldr.frontier",
         "tasks.tldr.human.simulated_raters",
         "tasks.tldr.other_judges.gold",
     ]
+    assert "frontier" not in tldr and "by_step" in tldr
     caplog.clear()
     assert resolve(resolved) == resolved and not caplog.records
     # A judge of its own stays, one that knows embedded records alone does not.
@@ -715,3 +718,35 @@ def test_a_file_of_votes_with_braces_in_its_name_is_refused(tmp_path: Path, monk
     (votes / "tldr-r01 {1}.json").touch()
     (said,) = sentences(read("config.yaml"))
     assert said.startswith("tasks.tldr.human counts the file 'human/votes/tldr/tldr-r01 {1}.json', whose braces")
+
+
+@pytest.mark.parametrize(
+    ("tldr", "sentence"),
+    [
+        ({"by_step": None}, "by_step is missing; frontier measures what a run writes while it trains*"),
+        ({"by_step": {"temperatures": [0.7]}}, "by_step.temperatures lacks 1.0; with frontier it must hold it*"),
+        (
+            {"frontier": {"prompts": 500}},
+            "frontier.prompts is 500; allowed: at most evaluation.test_prompts, which is 192.",
+        ),
+        (
+            {"frontier": {"smallest_beta": 20}},
+            "frontier.smallest_beta is 20; allowed: less than frontier.largest_beta.",
+        ),
+        (
+            {"frontier": {"reward": "gold_reward_model"}, "gold_reward_model": None, "other_judges": {"gold": None}},
+            "gold_reward_model is missing; frontier.reward is 'gold_reward_model', which needs this section.",
+        ),
+        (
+            {
+                "frontier": {"reward": "gold_reward_model"},
+                "data": {"embedded": {"gold_pairs": 0}},
+                "other_judges": {"gold": None},
+            },
+            "data.embedded.gold_pairs is 0; with frontier.reward 'gold_reward_model' it must be at least 1.",
+        ),
+    ],
+)
+def test_a_frontier_has_what_it_is_made_of(tldr: dict[str, Any], sentence: str) -> None:
+    found = sentences(with_value("tasks.tldr", tldr))
+    assert any(fnmatch.fnmatchcase(line, f"tasks.tldr.{sentence}") for line in found), found

@@ -54,7 +54,13 @@ def test_what_a_trainer_reads(config: dict[str, Any]) -> None:
 
 
 def test_runs_that_are_sampled_while_they_train(config: dict[str, Any]) -> None:
-    assert targets.stepped(config, "hh") == ["dpo"] and targets.stepped(config, "tldr") == []
+    assert targets.stepped(config, "hh") == ["dpo"] and targets.stepped(config, "tldr") == ["dpo", "ppo"]
+    # Without a frontier, as in the paper's Fig. 3, DPO alone; a frontier is of what starts from the reference policy.
+    assert targets.stepped(resolve(with_value("tasks.tldr.frontier", None)), "tldr") == ["dpo"]
+    assert targets.stepped(resolve(with_value("tasks.tldr", {"frontier": None, "by_step": None})), "tldr") == []
+    every = resolve(with_value("tasks.tldr.by_step.runs", ["sft", "dpo"]))
+    assert targets.measured(every, "tldr") == ["dpo"] and targets.measured(config, "tldr") == ["dpo", "ppo"]
+    assert targets.measured(config, "cnndm") == [] and len(targets.measured(config, "imdb")) == 22
     by_step = {"runs": ["ppo", "sft"], "points": 2, "temperatures": [1.0]}
     assert targets.stepped(resolve(with_value("tasks.tldr.by_step", by_step)), "tldr") == ["ppo", "sft"]
 

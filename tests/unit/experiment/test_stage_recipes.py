@@ -124,6 +124,19 @@ OTHERS = {
 }
 
 
+# Those of a frontier, which any task may have.
+OF_A_FRONTIER = ("ceiling_samples", "true_rewards", "optimal_frontier", "dominance", "frontier_figure")
+
+
+@pytest.mark.parametrize("stage", OF_A_FRONTIER)
+def test_each_stage_of_a_frontier_accepts_the_recipe_of_a_task_with_win_rates(stage: str) -> None:
+    config = resolve(read("config.yaml"))
+    module = importlib.import_module(OTHERS["imdb"][stage])
+    own = next(value for name, value in vars(module).items() if name.endswith("Recipe") and isinstance(value, type))
+    text = recipe_json(config, "hh", stage)
+    assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(from_json(own, text))))
+
+
 @pytest.mark.parametrize(("task", "stage"), [(task, stage) for task in OTHERS for stage in OTHERS[task]])
 @pytest.mark.parametrize("overlay", [None, "paper.yaml"])
 def test_each_stage_of_the_other_tasks_accepts_its_recipe(task: str, stage: str, overlay: str | None) -> None:

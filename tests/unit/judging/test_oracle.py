@@ -5,9 +5,10 @@ import json
 import pytest
 
 from prefopt.data.synthetic import dialogue_world, dialogues, world
+from prefopt.data.synthetic.hidden import quality_score, well_formed
 from prefopt.errors import UserError
 from prefopt.judging.judge import Comparison, Verdict
-from prefopt.judging.oracle import OracleJudge, quality_score, well_formed
+from prefopt.judging.oracle import OracleJudge
 
 
 def test_a_prompt_without_facts_is_refused() -> None:

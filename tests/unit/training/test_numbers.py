@@ -327,7 +327,7 @@ def test_true_rewards_name_the_prompt(tmp_path: Path, monkeypatch: pytest.Monkey
         true_rewards, "load_true_reward", lambda **_: lambda texts: torch.tensor([0.5, 0.5, float("nan"), 0.5])
     )
     args = argparse.Namespace(samples=tmp_path / "samples.parquet", prompts=tmp_path / "prompts.parquet", shard=None)
-    args.recipe, args.true_reward_model = '{"kind": "rule", "max_length": 8, "batch_size": 2}', None
+    args.recipe, args.true_reward_model = '{"kind": "rule", "max_length": 8, "batch_size": 2, "token_budget": 9}', None
     args.out = tmp_path / "scores.parquet"
     with pytest.raises(UserError, match=r"^A sample's true reward is nan for p1: "):
         true_rewards.run(args)

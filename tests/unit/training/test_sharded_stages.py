@@ -156,7 +156,7 @@ def test_scores(prompts: Path, scorer: Path, samples: Path, tmp_path: Path, read
 
 
 def test_true_rewards(prompts: Path, samples: Path, tmp_path: Path) -> None:
-    recipe = json.dumps({"kind": "rule", "max_length": 64, "batch_size": 8})
+    recipe = json.dumps({"kind": "rule", "max_length": 64, "batch_size": 8, "token_budget": 99})
     command = ["true_rewards", "--prompts", str(prompts), "--samples", str(samples), "--recipe", recipe]
     whole = run(command, tmp_path / "whole.parquet")
     for count in (2, 5):

@@ -40,6 +40,19 @@ _ROOM = 1.5
 _SMALLEST, _LARGEST = 3.0, 7.5
 _MIDDLE = 5.0  # where there is nothing to tell apart
 
+# What the true reward is, and how its axis is called.
+_REWARDS = {
+    "rule": "a rule that knows how the reviews are meant",
+    "classifier": "a classifier of sentiment",
+    "oracle": "the quality that is hidden in the records' facts",
+    "gold_reward_model": "a reward model from pairs that no run has seen",
+}
+_AXES = {
+    **dict.fromkeys(("rule", "classifier"), "true reward, P(positive)"),
+    "oracle": "true reward, hidden quality",
+    "gold_reward_model": "true reward, score of the gold reward model",
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrontierFigureRecipe:
@@ -48,7 +61,7 @@ class FrontierFigureRecipe:
     task: str
     title: str  # for a reader
     written: str  # what a program wrote where the records are synthetic
-    true_reward: str  # rule or classifier
+    true_reward: str  # see `_REWARDS`
 
 
 def frontier_figure(
@@ -84,7 +97,7 @@ def frontier_figure(
         kind = " (synthetic records)" if summary["synthetic"] else ""
         axes.set_title(f"{recipe.title}: true reward against KL{kind}", loc="left", fontweight="bold")
         axes.set_xlabel("KL to the reference policy, nats per completion")
-        axes.set_ylabel("Mean true reward, P(positive)")
+        axes.set_ylabel(f"Mean {_AXES[recipe.true_reward]}")
         figure.legend(
             *(handles, labels),
             loc="outside right center",
@@ -192,7 +205,6 @@ def _label(method: str, values: Sequence[float]) -> str:
 
 
 def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any], outside: int) -> str:
-    reward = {"rule": "a rule that knows how the reviews are meant", "classifier": "a classifier of sentiment"}
     per_prompt, seeds = table["samples"] / table["prompts"], table["seed"].nunique()
     frontier = "frontier, its bars 95% intervals over prompts"
     if seeds > 1:
@@ -200,7 +212,7 @@ def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[st
             f"mean frontier over {seeds} seeds, its bands 95% intervals over prompts and seeds, and thin each seed's"
         )
     parts = [
-        f"True reward: {reward.get(recipe.true_reward, recipe.true_reward)}. {prompts_note(table['prompts'].tolist())}",
+        f"True reward: {_REWARDS[recipe.true_reward]}. {prompts_note(table['prompts'].tolist())}",
         f"{per_prompt.max():g} completion{'s' if per_prompt.max() > 1 else ''} of each. Lines and full colours: each method's "
         f"{frontier}; faint: its other checkpoints. Markers grow with the freedom of the "
         f"run, in the legend's order; the smallest KL is the reference policy.",
@@ -208,7 +220,8 @@ def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[st
     if outside:
         parts.append(f"{outside} checkpoint{'s lie' if outside > 1 else ' lies'} beyond the right edge.")
     facts = {**summary, "task": recipe.task, "title": recipe.title, "written": recipe.written}
-    return " ".join([*parts, *data_notes([facts], {recipe.task: recipe.true_reward})])
+    program = {"oracle": "rule"}.get(recipe.true_reward, recipe.true_reward)
+    return " ".join([*parts, *data_notes([facts], {recipe.task: program})])
 
 
 def right_edge(ends: Sequence[float]) -> float:

@@ -63,9 +63,17 @@ def leave_out_embedded(section: Config) -> list[str]:
         A sentence for each thing that is left out.
     """
     source = section["data"]["source"]
+    if source == "embedded" and section.get("frontier", {}).get("reward", "") is None:
+        section["frontier"]["reward"] = "oracle"
     if source == "embedded" or targets.kind(section) == "frontier":
         return []
     left_out = []
+    if section.get("frontier", {}).get("reward", "") is None:
+        del section["frontier"]
+        left_out.append(
+            f"frontier falls away with data.source {source!r}: name its reward, gold_reward_model, to have one from pairs "
+            f"that are set aside."
+        )
     if section.get("human", {}).get("simulated_raters") is not None:
         section["human"]["simulated_raters"] = None
         left_out.append(
@@ -149,12 +157,7 @@ def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
             f"allowed here: reward_model, chat, recorded or human."
         )
     if kind == "reward_model" and targets.kind(section) == "comparison":
-        if data["source"] == "embedded":
-            for size in ("gold_pairs", "gold_test_pairs"):
-                if data["embedded"][size] == 0:
-                    yield f"data.embedded.{size} is 0; with {key}.kind 'reward_model' it must be at least 1."
-        elif data["gold_fraction"] == 0:
-            yield f"data.gold_fraction is 0; with {key}.kind 'reward_model' it must be above 0, e.g. 0.5."
+        yield from _check_gold(data, f"{key}.kind 'reward_model'")
     if kind in ("chat", "recorded"):
         if "chat" not in judge:
             yield f"{key}.chat is missing; {key}.kind is {kind!r}, which needs this section."
@@ -174,6 +177,16 @@ def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
                 f"{key}.chat.prompt is {judge['chat']['prompt']!r}; allowed: "
                 f"{', '.join(sorted(path.stem for path in targets.PROMPTS.glob('*.txt')))}, or the path of a file."
             )
+
+
+def _check_gold(data: Config, reason: str) -> Iterator[str]:
+    """There are pairs for the gold reward model."""
+    if data["source"] == "embedded":
+        for size in ("gold_pairs", "gold_test_pairs"):
+            if data["embedded"][size] == 0:
+                yield f"data.embedded.{size} is 0; with {reason} it must be at least 1."
+    elif data["gold_fraction"] == 0:
+        yield f"data.gold_fraction is 0; with {reason} it must be above 0, e.g. 0.5."
 
 
 def _check_human(section: Config, task: str) -> Iterator[str]:
@@ -208,6 +221,8 @@ def _check_sections(section: Config, task: str) -> Iterator[str]:
             needed.setdefault(values["method"], f"the run {run!r} is of this method")
     if "reward_model" in targets.judge_kinds(section):
         needed["gold_reward_model"] = "a judge's kind is 'reward_model'"
+    elif targets.learns_gold(section):
+        needed["gold_reward_model"] = "frontier.reward is 'gold_reward_model'"
     for name, reason in needed.items():
         if name not in section and name in (*METHODS, "reward_model", "gold_reward_model"):
             yield f"{name} is missing; {reason}, which needs this section."
@@ -397,11 +412,32 @@ def _check_sizes(section: Config, task: str) -> Iterator[str]:
 
 
 def _check_ceiling(section: Config, task: str) -> Iterator[str]:
-    prompts, evaluated = section["ceiling"]["prompts"], section["evaluation"]["prompts"]
-    if prompts > evaluated:
-        yield f"ceiling.prompts is {prompts}; allowed: at most evaluation.prompts, which is {evaluated}."
-    if section["ceiling"]["smallest_beta"] >= section["ceiling"]["largest_beta"]:
-        yield f"ceiling.smallest_beta is {section['ceiling']['smallest_beta']:g}; allowed: less than ceiling.largest_beta."
+    name, evaluated = ("ceiling", "prompts") if "ceiling" in section else ("frontier", "test_prompts")
+    if name not in section:
+        return
+    values, limit = section[name], section["evaluation"][evaluated]
+    if values["prompts"] > limit:
+        yield f"{name}.prompts is {values['prompts']}; allowed: at most evaluation.{evaluated}, which is {limit}."
+    if values["smallest_beta"] >= values["largest_beta"]:
+        yield f"{name}.smallest_beta is {values['smallest_beta']:g}; allowed: less than {name}.largest_beta."
+
+
+def _check_frontier(section: Config, task: str) -> Iterator[str]:
+    """A frontier is of runs that are sampled at temperature 1 while they train, by a reward that there is."""
+    if "frontier" not in section:
+        return
+    if "by_step" not in section:
+        yield "by_step is missing; frontier measures what a run writes while it trains, which this section asks for."
+    elif 1.0 not in section["by_step"]["temperatures"]:
+        yield "by_step.temperatures lacks 1.0; with frontier it must hold it, since a KL is told at temperature 1."
+    reward, data = section["frontier"]["reward"], section["data"]
+    if reward == "oracle" and data["source"] != "embedded":
+        yield (
+            f"frontier.reward is 'oracle', which needs data.source 'embedded' and not {data['source']!r}; allowed here: "
+            f"gold_reward_model."
+        )
+    if reward == "gold_reward_model" and "reward_model" not in targets.judge_kinds(section):
+        yield from _check_gold(data, "frontier.reward 'gold_reward_model'")
 
 
 def _check_true_reward(section: Config, task: str) -> Iterator[str]:
@@ -423,6 +459,8 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_names,
         _check_comparison,
         _check_against,
+        _check_ceiling,
+        _check_frontier,
         _check_values,
         _check_lengths,
         _check_models,

@@ -74,7 +74,7 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
             **_engine(config),
             **{key: evaluation[key] for key in ("prompts", "samples_per_prompt", "max_new_tokens", "seed")},
         },
-        "reward": _true_reward(section),
+        "reward": _review_reward(section),
     }
 
 
@@ -104,7 +104,8 @@ _OF_SOURCE = {
 
 # What a judge or a true reward of some kind does not read.
 _NOT_READ = {
-    "rule": ("max_length", "batch_size"),
+    "rule": ("max_length", "batch_size", "token_budget"),
+    "classifier": ("token_budget",),
     **dict.fromkeys(("oracle", "recorded", "human"), ("token_budget",)),
     # Where replies are kept is where a recorded judge reads them.
     "chat": ("token_budget", "store"),
@@ -259,10 +260,45 @@ def _curve(config: Config, task: str) -> list[int]:
     return sorted({n for n in best_of_n["curve"] if n <= best_of_n["n"]} | set(runs.choices(config, task).values()))
 
 
-def _true_reward(section: Config) -> Config:
+def _review_reward(section: Config) -> Config:
     source = section["true_reward"]["source"]
     shared = {key: section["true_reward"][key] for key in ("max_length", "batch_size")}
     return {"kind": "rule" if source == "rule" else "classifier", **shared}
+
+
+def _true_reward(config: Config, section: Config) -> Config:
+    """What no run has learned from: of reviews their rule or classifier, else what `frontier` names."""
+    others = {"max_length": 0, "batch_size": 0, "token_budget": config["compute"]["token_budget"]}
+    own = _review_reward(section) if "true_reward" in section else {"kind": section["frontier"]["reward"]}
+    return {**others, **own}
+
+
+def _frontier(section: Config) -> Config:
+    """Values of the optimal frontier, of dominance, and of how the reference policy is sampled for them."""
+    if "ceiling" not in section:
+        sampled = {key: section["sampling"][key] for key in ("max_new_tokens", "stop", "seed")}
+        return {**section["frontier"], **sampled}
+    sampled = {key: section["evaluation"][key] for key in ("max_new_tokens", "seed", "bootstrap", "at_kl")}
+    return {**section["ceiling"], **sampled, "stop": []}
+
+
+def evaluations_recipe(config: Config, task: str, run: str) -> Config:
+    """The values with which the samples of a run that were drawn while it trained are read.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        run: one of `targets.measured`.
+    """
+    method, values = runs.entry(config, task, run), runs.values(config, task, run)
+    return {
+        **_engine(config),
+        "run": run,
+        "method": runs.method(config, task, run),
+        "seed": _seed(config, values),
+        "conservativeness": values[method.varies] if method.varies else None,
+        "reward": _true_reward(config, config["tasks"][task]),
+    }
 
 
 def _sampling(config: Config, task: Config, **others: Any) -> Config:
@@ -342,33 +378,33 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "ceiling_samples": lambda config, task, name: {
         **_engine(config),
         "temperatures": [1.0],
-        "stop": [],
-        "n": task["ceiling"]["samples"],
-        "max_new_tokens": task["evaluation"]["max_new_tokens"],
+        "stop": _frontier(task)["stop"],
+        "n": _frontier(task)["samples"],
+        "max_new_tokens": _frontier(task)["max_new_tokens"],
         "train_prompts": 0,
         "validation_prompts": 0,
-        "test_prompts": task["ceiling"]["prompts"],
-        "seed": task["evaluation"]["seed"],
+        "test_prompts": _frontier(task)["prompts"],
+        "seed": _seed(config, _frontier(task)),
     },
-    "true_rewards": lambda config, task, name: _true_reward(task),
+    "true_rewards": lambda config, task, name: _true_reward(config, task),
     "classifier": lambda config, task, name: _training(config, task["classifier"]),
     "optimal_frontier": lambda config, task, name: {
-        key: task["ceiling"][key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
+        key: _frontier(task)[key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
     },
     "frontier": lambda config, task, name: {"seeds": config["seeds"]},
     "frontier_figure": lambda config, task, name: {
         "task": name,
         "title": task["words"]["title"],
         "written": TASKS[task["form"]].written,
-        "true_reward": _true_reward(task)["kind"],
+        "true_reward": _true_reward(config, task)["kind"],
     },
     "dominance": lambda config, task, name: {
         "methods": swept(),
         "seeds": config["seeds"],
         "confidence": task["evaluation"]["confidence"],
-        "bootstrap": task["evaluation"]["bootstrap"],
+        "bootstrap": _frontier(task)["bootstrap"],
         "seed": config["seeds"][0],
-        "at_kl": task["evaluation"]["at_kl"],
+        "at_kl": _frontier(task)["at_kl"],
     },
     "human_study": lambda config, task, name: {
         "task": name,

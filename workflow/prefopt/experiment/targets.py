@@ -62,6 +62,20 @@ def kind(section: Config) -> Literal["comparison", "transfer", "frontier"]:
     return "transfer" if "models_of" in section else "comparison"
 
 
+def measures_frontier(section: Config) -> bool:
+    """Whether reward against KL is measured: of a sweep, and where `frontier` asks for it."""
+    return kind(section) == "frontier" or "frontier" in section
+
+
+def measured(config: Config, task: str) -> list[str]:
+    """The runs of a task's frontier: all of a sweep; else those that start from the reference and are sampled by steps."""
+    if kind(config["tasks"][task]) == "frontier":
+        return runs(config, task)
+    if "frontier" not in config["tasks"][task]:
+        return []
+    return [run for run in stepped(config, task) if entry(config, task, run).starts_from == "reference"]
+
+
 def tasks_of(config: Config, *kinds: str) -> list[str]:
     """Names of the tasks of these kinds, in the config's order."""
     return [task for task, section in config["tasks"].items() if kind(section) in kinds]
@@ -119,7 +133,7 @@ def trainers(config: Config, task: str) -> list[str]:
         *(name for name in own if name not in rewarded),
         *(["reward_model"] if learned else []),
         *rewarded,
-        *(["gold_reward_model"] if "reward_model" in judge_kinds(section) else []),
+        *(["gold_reward_model"] if learns_gold(section) else []),
         *(["classifier"] if section.get("true_reward", {}).get("source") == "classifier" else []),
     ]
 
@@ -151,6 +165,11 @@ def judge_kinds(section: Config) -> set[str]:
     """Kinds of all the judges of a task; a sweep has none."""
     own = [section["judge"]] if "judge" in section else []
     return {judge["kind"] for judge in [*own, *section.get("other_judges", {}).values()]}
+
+
+def learns_gold(section: Config) -> bool:
+    """Whether a task needs the gold reward model: as a judge, or as the reward of its frontier."""
+    return "reward_model" in judge_kinds(section) or section.get("frontier", {}).get("reward") == "gold_reward_model"
 
 
 def judge_prompt(judge: Config) -> Path:
@@ -271,7 +290,15 @@ def stepped(config: Config, task: str) -> list[str]:
     if by_step is None:
         return []
     given: list[str] | None = by_step["runs"]
-    return [run for run in runs(config, task) if method(config, task, run) == "dpo"] if given is None else given
+    if given is not None:
+        return given
+    moving = "frontier" in config["tasks"][task]
+
+    def by_default(run: str) -> bool:
+        one = entry(config, task, run)
+        return method(config, task, run) == "dpo" or (moving and bool(one.trainer) and one.starts_from == "reference")
+
+    return [run for run in runs(config, task) if by_default(run)]
 
 
 def compute_files(config: Config) -> dict[str, list[str]]:
@@ -317,12 +344,15 @@ def result_files(config: Config) -> list[str]:
     files += study_files(config)
     files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
     for task, section in config["tasks"].items():
-        if kind(section) == "frontier":
+        if measures_frontier(section):
             files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance")]
             files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png")]
             files += [
-                f"results/{seed}frontier/{task}/{run}.parquet" for seed in seeds(config) for run in runs(config, task)
+                f"results/{seed}frontier/{task}/{run}.parquet"
+                for seed in seeds(config)
+                for run in measured(config, task)
             ]
+        if kind(section) == "frontier":
             files += [f"results/{task}_classifier.csv"] if "classifier" in trainers(config, task) else []
         else:
             files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]

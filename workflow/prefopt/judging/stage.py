@@ -10,11 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from prefopt.analysis.verdicts import read_verdicts, select_temperatures
+from prefopt.data.synthetic.hidden import well_formed
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.judging.judge import PROMPTS_AT_ONCE, Judge, OrderRule, Pair, judge_pairs
 from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
-from prefopt.judging.oracle import well_formed
 from prefopt.store.shards import add_shard_argument, parse_shard
 from prefopt.store.tables import SCHEMAS, read_table, write_table
 

@@ -74,9 +74,25 @@ def pair_samples(task: Task, stage: str, _: str | None = None) -> Estimate:
 
 def ceiling_samples(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The completions from which the optimal frontier is estimated."""
-    ceiling, new_tokens = task.section["ceiling"], task.section["evaluation"]["max_new_tokens"]
-    prompts, n = ceiling["prompts"], ceiling["samples"]
-    return _sampled(task, stage, "sft", n=n, temperatures=[1.0], prompts=prompts, new_tokens=new_tokens)
+    sweep = task.section.get("ceiling")
+    ceiling, longest = (sweep, "evaluation") if sweep else (task.section["frontier"], "sampling")
+    prompts, n, new_tokens = ceiling["prompts"], ceiling["samples"], task.section[longest]["max_new_tokens"]
+    return _sampled(task, stage, "reference", n=n, temperatures=[1.0], prompts=prompts, new_tokens=new_tokens)
+
+
+def evaluations(task: Task, stage: str, run: str | None = None) -> Estimate:
+    """The reference policy, and perhaps the gold reward model, on what a run wrote while it trained."""
+    engine, sampled = task.engine(stage), task.sampled(task.section["sampling"]["max_new_tokens"])
+    name, model = task.model("reference")
+    texts = task.section["evaluation"]["test_prompts"] * (task.section["by_step"]["points"] + 1)
+    parameters, rows = language_model_parameters(model), Rows(task.tokens["prompt"], (sampled,))
+    batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
+    resident, phases = [Resident(parameters, task.compute["dtype"])], [Phase(work.reading(model, rows, texts))]
+    if task.section["frontier"]["reward"] == "gold_reward_model":
+        _, scorer = task.model("base")
+        resident.append(Resident(scorer_parameters(scorer)))
+        phases.append(Phase(work.reading(scorer, rows, texts, 1)))
+    return Estimate(stage, name, parameters, engine.processes, memory.reading(resident, model, batch, engine), phases)
 
 
 def score(task: Task, stage: str, _: str | None = None) -> Estimate:
@@ -110,6 +126,10 @@ def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The true reward of all samples for pairs, and of those for the optimal frontier; a rule takes next to nothing."""
     section = task.section
     engine = dataclasses.replace(task.engine(stage), dtype="float32")
+    if "true_reward" not in section:
+        if section["frontier"]["reward"] == "oracle":
+            return Estimate(stage, "oracle", 0, engine.processes, {}, [])
+        return _scored(task, stage, "base", n=1, groups=section["frontier"]["prompts"] * section["frontier"]["samples"])
     if section["true_reward"]["source"] == "rule":
         return Estimate(stage, "rule", 0, engine.processes, {}, [])
     name, model = task.model("true_reward")

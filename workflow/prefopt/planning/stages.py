@@ -26,6 +26,7 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "candidates": samplers.candidates,
     "pair_samples": samplers.pair_samples,
     "ceiling_samples": samplers.ceiling_samples,
+    "evaluations": samplers.evaluations,
     "score": samplers.score,
     "judge": samplers.judge,
     "judge_candidates": samplers.judge,
@@ -71,11 +72,18 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
         return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
     stages = ["reference"] if targets.caches_reference(config, task) else []
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
+    stages += ["ceiling_samples", "true_rewards"] if targets.measured(config, task) else []
     return [
         *made,
         *(estimate(config, task, stage) for stage in stages),
         *(_renamed(estimate(config, task, "sample", run), f"sample {run}") for run in runs.policies(config, task)),
+        *(_renamed(estimate(config, task, "evaluations", run), f"evaluations {run}") for run in _read(config, task)),
     ]
+
+
+def _read(config: Config, task: str) -> list[str]:
+    """Runs of a task with win rates whose samples by step are read for its frontier."""
+    return targets.measured(config, task) if targets.kind(config["tasks"][task]) == "comparison" else []
 
 
 def _trained(config: Config, task: str, name: str) -> Estimate:

@@ -103,7 +103,7 @@ def counts(config: Config, task: str) -> Counts:
         pairs = {"train": made["pairs"], "validation": made["validation_pairs"]}
         gold = {"train": made["gold_pairs"], "test": made["gold_test_pairs"]}
         return Counts(demonstrations, pairs, gold, made["pretraining_documents"])
-    records = _records(section, task)
+    records = _records(section)
     shares, gold_share = section["data"]["splits"], section["data"]["gold_fraction"]
     comparisons = records.get("comparisons", 0) + records.get("preferences", 0)
     # Dialogues are demonstrations too, by their chosen answer.
@@ -125,7 +125,7 @@ def tokens(config: Config, task: str) -> dict[str, int]:
     """Mean tokens of a task's texts as far as its lengths allow: prompt, response, chosen, rejected, sampled, document."""
     section = config["tasks"][task]
     kind = "embedded" if section["data"]["source"] == "embedded" else "real"
-    mean: dict[str, int] = dict(assumptions()[task]["tokens"][kind])
+    mean: dict[str, int] = dict(assumptions()[section["form"]]["tokens"][kind])
     lengths = section["lengths"]
     longest_prompt = lengths.get("max_prompt_length", lengths.get("max_prefix"))
     room = lengths["max_length"] - longest_prompt
@@ -189,7 +189,7 @@ def _reviews(section: Config, task: str) -> tuple[dict[str, int], int]:
         made = data["embedded"]
         train = made["train"] + made["unlabelled"]
         return {"train": train, "validation": made["validation"], "test": made["test"]}, made["train"]
-    records = _records(section, task)
+    records = _records(section)
     found = {split: max(1, round(records["reviews"] * share)) for split, share in data["splits"].items()}
     labelled = found["train"]
     found["train"] += records.get("unlabelled", 0)
@@ -198,13 +198,13 @@ def _reviews(section: Config, task: str) -> tuple[dict[str, int], int]:
     return found, labelled
 
 
-def _records(section: Config, task: str) -> dict[str, int]:
+def _records(section: Config) -> dict[str, int]:
     """Records by kind, of a data set on the hub or by the size of files."""
     if section["data"]["source"] == "hub":
-        published: dict[str, int] = assumptions()[task]["hub"]
+        published: dict[str, int] = assumptions()[section["form"]]["hub"]
         return published
     found = {}
-    for kind, size in assumptions()[task]["bytes"].items():
+    for kind, size in assumptions()[section["form"]]["bytes"].items():
         files = [Path(path) for path in section["data"].get(kind, [])]
         # Text is some three times as long before compression.
         packed = sum(path.stat().st_size / (1 if path.suffix in (".gz", ".parquet") else 3) for path in files)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from prefopt.data.synthetic.hidden import quality_score
 from prefopt.experiment.recipes import from_json
 from prefopt.judging.human.study import read_key
-from prefopt.judging.oracle import quality_score
 from prefopt.store.files import atomic_directory, stable_hash
 from prefopt.store.tables import read_table
 
