@@ -15,9 +15,9 @@ import torch
 from prefopt.lm.sharding import recompute_activations
 from prefopt.lm.verify import use_engine
 from prefopt.runtime.usage import Usage
-from prefopt.training.dpo import DPORecipe, preference_examples
 from prefopt.training.loop import accumulate_gradients, epoch_batches
 from prefopt.training.optimization import build_optimizer
+from prefopt.training.preference import PreferenceRecipe, preference_examples
 from prefopt.training.reference import pair_logprobs, preference_rows
 
 LEARNING_RATE, BETA, CLIP = 1e-6, 0.1, 10.0
@@ -35,10 +35,9 @@ def ours(args: argparse.Namespace, pairs: list[common.Pair], order: list[list[in
     usage = Usage("reference", model.device, model.dtype)
     logps = pair_logprobs(model, preference_rows(frame), args.token_budget, usage, args.dtype)
     reference = start.read("reference_")
-    recipe = DPORecipe(
-        loss="sigmoid",
-        beta=BETA,
-        label_smoothing=0.0,
+    recipe = PreferenceRecipe(
+        objective="dpo",
+        values={"loss": "sigmoid", "beta": BETA, "label_smoothing": 0.0},
         epochs=1,
         batch_size=args.batch,
         learning_rate=LEARNING_RATE,

@@ -47,6 +47,7 @@ SHOWN_WEIGHTS = 3
 
 _LONG = {"epochs": 10, "evaluate_every": 1000, "checkpoint_every": 1000}
 _PPO = {"updates": 4, "evaluate_every": 1000, "checkpoint_every": 1000}
+_DPO = every_trainer.VALUES["dpo"]["values"]
 # Each trainer by the name of its stage in `every_trainer`, and what differs from there.
 _STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "pretrain": ("pretrain", {**_LONG, "epochs": 2}),
@@ -54,8 +55,8 @@ _STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "preferred_ft": ("preferred_ft", _LONG),
     "sft_adapter": ("adapter", _LONG),
     "dpo": ("dpo", _LONG),
-    "dpo_conservative": ("dpo", {**_LONG, "label_smoothing": 0.1}),
-    "dpo_ipo": ("dpo", {**_LONG, "loss": "ipo"}),
+    "dpo_conservative": ("dpo", {**_LONG, "values": {**_DPO, "label_smoothing": 0.1}}),
+    "dpo_ipo": ("dpo", {**_LONG, "values": {**_DPO, "loss": "ipo"}}),
     "reward_model": ("reward", _LONG),
     "classifier": ("classifier", _LONG),
     "ppo": ("ppo", {**_PPO, "keep": "last"}),
@@ -63,7 +64,7 @@ _STAGES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Methods that are trained in the sweep alone, which publishes evaluations and no weights.
 _RUNS: dict[str, dict[str, Any]] = {
-    "unlikelihood": {**TRAINING, **_LONG, "alpha": 0.5},
+    "unlikelihood": {**TRAINING, **_LONG, "objective": "unlikelihood", "values": {"alpha": 0.5}},
     "ppo_gt": {**every_trainer.VALUES["ppo"], **_PPO, "keep": "last", "kl_target": 3.0, "missing_eos_reward": None}
     | {"validation_prompts": 0},
 }
@@ -96,7 +97,7 @@ def _run_of_sweep(task: Task, method: str, trainer: dict[str, Any]) -> dict[str,
     tokenizer_hash = read_manifest(task.prompts)["tokenizer_hash"]
     write_table(path, "prompts", pd.concat([prompts, held_out]), tokenizer_hash=tokenizer_hash)
     ppo = method == "ppo_gt"
-    kinds = {"kind": "ppo" if ppo else method, "learned_reward": False, "models": 3 if ppo else 2}
+    kinds = {"kind": "ppo" if ppo else "preference", "learned_reward": False, "models": 3 if ppo else 2}
     recipe = {
         **kinds,
         **{"run": method, "method": method, "conservativeness": 0.5, "evaluation": _EVALUATION, "trainer": trainer},

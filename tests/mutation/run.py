@@ -1,7 +1,7 @@
 """Changes the meaning of a module in one place at a time and counts the changes that its tests notice.
 
     python tests/mutation/run.py objectives lm.kl --tests tests/unit/test_objectives.py tests/unit/lm
-    python tests/mutation/run.py training.dpo --sample 60
+    python tests/mutation/run.py training.preference --sample 60
 
 mutmut (`pip install 'mutmut>=3.8,<4'`) makes the changes. Those of what code only says (log lines, texts of errors), of
 what it says of all that it is given (`strict`, `encoding`), and those listed in `equivalent.yaml`, which change nothing

@@ -14,8 +14,8 @@ from torch import nn
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, save_model
-from prefopt.training.dpo import DPORecipe, preference_examples
 from prefopt.training.loop import accumulate_gradients
+from prefopt.training.preference import PreferenceRecipe, preference_examples
 from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
 
 trl = pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.[peers]'")
@@ -136,7 +136,9 @@ def test_loss_and_gradients_equal_trls(
             "rejected_ids": [torch.tensor(row.completions[1]).numpy() for row in rows],
         }
     )
-    recipe = DPORecipe(**TRAINING, loss=loss, beta=0.3, label_smoothing=smoothing)
+    recipe = PreferenceRecipe(
+        **TRAINING, objective="dpo", values={"loss": loss, "beta": 0.3, "label_smoothing": smoothing}
+    )
     examples = preference_examples(frame, table, recipe)
     figures = accumulate_gradients(ours, examples, range(len(rows)), recipe)
 

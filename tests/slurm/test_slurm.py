@@ -79,7 +79,7 @@ def test_a_failing_stage_is_tried_three_times_and_says_what_to_put_right(cluster
         output = run.output()
     assert [job["JobState"] for job in cluster.of_rule("dpo", after=last)] == ["FAILED"] * 3
     # Once for each attempt, and the same each time.
-    (said,) = {line for line in output.splitlines() if line.startswith("prefopt dpo: ")}
+    (said,) = {line for line in output.splitlines() if line.startswith("prefopt preference: ")}
     assert "results/logprobs/tldr/reference.parquet" in said and "Traceback" not in log_of_dpo(folder)
 
 
@@ -128,7 +128,7 @@ def test_the_orphan_of_a_killed_snakemake_and_its_successor_share_no_checkpoint(
         assert snakemake("--unlock", "--configfile", TINY, folder=folder).returncode == 0
         with running(cluster, folder, DPO, values=slow_dpo(ENDLESS)) as run:
             # The orphan has the checkpoints, and goes on with them.
-            run.wait_for_line(f"prefopt dpo: work/tldr/dpo/.* is {IN_USE}")
+            run.wait_for_line(f"prefopt preference: work/tldr/dpo/.* is {IN_USE}")
             wait_for_checkpoint(folder, after=time.time())
             # Cancelled it saves, and the successor's next attempt goes on from there.
             cluster.call("scancel", orphan["JobId"])

@@ -35,7 +35,7 @@ STAGES = {
     "true_rewards": ("prefopt.rewards.stage", "the true reward of completions"),
     "sampled_pairs": ("prefopt.data.sampled_pairs", "preferences among a policy's own completions"),
     "reference": ("prefopt.training.reference", "reference log-probabilities of all pairs"),
-    "dpo": ("prefopt.training.dpo", "direct preference optimization"),
+    "preference": ("prefopt.training.preference", "DPO and other objectives on fixed pairs"),
     "reward": ("prefopt.training.reward", "a reward model from pairs"),
     "ppo": ("prefopt.training.ppo", "PPO against the reward model"),
     "frontier_run": ("prefopt.training.frontier_run", "one run of the sentiment sweep, evaluated as it trains"),

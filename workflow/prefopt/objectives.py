@@ -6,9 +6,38 @@ or preference pairs; `T` completion tokens, right-padded, with a boolean `mask` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Pairs(NamedTuple):
+    """What an objective on preference pairs learns from; each of shape [n]."""
+
+    chosen_logp: Tensor  # float, log pi(y_w|x)
+    rejected_logp: Tensor
+    reference_chosen_logp: Tensor | None  # the same under the reference policy, where the objective has one
+    reference_rejected_logp: Tensor | None
+    chosen_lengths: Tensor  # int, tokens of a completion, EOS included
+    rejected_lengths: Tensor
+
+
+class PairLoss(NamedTuple):
+    """What an objective makes of pairs; each float [n]."""
+
+    losses: Tensor
+    chosen_reward: Tensor | None = None  # detached; None where the objective has no implicit reward
+    rejected_reward: Tensor | None = None
+
+
+class Objective(NamedTuple):
+    """A loss on pairs, whose further arguments are the values of its method, and what a batch's loss is a mean over."""
+
+    loss: Callable[..., PairLoss]
+    mean_over: Literal["pairs", "chosen_tokens"] = "pairs"
 
 
 def token_mean_nll(logps: Tensor, lengths: Tensor) -> Tensor:
@@ -226,3 +255,24 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, completions: int, 
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * completions / horizon)
+
+
+def dpo(pairs: Pairs, loss: Literal["sigmoid", "ipo"], beta: float, label_smoothing: float) -> PairLoss:
+    """DPO's loss or IPO's, see `dpo_loss` and `ipo_loss`."""
+    assert pairs.reference_chosen_logp is not None and pairs.reference_rejected_logp is not None
+    logps = (*pairs[:2], pairs.reference_chosen_logp, pairs.reference_rejected_logp)
+    if loss == "sigmoid":
+        return PairLoss(*dpo_loss(*logps, beta, label_smoothing))
+    return PairLoss(*ipo_loss(*logps, pairs.chosen_lengths, pairs.rejected_lengths, beta))
+
+
+def unlikelihood(pairs: Pairs, alpha: float) -> PairLoss:
+    """See `unlikelihood_loss`; averaged over the chosen completions' tokens, as Preferred-FT is."""
+    return PairLoss(unlikelihood_loss(pairs.chosen_logp, pairs.rejected_logp, alpha))
+
+
+# What a method on pairs may minimise, by the name in its entry (`experiment.methods`).
+OBJECTIVES = {
+    "dpo": Objective(dpo),
+    "unlikelihood": Objective(unlikelihood, mean_over="chosen_tokens"),
+}

@@ -98,16 +98,17 @@ def _train(model: Any, case: Case) -> None:
     """DPO's steps as `prefopt.training.loop.train` makes them."""
     import torch
 
-    from prefopt.training.dpo import DPORecipe, preference_examples
     from prefopt.training.loop import accumulate_gradients
     from prefopt.training.optimization import build_optimizer
+    from prefopt.training.preference import PreferenceRecipe, preference_examples
 
     pairs, reference = _pairs(case)
-    recipe = DPORecipe(
+    recipe = PreferenceRecipe(
         **{"epochs": 1, "batch_size": case.rows, "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 0},
         **{"max_grad_norm": 1.0, "optimizer": case.optimizer, "weight_decay": 0.0, "evaluate_every": 1, "seed": 0},
         **{"checkpoint_every": 1, "keep": "last", "token_budget": case.token_budget, "dtype": "float32"},
-        **{"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0, "activation_checkpointing": False, "adapter": None},
+        **{"activation_checkpointing": False, "adapter": None, "objective": "dpo"},
+        values={"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0},
     )
     examples = preference_examples(pairs, reference, recipe)
     optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate)

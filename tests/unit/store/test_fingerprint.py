@@ -131,7 +131,7 @@ def test_an_unknown_module_is_an_error() -> None:
 
 
 def test_stages_of_this_package_reach_what_they_compute_with_and_no_more() -> None:
-    dpo, win_rates = reached("prefopt.training.dpo"), reached("prefopt.analysis.win_rates")
+    dpo, win_rates = reached("prefopt.training.preference"), reached("prefopt.analysis.win_rates")
     assert {"prefopt.objectives:dpo_loss", "prefopt.lm.logprobs:completion_logprobs"} <= set(dpo)
     assert "prefopt.objectives:ppo_value_loss" not in dpo
     assert not any(name.startswith(("prefopt.experiment.config:", "prefopt.cli:", "prefopt.lm.")) for name in win_rates)

@@ -20,7 +20,7 @@ from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sharding import place
 from prefopt.runtime import collectives, processes
 from prefopt.store.tables import write_table
-from prefopt.training import classifier, dpo, ppo, pretrain, reference, reward, sft
+from prefopt.training import classifier, ppo, preference, pretrain, reference, reward, sft
 from test_logprobs import ROWS
 from test_reward_and_ppo import PPO
 from tiny_models import CONFIGS, make_model
@@ -32,9 +32,9 @@ VALUES: dict[str, dict[str, Any]] = {
     "preferred_ft": {**TRAINING, "completion": "chosen", "optimizer": "adamw", "activation_checkpointing": True},
     "adapter": {**TRAINING, "completion": "chosen", "adapter": {"rank": 2, "alpha": 4}},
     "reference": {"token_budget": 64, "dtype": "float32"},
-    "dpo": {**TRAINING, "loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0},
+    "dpo": {**TRAINING, "objective": "dpo", "values": {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}},
     "dpo_adapter": {
-        **{**TRAINING, "loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0},
+        **{**TRAINING, "objective": "dpo", "values": {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}},
         "adapter": {"rank": 2, "alpha": 4},
     },
     "reward": TRAINING,
@@ -43,7 +43,14 @@ VALUES: dict[str, dict[str, Any]] = {
     "classifier": {**TRAINING, "epochs": 1, "max_length": 16},
 }
 MODULES = {
-    **{"sft": sft, "preferred_ft": sft, "adapter": sft, "reference": reference, "dpo": dpo, "dpo_adapter": dpo},
+    **{
+        "sft": sft,
+        "preferred_ft": sft,
+        "adapter": sft,
+        "reference": reference,
+        "dpo": preference,
+        "dpo_adapter": preference,
+    },
     **{"reward": reward, "ppo": ppo, "pretrain": pretrain, "classifier": classifier},
 }
 

@@ -16,7 +16,7 @@ from prefopt.generation import best_of_n, sample, score
 from prefopt.judging.reward_model import load_judge
 from prefopt.lm.models import load_tokenizer, new_scorer, save_model, tokenizer_hash
 from prefopt.store.tables import read_table
-from prefopt.training import dpo, ppo, reference, reward, sft
+from prefopt.training import ppo, preference, reference, reward, sft
 from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task, recipe
 
@@ -68,12 +68,12 @@ def stages(task: Task, other: Path, folder: Path) -> dict[str, tuple[ModuleType,
         "run": "sft",
     }
     asked |= {"reference_model": None, "recipe": json.dumps(SAMPLING)}
-    pairwise = {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}
+    pairwise = {"objective": "dpo", "values": {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}}
     return {
         "sft": (sft, shown),
         "preferred_ft": (sft, data),
         "reference": (reference, {**data, "recipe": COMPUTE}),
-        "dpo": (dpo, {**data, "reference": None, "by_step": None, "recipe": recipe(**pairwise)}),
+        "dpo": (preference, {**data, "reference": None, "by_step": None, "recipe": recipe(**pairwise)}),
         "reward": (reward, {**data, "demonstrations": task.demonstrations, "recipe": json.dumps(TRAINING)}),
         "ppo": (ppo, {**data, "prompts": task.prompts, "reward_model": other, "recipe": json.dumps(PPO)}),
         "sample": (sample, asked),

@@ -39,12 +39,12 @@ def arguments(trainer: str, task: Task, folder: Path) -> argparse.Namespace:
     """Of a training of four steps, or of four updates of PPO, which is sampled three times."""
     values = {"epochs": 2, "batch_size": 6, "learning_rate": 1e-2, "checkpoint_every": 1, "keep": "last"}
     compute = '{"token_budget": 128, "dtype": "float32"}'
-    if trainer == "dpo":
+    if trainer == "preference":
         reference_table = folder / "reference.parquet"
         inputs = {"model": task.model, "data": task.preferences, "out": reference_table}
         reference.run(argparse.Namespace(**inputs, recipe=compute))
         given = {"data": task.preferences, "reference": reference_table}
-        text = recipe(loss="sigmoid", beta=0.5, label_smoothing=0.0, **values)
+        text = recipe(objective="dpo", values={"loss": "sigmoid", "beta": 0.5, "label_smoothing": 0.0}, **values)
     elif trainer == "sft":
         given, text = {"data": task.demonstrations}, recipe(completion="response", **values)
     else:
@@ -67,7 +67,7 @@ def arguments(trainer: str, task: Task, folder: Path) -> argparse.Namespace:
     )
 
 
-@pytest.mark.parametrize("trainer", ["sft", "dpo", "ppo"])
+@pytest.mark.parametrize("trainer", ["sft", "preference", "ppo"])
 def test_a_policy_is_sampled_by_step_from_its_start_to_what_is_published(
     trainer: str, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

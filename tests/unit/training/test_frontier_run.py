@@ -31,8 +31,8 @@ EVALUATION = {
     "dtype": "float32",
 }
 TRAINERS: dict[str, dict[str, Any]] = {
-    "dpo": {**TRAINING, "loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0},
-    "unlikelihood": {**TRAINING, "alpha": 0.5},
+    "dpo": {**TRAINING, "objective": "dpo", "values": {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}},
+    "unlikelihood": {**TRAINING, "objective": "unlikelihood", "values": {"alpha": 0.5}},
     "preferred_ft": {**TRAINING, "completion": "chosen"},
     "ppo_gt": {**PPO, "updates": 4, "kl_target": 3.0, "missing_eos_reward": None, "validation_prompts": 0},
 }
@@ -56,7 +56,7 @@ def arguments(task: Task, inputs: dict[str, Path], folder: Path, method: str, **
     recipe = {
         "run": f"{method}_x",
         "method": method,
-        "kind": {"preferred_ft": "sft", "ppo_gt": "ppo"}.get(method, method),
+        "kind": {"preferred_ft": "sft", "ppo_gt": "ppo"}.get(method, "preference"),
         "learned_reward": False,
         "models": 3 if method == "ppo_gt" else 2,
         "conservativeness": None if method == "preferred_ft" else 0.5,

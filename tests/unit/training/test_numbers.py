@@ -26,7 +26,7 @@ from prefopt.lm.models import load_policy, new_classifier, new_scorer
 from prefopt.rewards import stage as true_rewards
 from prefopt.runtime.usage import Usage
 from prefopt.store.tables import read_table, write_table
-from prefopt.training import dpo, loop, ppo, reference, reward, sft, unlikelihood
+from prefopt.training import loop, ppo, preference, reference, reward, sft
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.classifier import ClassifierRecipe, report, review_examples
 from prefopt.training.evaluation import EvaluationRecipe, evaluate_policy
@@ -35,7 +35,9 @@ from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task
 
 RECIPE = TrainingRecipe(**TRAINING)
-DPO = dpo.DPORecipe(**TRAINING, loss="sigmoid", beta=0.1, label_smoothing=0.0)
+DPO = preference.PreferenceRecipe(
+    **TRAINING, objective="dpo", values={"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}
+)
 CPU = torch.device("cpu")
 # A token of no text of the tiny task.
 ODD = 11
@@ -78,12 +80,12 @@ def pairs_of(task: Task, column: str) -> pd.DataFrame:
 
 def dpo_examples(task: Task) -> tuple[nn.Module, loop.Examples]:
     pairs = pairs_of(task, "rejected_ids")
-    return load_policy(task.model)[0], dpo.preference_examples(pairs, cached(pairs), DPO)
+    return load_policy(task.model)[0], preference.preference_examples(pairs, cached(pairs), DPO)
 
 
 def unlikelihood_examples(task: Task) -> tuple[nn.Module, loop.Examples]:
-    recipe = unlikelihood.UnlikelihoodRecipe(**TRAINING, alpha=0.5)
-    return load_policy(task.model)[0], unlikelihood.unlikelihood_examples(pairs_of(task, "chosen_ids"), recipe)
+    recipe = preference.PreferenceRecipe(**TRAINING, objective="unlikelihood", values={"alpha": 0.5})
+    return load_policy(task.model)[0], preference.preference_examples(pairs_of(task, "chosen_ids"), None, recipe)
 
 
 def reward_examples(task: Task) -> tuple[nn.Module, loop.Examples]:

@@ -324,7 +324,7 @@ def _check_values(section: Config, task: str) -> Iterator[str]:
                 f"{where}.minibatches is {values['minibatches']}; allowed: at most {where}.prompts_per_update, "
                 f"which is {values['prompts_per_update']}."
             )
-        if trainer == "dpo" and values["loss"] == "ipo" and values["label_smoothing"] > 0:
+        if METHODS[name].objective == "dpo" and values["loss"] == "ipo" and values["label_smoothing"] > 0:
             yield f"{where}.label_smoothing is {values['label_smoothing']}; with {where}.loss 'ipo' it must be 0."
 
 

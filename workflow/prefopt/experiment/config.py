@@ -91,10 +91,40 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
 def load_schema() -> dict[str, Any]:
     """The JSON schema of a config, which is read once and not to be changed."""
     schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    for name in schema["$defs"]["methods"]:
+        if methods.METHODS[name].reported:
+            schema["$defs"]["task"]["properties"][name] = _section(schema["$defs"], name)
+        if methods.METHODS[name].swept:
+            schema["$defs"]["frontier"]["properties"][name] = _section(schema["$defs"], name, swept=True)
     for task in schema["properties"]["tasks"]["properties"].values():
         if "x-runs" in task["properties"]["runs"]:
             task["properties"]["runs"] = _runs(task["properties"]["runs"], task["properties"])
     return schema
+
+
+def objective_values(name: str) -> list[str]:
+    """The values of a method that its objective takes, of a method that learns from pairs by one."""
+    return list(load_schema()["$defs"]["methods"][name]["properties"])
+
+
+def _section(schemas: dict[str, Any], name: str, swept: bool = False) -> dict[str, Any]:
+    """The schema of a method's section: its own values, and those of its trainer or, in a sweep, of a run of one."""
+    method, varied = schemas["methods"][name], methods.METHODS[name].varies if swept else None
+    own = {
+        key: {**value, "x-optional": True} if key == varied else value for key, value in method["properties"].items()
+    }
+    shared = (
+        {**schemas["optimization"], **schemas["interval"]} if swept else {**schemas["training"], **schemas["adapter"]}
+    )
+    for key, default in method.get("x-defaults", {}).items():
+        shared[key] = {**shared[key], "default": default}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        **({} if swept else {"x-optional": True}),
+        "description": method["description"],
+        "properties": {**own, **shared},
+    }
 
 
 def _schema_for(config: Config) -> dict[str, Any]:

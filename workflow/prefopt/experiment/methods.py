@@ -19,8 +19,9 @@ class Method:
 
     label: str  # for a reader
     style: int  # of its lines, see `analysis.style`; methods that stand in no figure together may share one
-    trainer: Literal["sft", "dpo", "unlikelihood", "ppo"] | None = None  # None: nothing is trained for it alone
+    trainer: Literal["sft", "preference", "ppo"] | None = None  # None: nothing is trained for it alone
     values: tuple[tuple[str, str], ...] = ()  # keys and values of the trainer's recipe that make this method of it
+    objective: str | None = None  # of the trainer `preference`, a key of `objectives.OBJECTIVES`
     starts_from: Literal["base", "reference"] = "base"  # the model that is trained or, without a trainer, taken
     needs: tuple[Need, ...] = ()  # what is made before, beside that model
     varies: str | None = None  # what the runs of a sweep differ in, a key of the trainer's recipe
@@ -71,7 +72,8 @@ METHODS: dict[str, Method] = {
     "dpo": Method(
         label="DPO",
         style=0,
-        trainer="dpo",
+        trainer="preference",
+        objective="dpo",
         starts_from="reference",
         needs=("reference_logprobs",),
         varies="beta",
@@ -101,7 +103,8 @@ METHODS: dict[str, Method] = {
     "unlikelihood": Method(
         label="Unlikelihood",
         style=3,
-        trainer="unlikelihood",
+        trainer="preference",
+        objective="unlikelihood",
         starts_from="reference",
         varies="alpha",
         swept=5,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefopt.experiment import runs, targets
-from prefopt.experiment.methods import swept
+from prefopt.experiment import methods, runs, targets
+from prefopt.experiment.config import objective_values
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
 from prefopt.store.files import canonical_json
 
@@ -37,9 +37,12 @@ def training_recipe(config: Config, task: str, run: str) -> Config:
         task: key of `tasks`.
         run: key of its `runs`, or its reference policy.
     """
-    method = runs.entry(config, task, run)
+    method, values = runs.entry(config, task, run), runs.values(config, task, run)
     of_kind = _ppo if method.trainer == "ppo" else _training
-    return {**of_kind(config, runs.values(config, task, run)), **dict(method.values)}
+    if method.trainer == "preference":
+        own = {key: values.pop(key) for key in objective_values(runs.method(config, task, run))}
+        return {**of_kind(config, values), "objective": method.objective, "values": own}
+    return {**of_kind(config, values), **dict(method.values)}
 
 
 def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
@@ -66,7 +69,7 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
         "kind": method.trainer,
         "learned_reward": "reward_model" in method.needs,
         "models": method.models,
-        "conservativeness": trainer[method.varies] if method.varies else None,
+        "conservativeness": runs.values(config, task, run)[method.varies] if method.varies else None,
         "interval": interval,
         "checkpoints": evaluation["checkpoints"],
         "trainer": trainer,
@@ -399,7 +402,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "true_reward": _true_reward(config, task)["kind"],
     },
     "dominance": lambda config, task, name: {
-        "methods": swept(),
+        "methods": methods.swept(),
         "seeds": config["seeds"],
         "confidence": task["evaluation"]["confidence"],
         "bootstrap": _frontier(task)["bootstrap"],

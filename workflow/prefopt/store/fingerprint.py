@@ -32,7 +32,7 @@ def fingerprint(module: str, package: Path = _PACKAGE, apart: frozenset[str] = f
     """SHA-256 (hex, 16 digits) of the code that a stage reaches: see `reached`.
 
     Args:
-        module: dotted name, e.g. "prefopt.training.dpo".
+        module: dotted name, e.g. "prefopt.training.preference".
         package: folder of the top-level package.
         apart: definitions that this run of the stage does not call, e.g. "prefopt.data.formats.hh:raw_tables".
 

@@ -26,20 +26,18 @@ from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.tables import read_table, write_table
 from prefopt.training import ppo, stage
 from prefopt.training.checkpoint import RunFolder
-from prefopt.training.dpo import DPORecipe, preference_examples
 from prefopt.training.evaluation import EvaluationRecipe, completed_texts, evaluate_policy
 from prefopt.training.loop import Examples, train, write_metrics
+from prefopt.training.preference import PreferenceRecipe, preference_examples
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.reference import read_reference
 from prefopt.training.sft import SFTRecipe, split_of, table_examples
-from prefopt.training.unlikelihood import UnlikelihoodRecipe, unlikelihood_examples
 
 logger = logging.getLogger(__name__)
 
 _TRAINERS: dict[str, type[Any]] = {
     "sft": SFTRecipe,
-    "dpo": DPORecipe,
-    "unlikelihood": UnlikelihoodRecipe,
+    "preference": PreferenceRecipe,
     "ppo": ppo.PPORecipe,
 }
 
@@ -50,7 +48,7 @@ class FrontierRunRecipe:
 
     run: str
     method: str  # its name in tables
-    kind: Literal["sft", "dpo", "unlikelihood", "ppo"]  # of trainer
+    kind: Literal["sft", "preference", "ppo"]  # of trainer
     learned_reward: bool  # PPO's reward is a reward model, else the true reward
     models: int  # in memory: a policy and the reference that it is compared with; PPO's value network and reward model
     conservativeness: float | None  # DPO's beta, PPO's target KL, unlikelihood's alpha; None has none
@@ -161,10 +159,8 @@ def _examples(
 
     def examples(split: str) -> Examples:
         rows = split_of(pairs, split, args.data)
-        if isinstance(trainer, DPORecipe):
+        if isinstance(trainer, PreferenceRecipe):
             return preference_examples(rows, reference.loc[rows.index], trainer)
-        if isinstance(trainer, UnlikelihoodRecipe):
-            return unlikelihood_examples(rows, trainer)
         return table_examples(rows, "pair_id", "chosen_ids")
 
     return examples("train"), examples("validation"), {"data": pairs.attrs["manifest"]["content_hash"]}

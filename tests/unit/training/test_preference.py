@@ -16,7 +16,7 @@ from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.models import load_policy, save_model, tokenizer_hash, weights_hash
 from prefopt.store.tables import read_manifest, read_table, write_table
-from prefopt.training import dpo, loop, reference
+from prefopt.training import loop, preference, reference
 from tiny_task import Task, recipe
 
 
@@ -39,8 +39,8 @@ def test_the_tables_manifest_says_what_was_computed_from_what(task: Task, refere
     )
 
 
-def dpo_recipe(**values: object) -> str:
-    return recipe(**{"loss": "sigmoid", "beta": 0.5, "label_smoothing": 0.0, **values})
+def dpo_recipe(loss: str = "sigmoid", **values: object) -> str:
+    return recipe(objective="dpo", values={"loss": loss, "beta": 0.5, "label_smoothing": 0.0}, **values)
 
 
 def test_cached_log_probabilities_equal_the_online_ones(task: Task, reference_table: Path) -> None:
@@ -61,8 +61,8 @@ def test_before_the_first_step_the_loss_is_ln_two_and_the_margin_zero(task: Task
     model, _ = load_policy(task.model)
     pairs = read_table(task.preferences, "preferences")
     table = reference.read_reference(reference_table, task.model, pairs)
-    examples = dpo.preference_examples(pairs, table, from_json(dpo.DPORecipe, dpo_recipe()))
-    figures = loop.evaluate(model, examples, from_json(dpo.DPORecipe, dpo_recipe()))
+    examples = preference.preference_examples(pairs, table, from_json(preference.PreferenceRecipe, dpo_recipe()))
+    figures = loop.evaluate(model, examples, from_json(preference.PreferenceRecipe, dpo_recipe()))
     assert figures["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert figures["margin"] == pytest.approx(0, abs=1e-5)
 
@@ -81,7 +81,7 @@ def test_dpo_learns_the_training_pairs_and_publishes(
         out=tmp_path / "dpo",
         metrics=tmp_path / "dpo.jsonl",
     )
-    dpo.run(arguments)
+    preference.run(arguments)
     metrics = [json.loads(line) for line in arguments.metrics.read_text().splitlines()]
     training = [row for row in metrics if row["split"] == "train"]
     assert training[0]["margin"] == pytest.approx(0, abs=1e-5)
@@ -91,7 +91,7 @@ def test_dpo_learns_the_training_pairs_and_publishes(
     assert training[-1]["margin"] > 0.05
     assert training[-1]["accuracy"] >= 0.75
     manifest = json.loads((arguments.out / "manifest.json").read_text())
-    assert manifest["identity"]["recipe"]["beta"] == 0.5
+    assert manifest["identity"]["recipe"]["values"]["beta"] == 0.5
     assert manifest["identity"]["inputs"] == {
         "data": read_manifest(task.preferences)["content_hash"],
         "reference_weights": weights_hash(task.model),
