@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefopt.data.formats import cnn_dailymail, hh, tldr
+from prefopt.data.raw.hub import hub_rows
 from prefopt.data.raw.limits import Limits
 from prefopt.data.raw.parsing import RawTables
-from prefopt.data.raw.sources import Records, describe_files, hub_rows, read_rows
+from prefopt.data.raw.record import Records
+from prefopt.data.raw.sources import describe_files, read_rows
 from prefopt.data.synthetic import dialogues, news, posts
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefopt.data.raw.conversations import dumps, parse_messages, readable
-from prefopt.data.raw.sources import Malformed
+from prefopt.data.raw.record import Malformed
 
 USER = {"role": "user", "content": "What is 1+1?"}
 ASSISTANT = {"role": "assistant", "content": " 2. "}

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefopt.data.formats.tldr import tldr_prompt
 from prefopt.data.raw.parsing import Account, Parser, RawTables, Unusable
-from prefopt.data.raw.sources import Records, text_of
+from prefopt.data.raw.record import Records, text_of
 from prefopt.data.raw.splits import PostKeys, is_blank, position
 
 # What is read of each kind of file.

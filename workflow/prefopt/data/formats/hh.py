@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefopt.data.raw.parsing import Account, Parser, RawTables, Unusable
-from prefopt.data.raw.sources import Malformed, Records, text_of
+from prefopt.data.raw.record import Malformed, Records, text_of
 from prefopt.data.raw.splits import PostKeys, check_shares, content_hash, gold_split_of, identity, is_blank, split_of
 
 # What is read of each kind of file.

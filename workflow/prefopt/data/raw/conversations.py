@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefopt.data.raw.sources import Malformed, field_of, text_of
+from prefopt.data.raw.record import Malformed, field_of, text_of
 from prefopt.store.files import canonical_json
 
 ROLES = ("system", "user", "assistant", "tool")
