@@ -55,7 +55,7 @@ def recipe(**values: Any) -> PrepareRecipe:
 
 def demonstration(number: int, **values: Any) -> dict[str, Any]:
     row = {"prompt_id": f"p{number}", "prompt": f"post {number}{SUFFIX}", "response": " my cat"}
-    return {**row, "split": "train", "facts": "", "messages": "", **values}
+    return {**row, "split": "train", "facts": "", "messages": "", "source": "s", **values}
 
 
 def pair(number: int, **values: Any) -> dict[str, Any]:

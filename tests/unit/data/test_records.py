@@ -198,7 +198,9 @@ def test_whatever_a_field_holds_is_read_dropped_or_malformed(kind: str, tmp_path
         values |= {"comparisons" if kind == "hh" else kind: [str(tmp_path / "a.jsonl")]}
         tables, _ = read_records(task, from_json(RecordsRecipe, json.dumps(values)))
         write_table(
-            tmp_path / "d.parquet", "raw_demonstrations", [{"messages": "", **row} for row in tables.demonstrations]
+            tmp_path / "d.parquet",
+            "raw_demonstrations",
+            [{"messages": "", "source": "", **row} for row in tables.demonstrations],
         )
         write_table(tmp_path / "p.parquet", "raw_preferences", [{"messages": "", **row} for row in tables.preferences])
         write_table(tmp_path / "t.parquet", "pretraining", [{"text": text} for text in tables.pretraining])

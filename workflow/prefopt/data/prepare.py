@@ -141,6 +141,7 @@ def prepare_demonstrations(
     tables = {"demonstrations": Prepared(), "prompts": Prepared()}
     for row in rows:
         prompt, response_ids = prompts[row["prompt"]], responses[row["response"]]
+        row = {name: value for name, value in row.items() if name != "source"}
         if row["prompt_id"] in special:
             for table in tables.values():
                 table.dropped[REASON] += 1

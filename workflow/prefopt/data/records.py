@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     """Writes one raw table, whole or not at all. Each is made by a job of its own, so that another leaves it alone."""
     recipe = from_json(RecordsRecipe, args.recipe)
     tables, inputs = read_records(args.task, recipe)
-    schema, content, account = _table(args.table, tables)
+    schema, content, account = _table(args.table, tables, recipe.source)
     warnings = _warnings(args.table, content, inputs)
     for warning in warnings:
         logger.warning("warning: %s", warning)
@@ -134,14 +134,14 @@ def run(args: argparse.Namespace) -> None:
     logger.info("%s: %d read, %d kept; dropped: %s", args.table, account["read"], account["kept"], reasons or "none")
 
 
-def _table(name: str, tables: RawTables) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+def _table(name: str, tables: RawTables, source: str) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     """Schema, rows and account of one table. What another table holds in its stead is dropped from its account."""
     schema = TABLES[name]
     account = tables.accounts[schema].as_dict()
     if name == "pretraining":
         return schema, [{"text": text} for text in tables.pretraining], account
     rows = tables.demonstrations if schema == "raw_demonstrations" else tables.preferences
-    rows = [{"messages": "", **row} for row in rows]  # which the records of conversations have
+    rows = [{"messages": "", "source": source, **row} for row in rows]  # what not every format says
     gold = [row for row in rows if row["split"].startswith("gold_")]
     if name == "gold_preferences":
         return schema, gold, {"read": len(gold), "kept": len(gold), "dropped": {}}
