@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prefopt.data.raw.conversations import Message, dumps, readable
 from prefopt.data.raw.parsing import Account, RawTables, Unusable
-from prefopt.data.raw.splits import PostKeys, check_shares, content_hash, gold_split_of, identity, is_blank, split_of
+from prefopt.data.raw.splits import PostKeys, check_shares, content_hash, gold_split_of, is_blank, split_of
 
 _STATEMENT = "Real records, not synthetic; split by post."
 
@@ -45,24 +44,6 @@ class Pair:
 
 
 Place = Callable[[Post], tuple[str, str]]  # a post's key and split
-
-
-def plain(prompt: str, messages: str = "") -> Post:
-    """A prompt in no task's format."""
-    return Post(None, prompt, prompt, content_hash(identity(prompt)), messages)
-
-
-def conversation(messages: Sequence[Message]) -> Post:
-    """The start of a conversation, which its last answer does not belong to.
-
-    Raises:
-        Unusable: "no_user_turn", or "empty_text" where its last turn shows nothing.
-    """
-    if not any(message["role"] == "user" for message in messages):
-        raise Unusable("no_user_turn")
-    if is_blank(messages[-1]["content"]):
-        raise Unusable("empty_text")
-    return plain(readable(messages), dumps(messages))
 
 
 def completion(text: str) -> str:
