@@ -146,7 +146,9 @@ def prepare_demonstrations(
             for table in tables.values():
                 table.dropped[REASON] += 1
             continue
-        if not recipe.evaluation_only and len(response_ids) > recipe.max_length - recipe.max_prompt_length:
+        if row["response"] == "":  # a prompt alone, to evaluate on
+            tables["demonstrations"].dropped["prompt_alone"] += 1
+        elif not recipe.evaluation_only and len(response_ids) > recipe.max_length - recipe.max_prompt_length:
             tables["demonstrations"].dropped["completion_too_long"] += 1
             if row["split"] != "train":
                 tables["prompts"].dropped["reference_too_long"] += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +13,16 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from prefopt.errors import UserError
+from prefopt.experiment.tasks import ENDING
 
 ENDINGS = ".jsonl, .json, .csv or .parquet, or in one of these and .gz or .zst"
-_ENDING = re.compile(r"\.(jsonl|json|csv|parquet)(\.gz|\.zst)?\Z")
 # Marks at the start of a file; that of UTF-32 begins with one of UTF-16.
 _WIDE = ((b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"))
 
 
 def kind_of(path: str | Path) -> str | None:
     """The kind of a file of records by its ending, compressed or not: jsonl, json, csv or parquet; None of any other."""
-    ending = _ENDING.search(str(path))
+    ending = ENDING.search(str(path))
     return ending[1] if ending else None
 
 
