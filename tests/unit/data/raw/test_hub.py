@@ -102,17 +102,77 @@ def test_a_folder_is_measured(tmp_path: Path) -> None:
         list(saved_rows(saved(tmp_path / "b", train=[{"text": "b" * (MIB // 2)}] * 3), limits=Limits(1, 1)))
 
 
-@pytest.mark.parametrize("codec", ["zstd", "lz4"])
-def test_compressed_batches_are_refused_before_they_are_unpacked(tmp_path: Path, codec: str) -> None:
-    """`datasets` writes none: a file of kilobytes would be gigabytes at once."""
-    folder = saved(tmp_path / "a", train=[{"text": "a"}])
+def rewritten(folder: Path, table: pa.Table, **options: Any) -> None:
+    """The table in the place of the folder's only file."""
     (arrow,) = (folder / "train").glob("*.arrow")
-    for column in (pa.array(["b" * 9999]), pa.array(["b" * 9999]).dictionary_encode()):
-        table = pa.table({"text": column})
-        with pa.ipc.new_stream(arrow, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
-            writer.write_table(table)
-        with pytest.raises(UserError, match=r"\.arrow holds compressed batches, which are not read: save it by"):
-            list(saved_rows(folder))
-        with pa.ipc.new_stream(arrow, table.schema) as writer:
-            writer.write_table(table)
-        assert len(list(saved_rows(folder))) == 1
+    with pa.ipc.new_stream(arrow, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+
+
+ONE, MANY = pa.array(["b" * 9999]), pa.array(["b" * 9999] * 2**10)
+RUNS = pa.RunEndEncodedArray.from_arrays(pa.array([2**30], pa.int32()), pa.array(["b"]))
+
+
+@pytest.mark.parametrize(
+    ("column", "options"),
+    [
+        (ONE, {"compression": "zstd"}),
+        (ONE, {"compression": "lz4"}),
+        (MANY.dictionary_encode(), {}),
+        (RUNS, {}),
+        (ONE.cast(pa.string_view()), {}),
+        (pa.StructArray.from_arrays([pa.ListArray.from_arrays([0, 1], ONE.dictionary_encode())], ["x"]), {}),
+    ],
+    ids=["zstd", "lz4", "dictionary", "runs", "view", "within"],
+)
+def test_what_takes_few_bytes_and_is_unpacked_at_once_is_refused(
+    tmp_path: Path, column: pa.Array, options: dict[str, Any]
+) -> None:
+    """`datasets` writes none of it."""
+    folder = saved(tmp_path / "a", train=[{"text": "a"}])
+    rewritten(folder, pa.table({"text": column}), **options)
+    with pytest.raises(
+        UserError, match=r"\.arrow holds compressed batches or packed columns, which are not read: save it"
+    ):
+        list(saved_rows(folder))
+    rewritten(folder, pa.table({"text": ONE}))
+    assert len(list(saved_rows(folder))) == 1
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_list_of_nothing_is_measured_before_it_is_decoded(tmp_path: Path, fixed: bool) -> None:
+    nulls, size = pa.nulls(2**31 - 1), 2**31 - 1
+    column = pa.FixedSizeListArray.from_arrays(nulls, size) if fixed else pa.ListArray.from_arrays([0, size], nulls)
+    datasets.Dataset(pa.table({"text": column})).save_to_disk(tmp_path / "a")
+    with pytest.raises(UserError, match=r"a:1: the record holds more than 16 MiB"):
+        list(saved_rows(tmp_path / "a", limits=Limits(16, 99)))
+
+
+def test_rows_are_numbered_on_where_a_batch_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefopt.data.raw.columns._BATCH_BYTES", 2**21)
+    texts = ["a" * (MIB * 9 // 10)] * 4 + ["b"]
+    folder = saved(tmp_path / "a", train=[{"text": text, "of": [{"m": text[:3]}]} for text in texts])
+    rows = list(saved_rows(folder, limits=Limits(1, 9)))
+    assert [where.rpartition(":")[2] for where, _ in rows] == ["1", "2", "3", "4", "5"]
+    assert [row["of"] for _, row in rows] == [[{"m": text[:3]}] for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"),
+    [
+        (
+            '{"_data_files": [{"filename": "../other.arrow"}]}',
+            r"names the file '\.\./other\.arrow', which is none of its",
+        ),
+        ('{"_data_files": [{"filename": "data.bin"}]}', r"names the file 'data\.bin', which is none of its folder"),
+        ('{"_data_files": [{}]}', r"is no folder that `datasets` has saved \('filename'\)"),
+        ('{"_data_files": 3}', "is no folder that `datasets` has saved"),
+        ("[]", "is no folder that `datasets` has saved"),
+        ("{", "cannot be read to its end"),
+    ],
+)
+def test_a_folder_names_files_of_its_own(tmp_path: Path, state: str, problem: str) -> None:
+    folder = saved(tmp_path / "a", train=[{"text": "a"}])
+    (folder / "train" / "state.json").write_text(state)
+    with pytest.raises(UserError, match=problem):
+        list(saved_rows(folder))

@@ -49,6 +49,35 @@ def check_names(path: str | Path, names: Sequence[str], fields: Sequence[str] | 
         raise UserError(f"{path} has the column {twice[0]!r} twice: leave one out.")
 
 
+def measured(path: str | Path, batches: Iterable[pa.RecordBatch], meter: Meter) -> Iterator[pa.RecordBatch]:
+    """Batches that fit into memory as Python values, cut into rows where they would not.
+
+    Raises:
+        UserError: one row alone is larger than the limits allow.
+    """
+    number = 0
+    for batch in batches:
+        if _decoded(batch) <= _BATCH_BYTES:
+            yield batch
+        else:
+            for i in range(batch.num_rows):
+                meter.check_record(f"{path}:{number + i + 1}", _decoded(batch.slice(i, 1)))
+                yield batch.slice(i, 1)
+        number += batch.num_rows
+
+
+def _decoded(values: pa.RecordBatch | pa.Array) -> int:
+    """About the bytes that plain columns take as Python values. A list of nothing takes none as a column."""
+    if isinstance(values, pa.RecordBatch):
+        return sum(map(_decoded, values.columns))
+    size: int = values.nbytes + ROW_BYTES * len(values)
+    if any(test(values.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        return size + _decoded(values.flatten())
+    if pa.types.is_struct(values.type):
+        return size + sum(map(_decoded, values.flatten()))
+    return size + ROW_BYTES * len(values.items) if pa.types.is_map(values.type) else size
+
+
 def python_rows(path: str | Path, batches: Iterable[pa.RecordBatch]) -> Iterator[Record]:
     """Rows of batches, or a `Malformed` where one cannot be read."""
     number = 0

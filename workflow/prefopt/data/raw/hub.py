@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,13 +10,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from prefopt.data.raw.columns import BATCH_ROWS, Fields, chosen, python_rows
+from prefopt.data.raw.columns import BATCH_ROWS, Fields, chosen, measured, python_rows
 from prefopt.data.raw.limits import UNLIMITED, Limits, Meter
 from prefopt.data.raw.opened import ENDINGS, first_line, readable
 from prefopt.data.raw.record import Record
 from prefopt.errors import UserError
 
-_DICTIONARY, _BATCH = 2, 3  # kinds of Arrow messages
+_PACKED = (
+    *(pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_string_view, pa.types.is_binary_view),
+    *(pa.types.is_list_view, pa.types.is_large_list_view),
+)
 
 
 def hub_rows(
@@ -90,11 +94,10 @@ def saved_rows(
     import datasets
 
     with readable(path):
-        for file in sorted(Path(path).rglob("*.arrow")):
-            _check_plain(file)
         try:
+            _check_folder(Path(path))
             loaded = datasets.load_from_disk(str(path))
-        except (FileNotFoundError, KeyError) as error:
+        except (FileNotFoundError, LookupError, TypeError, AttributeError, struct.error) as error:
             raise UserError(
                 f"{path} is no folder that `datasets` has saved ({first_line(error)}): name one, or files that end in "
                 f"{ENDINGS}."
@@ -116,7 +119,8 @@ def _rows_of(name: str | Path, loaded: Any, split: str | None, fields: Fields, l
             # Where it has none of them all are read, so that its rows count as malformed.
             rows = rows.select_columns([c for c in rows.column_names if c in named] or rows.column_names)
         tables = rows.with_format("arrow").iter(batch_size=BATCH_ROWS)
-        for record in python_rows(where, (batch for table in tables for batch in table.to_batches())):
+        batches = (batch for table in tables for batch in table.to_batches())
+        for record in python_rows(where, measured(where, batches, meter)):
             meter.add_records(where, [record])
             yield record
 
@@ -133,27 +137,38 @@ def _load(datasets: Any, name: str, kind: str, revision: str | None) -> Any:
         return datasets.load_dataset(name, revision=revision)
 
 
-def _check_plain(path: Path) -> None:
-    """Raises UserError where batches of an Arrow file are compressed, which `datasets` never does: a kilobyte could hold
-    gigabytes, and would be decompressed before anything could be measured."""
-    with pa.memory_map(str(path)) as file:
-        for message in pa.ipc.MessageReader.open_stream(file):
-            if _is_compressed(message.metadata.to_pybytes()):
-                raise UserError(f"{path} holds compressed batches, which are not read: save it by `datasets` again.")
+def _check_folder(path: Path) -> None:
+    """Raises UserError where loading a folder could do more than map its files: a file elsewhere, or what a few bytes of
+    Arrow could say a million times and `datasets` never writes."""
+    for state in path.rglob("state.json"):
+        for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+            if Path(file["filename"]).name != file["filename"] or not file["filename"].endswith(".arrow"):
+                raise UserError(
+                    f"{state} names the file {file['filename']!r}, which is none of its folder: save it again."
+                )
+    for file in sorted(path.rglob("*.arrow")):
+        with pa.memory_map(str(file)) as source:
+            schema = pa.ipc.open_stream(source).schema
+            source.seek(0)
+            packed = any(_is_compressed(message) for message in pa.ipc.MessageReader.open_stream(source))
+        if packed or not all(_is_plain(field.type) for field in schema):
+            raise UserError(f"{file} holds compressed batches or packed columns, which are not read: save it again.")
 
 
-def _is_compressed(message: bytes) -> bool:
-    """Whether the body of an Arrow message is (Message.fbs of Arrow's format; pyarrow does not say)."""
-    table = _at(message, 0, "<I")
-    kind = _slot(message, table, 1)
-    header = _slot(message, table, 2)
-    if not kind or not header or message[kind] not in (_DICTIONARY, _BATCH):
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether each value of a column takes its own place."""
+    if any(test(kind) for test in _PACKED):
         return False
-    batch = header + _at(message, header, "<I")
-    if message[kind] == _DICTIONARY:
-        inner = _slot(message, batch, 1)
-        batch = inner + _at(message, inner, "<I")
-    return _slot(message, batch, 3) != 0
+    return all(_is_plain(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _is_compressed(message: pa.ipc.Message) -> bool:
+    """Whether the batch of an Arrow message is (Message.fbs of Arrow's format; pyarrow does not say)."""
+    if message.type != "record batch":
+        return False
+    data = message.metadata.to_pybytes()
+    header = _slot(data, _at(data, 0, "<I"), 2)
+    return _slot(data, header + _at(data, header, "<I"), 3) != 0
 
 
 def _slot(message: bytes, table: int, number: int) -> int:
