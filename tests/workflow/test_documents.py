@@ -154,6 +154,8 @@ def documented_keys() -> dict[str, list[str]]:
                     name = "Every adapter"
                 add(f"{name}.RUN" if key == "runs" else name, inner)
                 continue
+            if "x-short" in value.get("items", {}):
+                add(f"{section}.{key}", value["items"])
             headings = [
                 heading
                 for heading, (mark, group) in shared.items()

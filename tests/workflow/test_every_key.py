@@ -204,7 +204,8 @@ def another(value: Any, path: tuple[str, ...]) -> Any:
         known = {**of_method, **schema.get("properties", {})}
         schema = known[key] if key in known else schema["additionalProperties"]
     if isinstance(value, list):
-        return [*value, next(item for item in ("x.jsonl", "x.csv", "dpo", 0.5, 3) if allowed([*value, item], schema))]
+        items = ("x.jsonl", "dpo", 0.5, 3, {"path": "x.jsonl"})
+        return [*value, next(item for item in items if allowed([*value, item], schema))]
     if isinstance(value, bool):
         return not value
     numbers = [value + 1, value / 2, 2 * value] if isinstance(value, int | float) else []
@@ -381,6 +382,42 @@ def test_what_is_brought_may_move_and_not_change(rules: Rules, jobs: dict[Name, 
     assert runs({"base": {"path": str(moved)}}) >= {"prepare", "prepare_preferences", "sft", "preferred_ft", "sample"}
     assert runs({"judge": {"chat": {"prompt": elsewhere[0]}}}) == {"judge", "judge_candidates"}
     assert runs({"data": {"posts": [elsewhere[1]]}}) == tables | {"records:gold_preferences"}
+
+
+def test_sources_of_records_are_compared_by_their_content_and_what_is_taken(
+    rules: Rules, jobs: dict[Name, Job], tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "a.jsonl", tmp_path / "saved"
+    path.write_text("{}\n")
+    folder.mkdir()
+    (folder / "data.arrow").write_bytes(b"rows")
+    sources = [{"path": str(path)}, {"path": str(folder)}]
+    own = {"source": "records", "records": sources, "gold_fraction": 0.5}
+    config = overlaid(rules.config, {"hh": {"frontier": None, "data": own, "judge": {"kind": "reward_model"}}})
+
+    def runs(change: dict[str, Any]) -> set[str]:
+        with rules.with_config(config):
+            before = rules.jobs()
+        with rules.with_config(overlaid(config, {"hh": {"data": change}})):
+            own, _ = rules.rerun(before, rules.jobs())
+        return {named(job, "hh") for job in own}
+
+    kinds = ("demonstrations", "training/demonstrations", "preferences", "gold_preferences", "pretraining")
+    tables = {f"records:{kind}" for kind in kinds}
+    moved = [str(shutil.copy(path, tmp_path / "b.jsonl")), str(shutil.copytree(folder, tmp_path / "moved"))]
+    assert runs({"records": [{"path": path} for path in moved]}) == set()
+    changes: tuple[dict[str, Any], ...] = (
+        {"records": [{**sources[0], "count": 3}, sources[1]]},
+        {"records": [sources[0], {**sources[1], "as": "test"}]},
+        {"records": sources[::-1]},
+        {"pairs": {"margin": 1}},
+        {"ties": "both"},
+        {"seed": 1},
+    )
+    for change in changes:
+        assert runs(change) == tables
+    (tmp_path / "moved" / "data.arrow").write_bytes(b"others")
+    assert runs({"records": [{"path": path} for path in moved]}) == tables
 
 
 def test_one_params_function_alone_is_not_compared(rules: Rules) -> None:

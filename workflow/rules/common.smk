@@ -104,6 +104,8 @@ def _is_made(path):
 def record_files(wildcards):
     """The user's own files by kind and number, where the records come from files."""
     data = config["tasks"][wildcards.task]["data"]
+    if data["source"] == "records":
+        return {f"records_{i}": one["path"] for i, one in enumerate(data["records"]) if one["path"]}
     if data["source"] != "files":
         return {}
     return {f"{key}_{i}": path for key in tasks.RECORD_FILES for i, path in enumerate(data.get(key, []))}

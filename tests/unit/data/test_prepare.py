@@ -58,7 +58,7 @@ def recipe(**values: Any) -> PrepareRecipe:
 
 def demonstration(number: int, **values: Any) -> dict[str, Any]:
     row = {"prompt_id": f"p{number}", "prompt": f"post {number}{SUFFIX}", "response": " my cat"}
-    return {**row, "split": "train", "facts": "", "messages": "", **values}
+    return {**row, "split": "train", "facts": "", "messages": "", "source": "s", **values}
 
 
 def pair(number: int, **values: Any) -> dict[str, Any]:
@@ -157,6 +157,23 @@ def test_every_prompt_that_is_evaluated_has_a_reference_with_a_length(tokenizer:
     assert [row["prompt_id"] for row in tables["prompts"].rows] == ["p0", "p1", "p2", "p3"]
     assert tables["demonstrations"].dropped == {"completion_too_long": 3}
     assert tables["prompts"].dropped == {"reference_too_long": 2}
+
+
+def test_a_prompt_alone_is_evaluated_on_and_demonstrates_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    rows = [
+        demonstration(0),
+        demonstration(1, response="", split="validation"),
+        demonstration(2, response="", split="test"),
+    ]
+    for evaluation_only in (False, True):
+        tables = prepare_demonstrations(tokenizer, rows, recipe(evaluation_only=evaluation_only))
+        assert [row["prompt_id"] for row in tables["demonstrations"].rows] == ["p0"]
+        assert [(row["split"], row["reference"]) for row in tables["prompts"].rows] == [
+            ("train", "my cat"),
+            ("validation", ""),
+            ("test", ""),
+        ]
+        assert tables["demonstrations"].dropped == {"prompt_alone": 2} and not tables["prompts"].dropped
 
 
 def test_a_response_ends_with_eos_or_is_dropped(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -300,7 +317,7 @@ def test_real_records(tmp_path: Path) -> None:
         **{kind: [str(SHARED / f"data/tldr_{kind}.jsonl.gz")] for kind in ("posts", "comparisons")},
         **{"source": "files", "demonstrations": [], "preferences": [], "articles": [], "hub": {}, "embedded": {}},
         **{"splits": {"train": 0.7, "validation": 0.1, "test": 0.2}, "gold_fraction": 0.5, "max_malformed": 0},
-        **{"max_record_mb": 16, "max_total_mb": 2048},
+        **{"max_record_mb": 16, "max_total_mb": 2048, "records": [], "pairs": {}, "ties": "drop", "seed": 0},
     }
     raw = tmp_path / "raw"
     for table in ("demonstrations", "preferences", "gold_preferences"):

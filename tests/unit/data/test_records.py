@@ -40,6 +40,10 @@ RECIPE: dict[str, Any] = {
     "demonstrations": [],
     "preferences": [],
     "articles": [],
+    "records": [],
+    "pairs": {"rule": "best_vs_random", "margin": 0.0},
+    "ties": "drop",
+    "seed": 0,
     "hub": {"posts": None, "posts_revision": None, "comparisons": None, "comparisons_revision": None},
     "splits": {"train": 0.7, "validation": 0.1, "test": 0.2},
     "gold_fraction": 0.5,
@@ -198,7 +202,9 @@ def test_whatever_a_field_holds_is_read_dropped_or_malformed(kind: str, tmp_path
         values |= {"comparisons" if kind == "hh" else kind: [str(tmp_path / "a.jsonl")]}
         tables, _ = read_records(task, from_json(RecordsRecipe, json.dumps(values)))
         write_table(
-            tmp_path / "d.parquet", "raw_demonstrations", [{"messages": "", **row} for row in tables.demonstrations]
+            tmp_path / "d.parquet",
+            "raw_demonstrations",
+            [{"messages": "", "source": "", **row} for row in tables.demonstrations],
         )
         write_table(tmp_path / "p.parquet", "raw_preferences", [{"messages": "", **row} for row in tables.preferences])
         write_table(tmp_path / "t.parquet", "pretraining", [{"text": text} for text in tables.pretraining])

@@ -12,7 +12,7 @@ import pytest
 
 from prefopt.data import reviews
 from prefopt.data.formats.reviews import parse_review, raw_reviews
-from prefopt.data.raw.sources import Malformed
+from prefopt.data.raw.record import Malformed
 from prefopt.data.raw.splits import content_hash, split_of
 from prefopt.data.synthetic import reviews as synthetic
 from prefopt.data.synthetic.reviews import generate

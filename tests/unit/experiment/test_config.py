@@ -50,6 +50,59 @@ def test_defaults_are_filled_in_at_every_depth(config: dict[str, Any]) -> None:
     assert config["compute"]["dtype"] == "float32"
 
 
+def with_records(*records: Any) -> dict[str, Any]:
+    """Records of one's own in the place of dialogues, with a judge that does not need embedded ones."""
+    data = {"source": "records", "records": list(records), "gold_fraction": 0.5}
+    return with_value("tasks.hh", {"data": data, "judge": {"kind": "reward_model"}})
+
+
+def test_a_source_of_records_may_be_its_path_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(b"")
+    config = resolve(with_records(str(path), {"hub": "a/b", "weight": 2}))
+    first, second = config["tasks"]["hh"]["data"]["records"]
+    nothing = dict.fromkeys(("path", "hub", "configuration", "split", "revision", "format", "as", "weight", "count"))
+    assert first == {**nothing, "path": str(path)} and second == {**nothing, "hub": "a/b", "weight": 2.0}
+    assert config["tasks"]["hh"]["data"]["pairs"] == {"rule": "best_vs_random", "margin": 0.0}
+    assert config["tasks"]["hh"]["base"]["source"] == "scratch" and resolve(config) == config
+
+
+@pytest.mark.parametrize(
+    ("records", "sentence"),
+    [
+        ([], " is empty, and data.source is 'records'; give it a path or the name of a data set."),
+        ([3], "[[]0] is 3; allowed: a path, or a section with path or hub."),
+        ([{}], "[[]0] has neither path nor hub; give one of them."),
+        ([{"path": __file__, "hub": "a/b"}], "[[]0] has both path and hub; give one of them."),
+        (["nowhere.jsonl"], "[[]0].path names 'nowhere.jsonl'; no such file or folder is seen from the working *"),
+        (
+            [__file__],
+            "[[]0].path names '*test_config.py'; allowed: a folder, or a file that ends like those of data.posts.",
+        ),
+        (
+            [{"hub": "a/b", "fromat": "hh"}],
+            "[[]0].fromat (a text, which is not shown) is not a key; did you mean 'format'*",
+        ),
+        (
+            [{"hub": "a/b", "format": "chatml"}],
+            "[[]0].format is 'chatml'; allowed: pairs, prompt_response, messages, *",
+        ),
+        ([{"hub": "a/b", "as": "dev"}], "[[]0].as is 'dev'; allowed: train, test or null."),
+        ([{"hub": "a/b", "weight": 0}], "[[]0].weight is 0; allowed: a number above 0 or null."),
+        ([{"hub": "a/b", "weight": 1, "count": 2}], "[[]0] has both weight and count; give one of them."),
+        (
+            [{"path": str(Path(__file__).parent), "revision": "b"}],
+            "[[]0].revision is 'b', which is not read of '*'; leave *",
+        ),
+        ([{"hub": "a/b", "as": side} for side in ("train", "test")], "[[]1] names 'a/b' a second time; leave one out."),
+    ],
+)
+def test_a_bad_source_of_records_is_named(records: list[Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(with_records(*records))
+    assert fnmatch.fnmatchcase(str(caught.value), f"tasks.hh.data.records{sentence}")
+
+
 def test_a_task_that_is_null_is_left_out() -> None:
     few = resolve(with_value("tasks", {"imdb": None, "hh": None}))
     assert list(few["tasks"]) == ["tldr", "cnndm"] and resolve(few) == few
@@ -236,7 +289,7 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             "gpt-4",
             "tasks.tldr.judge.kind is 'gpt-4'; allowed: oracle, reward_model, chat, recorded or human.",
         ),
-        ("tasks.tldr.data.posts", ["a.csv"], "tasks.tldr.data.posts[[]0] is 'a.csv'; allowed: a path that ends in *"),
+        ("tasks.tldr.data.posts", ["a.txt"], "tasks.tldr.data.posts[[]0] is 'a.txt'; allowed: a path that ends in *"),
         (
             "tasks.tldr.data.splits",
             {"train": 0.5},
@@ -471,6 +524,7 @@ INHERITED: typing.Final = (
     "tasks.*.data.articles",
     "tasks.*.data.reviews",
     "tasks.*.data.max_*_mb",  # how much is read at most
+    *(f"tasks.*.data.{key}" for key in ("records", "pairs.*", "ties", "seed")),  # of another source
     "tasks.hh.data.hub.posts*",  # HH has none
     "tasks.*.data.embedded.*",  # not used
     "tasks.*.pretrain.*",  # not used: the bases come from the hub

@@ -200,6 +200,13 @@ def test_values_that_change_no_result_are_not_compared(config: dict[str, Any]) -
     assert compared(records) == {"source": "embedded", "embedded": records["embedded"]}
     files = compared({**records, "source": "files", "posts": ["posts.jsonl"]})
     assert files == {key: records[key] for key in ("splits", "gold_fraction", "max_malformed")} | {"source": "files"}
+    own = {**records, "source": "records", "records": [{"path": "a.jsonl", "count": 3}], "seed": 1}
+    decided = ("splits", "gold_fraction", "max_malformed", "pairs", "ties")
+    # A file is compared by its content.
+    assert compared(own) == {
+        **{key: records[key] for key in decided},
+        **{"source": "records", "records": [{"count": 3}], "seed": 1},
+    }
 
 
 @pytest.mark.parametrize("overlay", [None, "paper.yaml"])

@@ -137,6 +137,10 @@ def test_samples_of_other_prompts_are_refused() -> None:
         judge_samples(LongerWins(), samples(), PROMPTS.assign(split="train"), LENGTHS, "random", seed=0)
     with pytest.raises(UserError, match="demonstrations lack prompt 'p0'"):
         judge_samples(LongerWins(), samples(), PROMPTS, {}, "random", seed=0)
+    with pytest.raises(
+        UserError, match=r"^The prompt 'p0' has no response to compare with, as it came alone: give it one"
+    ):
+        judge_samples(LongerWins(), samples(), PROMPTS.assign(reference=""), {}, "random", seed=0)
 
 
 def arguments(tmp_path: Path, kind: str) -> argparse.Namespace:

@@ -69,6 +69,20 @@ def test_counts_of_files_are_guessed_from_their_size(tmp_path: Path) -> None:
     assert found.demonstrations["train"] == 140
 
 
+def test_counts_of_records_of_any_format_are_those_of_pairs(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv.zst").write_bytes(b"x" * 360 * 600)
+    (tmp_path / "saved" / "train").mkdir(parents=True)
+    (tmp_path / "saved" / "train" / "data.arrow").write_bytes(b"x" * 360 * 3 * 400)
+    records = [str(tmp_path / "pairs.csv.zst"), str(tmp_path / "saved"), {"hub": "a/b"}]
+    section = {
+        "data": {"source": "records", "records": records, "gold_fraction": 0.5},
+        "judge": {"kind": "reward_model"},
+    }
+    found = work.counts(config_of(tasks__hh=section), "hh")
+    assert found.pairs == {"train": 350, "validation": 50, "test": 100}
+    assert found.demonstrations == {"train": 700, "validation": 100, "test": 200}
+
+
 def test_counts_of_prepared_tables_are_read(
     paper: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,25 @@ def test_a_moved_folder_is_the_same_and_a_changed_one_is_not(here: Path) -> None
     assert content_of({"model": str(here / "second")}) != first
 
 
+def test_of_a_saved_data_set_every_split_counts(here: Path) -> None:
+    def data_set(path: Path, test: bytes) -> str:
+        for split in ("train", "test"):
+            (path / split).mkdir(parents=True)
+            (path / split / "state.json").write_text("{}")
+            (path / split / "data-00000-of-00001.arrow").write_bytes(test if split == "test" else b"rows")
+        (path / "dataset_dict.json").write_text("{}")
+        return str(path)
+
+    first = content_of({"records_0": data_set(here / "a", b"rows")})
+    assert content_of({"records_0": data_set(here / "b", b"rows")}) == first
+    assert content_of({"records_0": data_set(here / "c", b"others")}) != first
+    assert content_of({"records_0": str(here / "a" / "train")}) == content_of({"records_0": str(here / "c" / "train")})
+    # A model's checkpoints are no part of it.
+    model = content_of({"model": folder(here / "model")})
+    folder(here / "model" / "checkpoint-1")
+    assert content_of({"model": str(here / "model")}) == model
+
+
 def test_names_endings_and_order_count_and_places_do_not(here: Path) -> None:
     (here / "a.jsonl").write_text("{}\n")
     (here / "b.jsonl").write_text("[]\n")

@@ -157,9 +157,14 @@ def test_records_and_judges_of_one_kind_leave_the_code_of_others_out() -> None:
     every = set(reached("prefopt.data.records"))
     for task, reader in {"tldr": "posts", "hh": "dialogues", "cnndm": "news"}.items():
         apart = targets.other_readers(config, task)
-        assert len(apart) == 5 and apart <= every
+        assert len(apart) == 6 and apart <= every
         kept = set(reached("prefopt.data.records", apart=apart))
         assert f"prefopt.data.synthetic.{reader}:generate" in kept and not kept & apart
+        assert "prefopt.data.formats.recognise:FORMATS" not in kept
+    apart = targets.other_readers({"tasks": {"hh": {"data": {"source": "records"}}}}, "hh")
+    kept = set(reached("prefopt.data.records", apart=apart))
+    assert "prefopt.data.formats.recognise:FORMATS" in kept and "prefopt.data.formats.hh:parse_pair" in kept
+    assert len(apart) == 6 and not kept & apart
     for stage in ("prefopt.judging.stage", "prefopt.judging.items"):
         every = set(reached(stage))
         for kind in ("oracle", "reward_model", "human", "chat", "recorded"):

@@ -7,7 +7,10 @@ from typing import Any
 
 _LARGE_SHARE = 0.1
 # No loss: copies, and records that are put aside or left out because the experiment asks for it.
-_WANTED = ("reserved_for_gold", "test_split", "more_than_one_turn", "unlabelled", "duplicate_")
+_WANTED = (
+    *("reserved_for_gold", "test_split", "more_than_one_turn", "unlabelled", "duplicate_"),
+    *("left_out_by_mixing", "tie", "prompt_alone"),
+)
 # What is at fault, and the key of the task's section that changes it.
 _CAUSES = {
     "completion_too_long": ("have a completion that does not fit", "raise lengths.max_length"),
@@ -16,6 +19,8 @@ _CAUSES = {
     "equal_after_tokenization": ("have two completions with the same tokens", ""),
     "malformed": ("are malformed", ""),
     "empty_text": ("have no text", ""),
+    "unpaired": ("have a thumb up or down, and no counterpart for the same prompt", ""),
+    "scores_too_close": ("have no two scores so far apart", "lower data.pairs.margin"),
 }
 
 

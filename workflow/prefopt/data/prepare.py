@@ -141,11 +141,14 @@ def prepare_demonstrations(
     tables = {"demonstrations": Prepared(), "prompts": Prepared()}
     for row in rows:
         prompt, response_ids = prompts[row["prompt"]], responses[row["response"]]
+        row = {name: value for name, value in row.items() if name != "source"}
         if row["prompt_id"] in special:
             for table in tables.values():
                 table.dropped[REASON] += 1
             continue
-        if not recipe.evaluation_only and len(response_ids) > recipe.max_length - recipe.max_prompt_length:
+        if row["response"] == "":  # a prompt alone, to evaluate on
+            tables["demonstrations"].dropped["prompt_alone"] += 1
+        elif not recipe.evaluation_only and len(response_ids) > recipe.max_length - recipe.max_prompt_length:
             tables["demonstrations"].dropped["completion_too_long"] += 1
             if row["split"] != "train":
                 tables["prompts"].dropped["reference_too_long"] += 1

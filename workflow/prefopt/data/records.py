@@ -10,13 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from prefopt.data.formats import cnn_dailymail, hh, tldr
+from prefopt.data.formats import cnn_dailymail, hh, mixture, tldr
+from prefopt.data.formats.recognise import Choices, fields_read
+from prefopt.data.raw.hub import hub_rows, saved_rows
 from prefopt.data.raw.limits import Limits
+from prefopt.data.raw.opened import kind_of
 from prefopt.data.raw.parsing import RawTables
-from prefopt.data.raw.sources import Records, describe_files, hub_rows, read_rows
+from prefopt.data.raw.record import Records
+from prefopt.data.raw.sources import describe_files, read_rows
 from prefopt.data.synthetic import dialogues, news, posts
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict
+from prefopt.experiment.tasks import source_name
+from prefopt.store.contents import content_of
 from prefopt.store.tables import write_table
 
 logger = logging.getLogger(__name__)
@@ -40,7 +46,11 @@ _GENERATORS = {"tldr": posts.generate, "hh": dialogues.generate, "cnndm": news.g
 class RecordsRecipe:
     """Where the records come from and how they are split; a source reads its own keys alone."""
 
-    source: Literal["embedded", "files", "hub"]
+    source: Literal["embedded", "files", "hub", "records"]
+    records: tuple[dict[str, Any], ...]  # each with path or hub, and what `_source` reads
+    pairs: dict[str, Any]  # rule and margin by which scored responses make pairs
+    ties: Literal["drop", "both"]
+    seed: int  # of what is drawn among records
     posts: tuple[str, ...]
     comparisons: tuple[str, ...]
     demonstrations: tuple[str, ...]
@@ -64,6 +74,8 @@ def read_records(form: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
     if recipe.source == "embedded":
         return _GENERATORS[form](recipe.embedded), []
     allowed = Limits(recipe.max_record_mb, recipe.max_total_mb)
+    if recipe.source == "records":
+        return mixed_records(recipe, allowed), [_described(one) for one in recipe.records]
     if recipe.source == "files":
         paths = {kind: getattr(recipe, kind) for kind in _FILE_KINDS[form]}
         inputs: list[dict[str, Any]] = [
@@ -87,6 +99,48 @@ def read_records(form: str, recipe: RecordsRecipe) -> tuple[RawTables, list[dict
             for kind, (name, revision) in named.items()
         }
     return _raw_tables(form, records, recipe), inputs
+
+
+def mixed_records(recipe: RecordsRecipe, allowed: Limits) -> RawTables:
+    """The raw tables of `data.records`, which are of any format."""
+    return mixture.raw_tables(
+        [_source(one, allowed) for one in recipe.records],
+        Choices(rule=recipe.pairs["rule"], margin=recipe.pairs["margin"], ties=recipe.ties, seed=recipe.seed),
+        splits=recipe.splits,
+        gold_fraction=recipe.gold_fraction,
+        max_malformed=recipe.max_malformed,
+    )
+
+
+def _source(one: Mapping[str, Any], allowed: Limits) -> mixture.Source:
+    path, hub = one["path"], one["hub"]
+    if path is None:
+        records: Records = hub_rows(
+            hub, one["configuration"], one["revision"], fields_read, allowed, one["split"], exact=True
+        )
+    elif Path(path).is_dir():
+        records = saved_rows(path, one["split"], fields_read, allowed)
+    else:
+        records = read_rows([path], fields_read, allowed)
+    return mixture.Source(
+        name=source_name(dict(one)),
+        records=records,
+        format=one["format"],
+        cells=path is not None and kind_of(path) == "csv",
+        side=one["as"],
+        weight=one["weight"],
+        count=one["count"],
+    )
+
+
+def _described(one: Mapping[str, Any]) -> dict[str, Any]:
+    """A source, for a manifest."""
+    name = source_name(dict(one))
+    if one["path"] is None:
+        return {"kind": "records", "name": name, "revision": one["revision"], "pinned": one["revision"] is not None}
+    if Path(one["path"]).is_dir():
+        return {"kind": "records", "path": name, "sha256": content_of({"records": one["path"]})}
+    return {"kind": "records", **describe_files([one["path"]])[0]}
 
 
 def _raw_tables(form: str, records: Mapping[str, Records], recipe: RecordsRecipe) -> RawTables:
@@ -113,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
     """Writes one raw table, whole or not at all. Each is made by a job of its own, so that another leaves it alone."""
     recipe = from_json(RecordsRecipe, args.recipe)
     tables, inputs = read_records(args.form, recipe)
-    schema, content, account = _table(args.table, tables)
+    schema, content, account = _table(args.table, tables, recipe.source)
     warnings = _warnings(args.table, content, inputs)
     for warning in warnings:
         logger.warning("warning: %s", warning)
@@ -133,14 +187,14 @@ def run(args: argparse.Namespace) -> None:
     logger.info("%s: %d read, %d kept; dropped: %s", args.table, account["read"], account["kept"], reasons or "none")
 
 
-def _table(name: str, tables: RawTables) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+def _table(name: str, tables: RawTables, source: str) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     """Schema, rows and account of one table. What another table holds in its stead is dropped from its account."""
     schema = TABLES[name]
     account = tables.accounts[schema].as_dict()
     if name == "pretraining":
         return schema, [{"text": text} for text in tables.pretraining], account
     rows = tables.demonstrations if schema == "raw_demonstrations" else tables.preferences
-    rows = [{"messages": "", **row} for row in rows]  # which the records of conversations have
+    rows = [{"messages": "", "source": source, **row} for row in rows]  # what not every format says
     gold = [row for row in rows if row["split"].startswith("gold_")]
     if name == "gold_preferences":
         return schema, gold, {"read": len(gold), "kept": len(gold), "dropped": {}}

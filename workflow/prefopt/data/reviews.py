@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefopt.data.formats.reviews import UNLABELLED, raw_reviews
+from prefopt.data.raw.hub import hub_rows
 from prefopt.data.raw.limits import Limits
 from prefopt.data.raw.parsing import Account
-from prefopt.data.raw.sources import describe_files, hub_rows, read_rows
+from prefopt.data.raw.sources import describe_files, read_rows
 from prefopt.data.synthetic.reviews import generate
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
         "source": first["source"],
         "synthetic": first["notes"]["synthetic"],
         "tables": accounts,
+        **({"sources": first["notes"]["sources"]} if "sources" in first["notes"] else {}),
         "warnings": [*told, *loss_warnings(first["task"], accounts)],
     }
     write_text(args.out, json.dumps(summary, indent=1) + "\n")

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefopt.experiment import targets
 from prefopt.experiment.methods import METHODS, n_of, trained_by
-from prefopt.experiment.tasks import RECORD_FILES, TASKS
+from prefopt.experiment.tasks import ENDING, RECORD_FILES, TASKS, source_name
 
 Config = dict[str, Any]
 Check = Callable[[Config, str], Iterator[str]]
@@ -92,6 +92,7 @@ def leave_out_embedded(section: Config) -> list[str]:
 
 def _check_paths(section: Config, task: str) -> Iterator[str]:
     paths = [(f"data.{key}", path) for key in RECORD_FILES for path in section["data"].get(key, [])]
+    paths += [(f"data.records[{i}]", one["path"] or "") for i, one in enumerate(section["data"].get("records", []))]
     for name in ("base", "sft", "true_reward"):
         if section.get(name, {}).get("source") == "path":
             paths.append((f"{name}.path", section[name]["path"] or ""))
@@ -129,6 +130,33 @@ def _check_data(section: Config, task: str) -> Iterator[str]:
         for key in TASKS[section["form"]].hub:
             if data["hub"][key] is None:
                 yield f"data.hub.{key} is null; with data.source 'hub' it must be the name of a data set."
+    if data["source"] == "records":
+        yield from _check_records(data["records"])
+
+
+def _check_records(records: list[Config]) -> Iterator[str]:
+    """Each source of records names one place, and no key that is not read of it."""
+    if not records:
+        yield "data.records is empty, and data.source is 'records'; give it a path or the name of a data set."
+    names = [source_name(one) for one in records]
+    for index, one in enumerate(records):
+        key, path = f"data.records[{index}]", one["path"]
+        if (path is None) == (one["hub"] is None):
+            yield f"{key} has {'neither path nor hub' if path is None else 'both path and hub'}; give one of them."
+            continue
+        if path is not None and not Path(path).exists():
+            yield f"{key}.path names {path!r}; no such file or folder is seen from the working directory."
+        elif path is not None and not Path(path).is_dir() and not ENDING.search(path):
+            yield f"{key}.path names {path!r}; allowed: a folder, or a file that ends like those of data.posts."
+        unread = [] if path is None else ["configuration", "revision"]
+        unread += ["split"] if path is not None and not Path(path).is_dir() else []
+        for name in unread:
+            if one[name] is not None:
+                yield f"{key}.{name} is {one[name]!r}, which is not read of {path!r}; leave it out."
+        if one["weight"] is not None and one["count"] is not None:
+            yield f"{key} has both weight and count; give one of them."
+        if source_name(one) in names[:index]:
+            yield f"{key} names {source_name(one)!r} a second time; leave one out."
 
 
 def _check_judge(section: Config, task: str) -> Iterator[str]:

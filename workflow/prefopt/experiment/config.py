@@ -214,6 +214,8 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
     elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
         kept = {key: below for key, below in value.items() if below is not None or not schema.get("x-null-leaves-out")}
         value = {key: _complete(below, schema["additionalProperties"]) for key, below in kept.items()}
+    elif isinstance(value, str) and "x-short" in schema:
+        value = _complete({schema["x-short"]: value}, schema)
     elif isinstance(value, list) and "items" in schema:
         value = [_complete(item, schema["items"]) for item in value]
     elif "number" in _types(schema) and _is_number(value):

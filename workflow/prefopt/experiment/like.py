@@ -79,7 +79,7 @@ def _over(other: Config, own: Config, like: str, name: str, lines: list[str]) ->
     """A section merged over the one that it is like."""
     data = own.get("data")
     if isinstance(data, dict) and "source" in data and isinstance(other.get("data"), dict):
-        brought = (*RECORD_FILES, "hub")
+        brought = (*RECORD_FILES, "hub", "records")
         other["data"] = {key: value for key, value in other["data"].items() if key not in brought}
     merged = _merged(other, own)
     merged.pop("words", None)

@@ -102,6 +102,7 @@ _OF_SOURCE = {
     "embedded": ("source", "embedded"),
     "files": ("source", "splits", "gold_fraction", "max_malformed"),
     "hub": ("source", "hub", "splits", "gold_fraction", "max_malformed"),
+    "records": ("source", "records", "pairs", "ties", "seed", "splits", "gold_fraction", "max_malformed"),
 }
 
 
@@ -123,7 +124,10 @@ def compared(recipe: Config, kind: str | None = None) -> Config:
         kind: of the judge or true reward that the section belongs to.
     """
     if "embedded" in recipe:
-        return {key: recipe[key] for key in _OF_SOURCE[recipe["source"]] if key in recipe}
+        values = {key: recipe[key] for key in _OF_SOURCE[recipe["source"]] if key in recipe}
+        if "records" in values:
+            values["records"] = [{key: one[key] for key in one if key != "path"} for one in values["records"]]
+        return values
     kind = recipe.get("kind", kind)
     kept = {
         key: value for key, value in recipe.items() if key not in _OF_NO_RESULT.union(_NOT_READ.get(kind or "", ()))
@@ -178,7 +182,8 @@ def paper_recipe(config: Config) -> Config:
             continue  # the paper's rates are against the reference texts
         section, base = config["tasks"][task], config["tasks"][runs.home(config, task)]["base"]
         model = {"hub": base["name"], "path": base["path"]}.get(base["source"], f"{base['source']} base")
-        scale[task] = f"{section['data']['source']} records, {model}, judge {section['judge']['kind']}"
+        source = {"records": "own"}.get(section["data"]["source"], section["data"]["source"])
+        scale[task] = f"{source} records, {model}, judge {section['judge']['kind']}"
     return {"scale": scale}
 
 
@@ -239,7 +244,8 @@ def records_recipe(config: Config, task: str, table: str) -> Config:
     if targets.kind(config["tasks"][task]) == "frontier":
         return {**data, "embedded": made}
     # Every key that some task's data have; a transfer task's articles are for evaluation only.
-    data = {**{kind: [] for kind in RECORD_FILES if kind != "reviews"}, "gold_fraction": 0.0, **data}
+    lacking = {"gold_fraction": 0.0, "records": [], "pairs": {}, "ties": "drop", "seed": 0}
+    data = {**{kind: [] for kind in RECORD_FILES if kind != "reviews"}, **lacking, **data}
     if "validation_share" in data:
         share = data.pop("validation_share")
         data["splits"] = {"train": 0.0, "validation": share, "test": 1 - share}

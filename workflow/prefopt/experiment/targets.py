@@ -22,7 +22,7 @@ from prefopt.experiment.runs import (
     seeds,
     values,
 )
-from prefopt.experiment.tasks import TASKS
+from prefopt.experiment.tasks import MIXTURE, TASKS
 
 Config = dict[str, Any]
 
@@ -46,8 +46,9 @@ _JUDGES = {
 def other_readers(config: Config, task: str) -> frozenset[str]:
     """Code of the stage `records` that reads other tasks' records, or this task's from another source."""
     section = config["tasks"][task]
-    own = TASKS[section["form"]].readers[section["data"]["source"] != "embedded"]
-    return frozenset(reader for one in TASKS.values() for reader in one.readers) - {own}
+    source = section["data"]["source"]
+    own = MIXTURE if source == "records" else TASKS[section["form"]].readers[source != "embedded"]
+    return frozenset([MIXTURE, *(reader for one in TASKS.values() for reader in one.readers)]) - {own}
 
 
 def other_judges(judge: Config) -> frozenset[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,5 +52,16 @@ TASKS = {
     "imdb": Task(title="IMDb sentiment", written="reviews", files=(("reviews",),), hub=("name",)),
 }
 
+# What reads `data.source: records`, of whatever format.
+MIXTURE = "prefopt.data.records:mixed_records"
+
+# How a file of records ends: its kind, and how it is packed.
+ENDING = re.compile(r"\.(jsonl|json|csv|parquet)(\.gz|\.zst)?\Z")
+
 # Keys of a task's `data` that hold paths of records.
 RECORD_FILES = tuple(dict.fromkeys(kind for task in TASKS.values() for group in task.files for kind in group))
+
+
+def source_name(source: dict[str, Any]) -> str:
+    """What each row of one of `data.records` says of where it is from."""
+    return "/".join(filter(None, (source["path"] or source["hub"], source["configuration"], source["split"])))

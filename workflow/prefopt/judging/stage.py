@@ -58,6 +58,11 @@ def judge_samples(
                 f"The sample's prompt {prompt_id!r} (split {sample['split']!r}) {found}: the samples were made "
                 f"from other prompts, run the stage `sample` again."
             )
+        if not prompt["reference"] and prompt_id not in reference_tokens:
+            raise UserError(
+                f"The prompt {prompt_id!r} has no response to compare with, as it came alone: give it one among the "
+                f"records, or name a run that completions are held against, evaluation.against."
+            )
         if prompt_id not in reference_tokens:
             raise UserError(
                 f"The demonstrations lack prompt {prompt_id!r}, so that its reference has no length: run the "

@@ -206,10 +206,18 @@ def _records(section: Config) -> dict[str, int]:
     found = {}
     for kind, size in assumptions()[section["form"]]["bytes"].items():
         files = [Path(path) for path in section["data"].get(kind, [])]
+        if section["data"]["source"] == "records":
+            # Of whatever format: taken for pairs. How many a data set on the hub has is not known before it is read.
+            files = [path for one in section["data"]["records"] if one["path"] for path in _files(Path(one["path"]))]
+            files = files if kind == "comparisons" else []
         # Text is some three times as long before compression.
-        packed = sum(path.stat().st_size / (1 if path.suffix in (".gz", ".parquet") else 3) for path in files)
+        packed = sum(path.stat().st_size / (1 if path.suffix in (".gz", ".zst", ".parquet") else 3) for path in files)
         found[kind] = round(packed / size)
     return found
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.arrow")) if path.is_dir() else [path]
 
 
 def _prepared(task: str) -> dict[str, Any] | None:

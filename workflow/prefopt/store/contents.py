@@ -15,7 +15,8 @@ from pathlib import Path
 from prefopt.errors import UserError
 from prefopt.store.files import sha256_of_file, write_text
 
-_MODEL_FILES = {".json", ".safetensors", ".model", ".txt"}
+# Of a model's folder, and of one that `datasets` has saved.
+_FILES = {".json", ".safetensors", ".model", ".txt", ".arrow"}
 # Reading a large file takes seconds, and rules are evaluated by every run and every remote job: its hash is kept, as
 # git does, for as long as its size and time of change stay.
 _KEPT_FROM_BYTES = 64 * 2**20
@@ -23,7 +24,7 @@ _KEPT = Path("work", "contents.json")
 
 
 def content_of(paths: Mapping[str, str]) -> str:
-    """SHA-256 (hex) of files, and of the files in model folders, by the names of what they are for.
+    """SHA-256 (hex) of files, and of the files in folders of models or records, by the names of what they are for.
 
     Args:
         paths: by name. A file's ending counts as content, and so do names in a folder; where they lie does not. What is
@@ -31,11 +32,18 @@ def content_of(paths: Mapping[str, str]) -> str:
     """
     digest = hashlib.sha256()
     for name, path in ((name, Path(path)) for name, path in paths.items()):
-        files = sorted(file for file in path.iterdir() if file.suffix in _MODEL_FILES) if path.is_dir() else [path]
-        for file in files:
-            ending = file.name if path.is_dir() else "".join(path.suffixes)
+        for file in _files(path):
+            ending = str(file.relative_to(path)) if path.is_dir() else "".join(path.suffixes)
             digest.update(f"{name} {ending} {_hash(file) if file.is_file() else 'missing'}\n".encode())
     return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    # Of a data set each split is a folder; a model's checkpoints are none of it.
+    every = path.rglob("*") if (path / "dataset_dict.json").is_file() else path.iterdir()
+    return sorted(file for file in every if file.suffix in _FILES)
 
 
 def _hash(path: Path) -> str:

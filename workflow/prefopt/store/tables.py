@@ -53,7 +53,7 @@ def _schema(columns: list[tuple[str, pa.DataType]], nullable: Sequence[str] = ()
 _MESSAGES = ("messages", pa.string())
 
 SCHEMAS: dict[str, pa.Schema] = {
-    "raw_demonstrations": _schema([*_RAW_DEMONSTRATIONS, _MESSAGES]),
+    "raw_demonstrations": _schema([*_RAW_DEMONSTRATIONS, ("source", pa.string()), _MESSAGES]),
     "raw_preferences": _schema([*_RAW_PREFERENCES, _MESSAGES]),
     "raw_reviews": _schema(
         [("review_id", pa.string()), ("text", pa.string()), ("label", pa.int32()), ("split", pa.string())]

@@ -10,7 +10,8 @@ import pytest
 
 from prefopt.data.formats.hh import Pair, parse_pair, raw_tables
 from prefopt.data.raw.parsing import Unusable
-from prefopt.data.raw.sources import Malformed, read_rows
+from prefopt.data.raw.record import Malformed
+from prefopt.data.raw.sources import read_rows
 from prefopt.data.raw.splits import content_hash
 from prefopt.errors import UserError
 

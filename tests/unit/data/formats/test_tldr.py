@@ -16,7 +16,7 @@ from prefopt.data.formats.tldr import (
     tldr_prompt,
 )
 from prefopt.data.raw.parsing import RawTables, Unusable
-from prefopt.data.raw.sources import Malformed
+from prefopt.data.raw.record import Malformed
 from prefopt.data.raw.splits import content_hash
 from prefopt.errors import UserError
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefopt.data.raw import sources
+from prefopt.data.raw import columns
 from prefopt.data.raw.limits import Limits, Meter, size_of
 from prefopt.data.raw.sources import read_rows
 from prefopt.errors import UserError
@@ -103,7 +103,7 @@ def test_a_row_of_csv_is_as_long_as_the_limit_wherever_its_lines_end(tmp_path: P
 
 
 def test_a_parquet_file_of_little_bytes_and_much_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_BATCH_BYTES", 2**22)
+    monkeypatch.setattr(columns, "_BATCH_BYTES", 2**22)
     path = tmp_path / "a.parquet"
     repeated(path, "a" * (20 * MIB), 1000)
     assert path.stat().st_size < 2000
@@ -207,8 +207,8 @@ def test_what_a_file_says_of_its_size_adds_up_over_its_groups(tmp_path: Path) ->
     meter = SimpleNamespace(check_total=lambda path, size: checked.append((path, size)))
     with pq.ParquetFile(path) as file:
         for leaf, sizes in ((0, [3 * 64, 5 * 64]), (1, [9 * 256, 15 * 256])):
-            sources._check_groups(path, file, [leaf], meter)  # type: ignore[arg-type]
+            columns._check_groups(path, file, [leaf], meter)  # type: ignore[arg-type]
             assert checked == [(path, size) for size in sizes]
             checked.clear()
-        sources._check_groups(path, file, [0, 2], meter)  # type: ignore[arg-type]
+        columns._check_groups(path, file, [0, 2], meter)  # type: ignore[arg-type]
         assert [size // 10_000 for _, size in checked] == [3, 5]

@@ -11,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from prefopt.data.formats.tldr import Pair, parse_comparison, parse_post
+from prefopt.data.raw.hub import hub_rows
 from prefopt.data.raw.limits import Limits
-from prefopt.data.raw.sources import Malformed, describe_files, hub_rows, read_rows, text_of
+from prefopt.data.raw.record import Malformed, text_of
+from prefopt.data.raw.sources import describe_files, read_rows
 from prefopt.errors import UserError
 
 ROWS = [{"prompt": "ä", "list": [{"a": 1}, {"a": None}]}, {"prompt": "b", "list": []}, {"prompt": "c", "list": None}]

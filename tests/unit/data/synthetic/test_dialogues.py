@@ -12,8 +12,9 @@ import pytest
 
 from prefopt.data.synthetic import dialogue_world as world
 from prefopt.data.synthetic.dialogues import generate
+from prefopt.data.synthetic.hidden import well_formed
 from prefopt.judging.judge import Comparison
-from prefopt.judging.oracle import OracleJudge, well_formed
+from prefopt.judging.oracle import OracleJudge
 from prefopt.lm.models import load_tokenizer
 
 SHIPPED = Path(__file__).parents[4] / "workflow" / "models" / "tldr_base"

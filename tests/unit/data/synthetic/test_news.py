@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from prefopt.data.formats import cnn_dailymail
-from prefopt.data.raw.sources import Malformed, read_rows
+from prefopt.data.raw.record import Malformed
+from prefopt.data.raw.sources import read_rows
 from prefopt.data.raw.splits import content_hash, position
 from prefopt.data.synthetic import news, world
 from prefopt.errors import UserError

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prefopt.data.formats.tldr import tldr_prompt
+from prefopt.data.formats.examples import Demonstration, completion
+from prefopt.data.formats.tldr import own_post, tldr_prompt
 from prefopt.data.raw.parsing import Account, Parser, RawTables, Unusable
-from prefopt.data.raw.sources import Records, text_of
+from prefopt.data.raw.record import Records, text_of
 from prefopt.data.raw.splits import PostKeys, is_blank, position
 
 # What is read of each kind of file.
@@ -55,6 +56,12 @@ def raw_tables(records: Records, *, validation_share: float, max_malformed: int)
             rows[key] = {"prompt_id": key, **texts, "split": split, "facts": ""}
     accounts = {"raw_demonstrations": account, "raw_preferences": Account(), "pretraining": Account()}
     return RawTables(list(rows.values()), [], [], accounts, {"synthetic": False, "statement": _STATEMENT})
+
+
+def parse_article(row: Mapping[str, Any]) -> Demonstration:
+    """An article with its highlights, as a prompt of the TL;DR task (raises as `tldr.parse_post` does)."""
+    article, highlights = _article(row)
+    return Demonstration(own_post(news_prompt(article)), completion(highlights))
 
 
 def _article(row: Mapping[str, Any]) -> tuple[str, str]:

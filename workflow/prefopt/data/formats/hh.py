@@ -12,13 +12,15 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from prefopt.data.raw.conversations import Message
 from prefopt.data.raw.parsing import Account, Parser, RawTables, Unusable
-from prefopt.data.raw.sources import Malformed, Records, text_of
+from prefopt.data.raw.record import Malformed, Records, text_of
 from prefopt.data.raw.splits import PostKeys, check_shares, content_hash, gold_split_of, identity, is_blank, split_of
 
 # What is read of each kind of file.
 FIELDS: dict[str, tuple[str, ...]] = {"comparisons": ("chosen", "rejected")}
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_ROLES = {"Human": "user", "Assistant": "assistant"}
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _STATEMENT = "Real records, not synthetic; split by prompt."
 
@@ -59,6 +61,14 @@ def parse_pair(row: Mapping[str, Any]) -> Pair:
     if completions[0] == completions[1]:
         raise Unusable("equal")
     return Pair(first[0], f" {completions[0]}", f" {completions[1]}")
+
+
+def turns(transcript: str) -> list[Message]:
+    """The turns of a transcript as messages, without one that says nothing yet."""
+    marks = list(_TURN.finditer(transcript))
+    ends = [*(mark.start() for mark in marks[1:]), len(transcript)]
+    said = [(mark[1], transcript[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)]
+    return [{"role": _ROLES[name], "content": text} for name, text in said if text]
 
 
 def _transcript(row: Mapping[str, Any], name: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefopt.data.raw.parsing import Account, Parser, Unusable
-from prefopt.data.raw.sources import Malformed, Records, text_of
+from prefopt.data.raw.record import Malformed, Records, text_of
 from prefopt.data.raw.splits import PostKeys, check_shares, is_blank, split_of
 
 UNLABELLED = -1

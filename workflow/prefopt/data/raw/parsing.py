@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from prefopt.data.raw.sources import Malformed, Records
+from prefopt.data.raw.record import Malformed, Records
 from prefopt.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -168,7 +168,10 @@ def assign(
             given[rater].append(row)
             load[rater, row["matchup"]] += 1
     test = prompts[prompts["split"] == "test"]
-    references = list(zip(test["prompt"], test["reference"], strict=True))
+    # A prompt alone has none.
+    references = [(prompt, text) for prompt, text in zip(test["prompt"], test["reference"], strict=True) if text]
+    if recipe.attention_checks and len({text for _, text in references}) < 2:
+        raise UserError("Attention checks need the references of two test prompts: set human.attention_checks to 0.")
     return {rater: _sequence(rater, rows, references, secret, recipe) for rater, rows in given.items()}
 
 
@@ -334,6 +337,10 @@ def _matchups(recipe: StudyRecipe) -> Iterable[Matchup]:
 def _texts(side: Side, samples: pd.DataFrame, test: pd.DataFrame) -> dict[str, str]:
     """A side's text for each test prompt."""
     if side.run == REFERENCE:
+        if test["reference"].eq("").any():
+            raise UserError(
+                "Some test prompts came alone, so that a matchup with the reference has no text: leave it out."
+            )
         return dict(zip(test.index, test["reference"], strict=True))
     rows = samples[
         (samples["run"] == side.run)
