@@ -19,7 +19,7 @@ PROMPTS = [[2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13, 14, 15]]
 
 
 def draw(model: PreTrainedModel, prompts: list[list[int]], n: int, **options: object) -> list[list[Completion]]:
-    values = {"temperature": 1.0, "max_new_tokens": 12, "eos_id": EOS, "seeds": range(len(prompts)), **options}
+    values = {"temperature": 1.0, "max_new_tokens": 12, "ends": [EOS], "seeds": range(len(prompts)), **options}
     return sample(model, prompts, n=n, **values)  # type: ignore[arg-type]
 
 

@@ -61,7 +61,7 @@ def train(
 ) -> list[dict[str, Any]]:
     usage = Usage("test", torch.device("cpu"), torch.float32)
     with RunFolder(folder, {}, 0) as run:
-        return ppo.train(models, prompts, prompts if validation else None, values, 0, run, usage, hook=hook)
+        return ppo.train(models, prompts, prompts if validation else None, values, [0], run, usage, hook=hook)
 
 
 class Seen:
@@ -164,8 +164,8 @@ def test_every_update_draws_with_seeds_of_its_own_and_every_validation_with_the_
 ) -> None:
     roll_out, drawn = ppo.roll_out, []
 
-    def watched(models: Any, ids: Any, values: ppo.PPORecipe, eos_id: int, seeds: Any) -> ppo.Rollouts:
-        rollouts = roll_out(models, ids, values, eos_id, seeds)
+    def watched(models: Any, ids: Any, values: ppo.PPORecipe, ends: Any, seeds: Any) -> ppo.Rollouts:
+        rollouts = roll_out(models, ids, values, ends, seeds)
         drawn.append((values.samples_per_prompt, list(seeds), rollouts.rows))
         return rollouts
 

@@ -350,6 +350,16 @@ def _check_lengths(section: Config, task: str) -> Iterator[str]:
                 )
 
 
+def _check_prompt(section: Config, task: str) -> Iterator[str]:
+    prompt = section["prompt"]
+    for key, style in (("system", "chat"), ("suffix", "plain")):
+        if prompt[key] is not None and prompt["style"] != style:
+            yield f"prompt.{key} is given, which is read where prompt.style is {style!r}; set this too, or leave it out."
+    for run, values in section["runs"].items():
+        if prompt["style"] == "chat" and "method" in values and METHODS[values["method"]].shots:
+            yield f"runs.{run} puts examples before each prompt, which is for prompt.style 'plain'; leave it out by null."
+
+
 def _new_tokens(section: Config, *names: str) -> Iterator[tuple[str, int]]:
     """Key and longest completion of these sections, and of all that samples while it trains."""
     yield from ((name, section[name]["max_new_tokens"]) for name in names)
@@ -462,6 +472,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_ceiling,
         _check_frontier,
         _check_values,
+        _check_prompt,
         _check_lengths,
         _check_models,
         _check_evaluation,
@@ -474,6 +485,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_human,
         _check_transfer,
         _check_against,
+        _check_prompt,
         _check_lengths,
         _check_evaluation,
     ),
