@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,9 +42,14 @@ ANSWERS = ("Light scatters.", "No light 1234.", "空が 青い")
 CHOSEN, REJECTED = "Blue light scatters\nmost.", "I don't know"
 
 
+@functools.cache
+def bare_tokenizer(base: str) -> PreTrainedTokenizerBase:
+    return load_tokenizer(SHARED / "tokenizers" / base)
+
+
 def tokenizer_of(name: str, base: str) -> PreTrainedTokenizerBase:
     """A tokenizer of `shared` with a template and the tokens that it writes, and BOS and EOS of its own."""
-    tokenizer = load_tokenizer(SHARED / "tokenizers" / base)
+    tokenizer = copy.deepcopy(bare_tokenizer(base))
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
     tokenizer.add_special_tokens({"extra_special_tokens": sorted(set(_CONTROL.findall(TEMPLATES[name])))})
     tokenizer.chat_template = TEMPLATES[name]
@@ -66,7 +73,12 @@ def prepared(trainer: str, tokenizer: PreTrainedTokenizerBase, rows: list[dict[s
     """What the preparation of a TRL trainer makes of a data set."""
     own = SimpleNamespace(_tokenizer=tokenizer, chat_template=None, completion_only_loss=True)
     args = SimpleNamespace(
-        dataset_num_proc=None, max_length=None, truncation_mode="keep_start", assistant_only_loss=False
+        dataset_text_field="text",
+        shuffle_dataset=False,
+        dataset_num_proc=None,
+        max_length=None,
+        truncation_mode="keep_start",
+        assistant_only_loss=False,
     )
     made = {"packing": False, "formatting_func": None} if trainer == "SFTTrainer" else {}
     method = getattr(trl, trainer)._prepare_dataset
@@ -99,6 +111,11 @@ def test_ids_masks_and_lengths_equal_those_of_trl(name: str, base: str) -> None:
     for prompt, theirs in zip(prompts, prepared("DPOTrainer", tokenizer, pairs), strict=True):
         asked, (chosen, rejected) = exchange(chat, prompt, [CHOSEN, REJECTED])
         assert asked == theirs["prompt_ids"]
+        assert (
+            asked.count(tokenizer.bos_token_id)
+            == asked[:1].count(tokenizer.bos_token_id)
+            == ("bos_token" in TEMPLATES[name])
+        )
         assert_cut(chat, name, chosen, theirs["chosen_ids"])
         assert_cut(chat, name, rejected, theirs["rejected_ids"])
     rows = [{"prompt": p, "completion": assistant(CHOSEN)} for p in prompts]
@@ -118,11 +135,3 @@ def assert_cut(chat: Chat, name: str, ours: list[int], theirs: list[int]) -> Non
     assert chat.end is not None and ours[-1] == chat.end and ours.count(chat.end) == 1
     assert theirs[: len(ours)] == ours
     assert chat.tokenizer.decode(theirs[len(ours) :]) in ("", "\n", "\n</s>")
-
-
-@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - PICTURES))
-def test_a_conversation_begins_with_bos_once_or_as_the_template_says(name: str, base: str) -> None:
-    tokenizer = tokenizer_of(name, base)
-    ids, _ = exchange(chat_of(tokenizer), conversation(None, 3), [CHOSEN])
-    assert ids.count(tokenizer.bos_token_id) == ("bos_token" in TEMPLATES[name])
-    assert tokenizer.bos_token_id not in ids[1:]

@@ -479,6 +479,7 @@ INHERITED: typing.Final = (
     "tasks.*.base.path",
     "tasks.tldr.sft.path",
     "tasks.imdb.true_reward.path",
+    "tasks.*.prompt.*",  # plain text, as the paper's bases are none of a chat
     "tasks.imdb.ceiling.*beta*",
     "tasks.imdb.ceiling.min_effective_samples",
     "tasks.*.evaluation.confidence",

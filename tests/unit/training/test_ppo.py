@@ -218,7 +218,7 @@ def test_the_loss_is_the_policys_and_the_weighted_loss_of_the_values(
 ) -> None:
     """The values' gradient, which theirs alone is, grows with their weight; the policy's does not."""
     ids = [row.tolist() for row in prompts["prompt_ids"]]
-    rollouts = ppo.roll_out(models, ids, recipe(), 0, seeds=range(2))
+    rollouts = ppo.roll_out(models, ids, recipe(), [0], seeds=range(2))
     advantages = torch.linspace(-1, 1, rollouts.mask.numel()).view(rollouts.mask.shape)
     returns = rollouts.values + 1
     gradients = []
@@ -241,7 +241,7 @@ def test_the_loss_is_the_policys_and_the_weighted_loss_of_the_values(
 def test_the_gradient_of_a_minibatch_does_not_depend_on_the_micro_batches(
     models: ppo.Models, prompts: pd.DataFrame
 ) -> None:
-    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), 0, seeds=range(2))
+    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), [0], seeds=range(2))
     advantages = torch.linspace(-1, 1, rollouts.mask.numel()).view(rollouts.mask.shape)
     # Other than the policy's own, so that ratios are not 1.
     rollouts = dataclasses.replace(rollouts, logps=rollouts.logps + advantages * 0.5)
@@ -265,7 +265,7 @@ def test_the_gradient_of_a_minibatch_does_not_depend_on_the_micro_batches(
 def test_an_update_takes_every_row_once_an_epoch_and_reports_means_over_its_steps(
     models: ppo.Models, prompts: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), 0, seeds=range(2))
+    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), [0], seeds=range(2))
     taken: list[list[int]] = []
 
     def accumulate(*values: Any) -> dict[str, float]:
