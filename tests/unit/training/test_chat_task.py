@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from every_trainer import VALUES
-from test_reward_and_ppo import PPO
-from tiny_task import SHAPE, TRAINING, WORDS
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from every_trainer import VALUES
 from prefopt.cli import main
 from prefopt.judging.reward_model import load_judge
 from prefopt.lm.chat import chat_of, end_tokens
@@ -22,6 +20,8 @@ from prefopt.rewards.learned import score_rows
 from prefopt.store.tables import read_table, write_table
 from prefopt.training import ppo, reward, sft
 from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
+from test_reward_and_ppo import PPO
+from tiny_task import SHAPE, TRAINING, WORDS
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + ('<think></think>' if m['role'] == 'assistant' else '')"

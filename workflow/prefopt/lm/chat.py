@@ -175,7 +175,9 @@ def answer_ids(chat: Chat, answer: str) -> list[int]:
 
 def answer_text(chat: Chat, before: Sequence[int], ids: Sequence[int]) -> str:
     """The answer in an assistant's turn of these tokens, without what the template puts before it."""
-    said = decode_continuation(chat.tokenizer, before, ids).lstrip()
+    last = chat.tokenizer.eos_token_id if chat.end is None else chat.end  # which need not be a special token
+    own = ids[:-1] if len(ids) and ids[-1] == last else ids
+    said = decode_continuation(chat.tokenizer, before, own).lstrip()
     return said.removeprefix(chat.opening).lstrip()
 
 
