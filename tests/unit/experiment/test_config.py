@@ -274,6 +274,22 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             100,
             "tasks.tldr.sampling.max_new_tokens is 100; allowed: at most 96, *",
         ),
+        (
+            "tasks.tldr.prompt.system",
+            "Be brief.",
+            "tasks.tldr.prompt.system is given, which is read where prompt.style is 'chat'; set this too, or leave it out.",
+        ),
+        (
+            "tasks.cnndm.prompt",
+            {"style": "chat", "suffix": "\nTL;DR:"},
+            "tasks.cnndm.prompt.suffix is given, which is read where prompt.style is 'plain'; set this too, or leave it out.",
+        ),
+        (
+            "tasks.hh.prompt.style",
+            "chat",
+            "tasks.hh.runs.base_2shot puts examples before each prompt, which is for prompt.style 'plain'; leave it out by "
+            "null.",
+        ),
         ("tasks.tldr.base.source", "path", "tasks.tldr.base.path is null; with base.source 'path' it must be *"),
         (
             "tasks.tldr.base",
