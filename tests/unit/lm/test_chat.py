@@ -116,7 +116,8 @@ def test_where_an_answer_ends(name: str, end: str | None, answer: str) -> None:
     assert (None if chat.end is None else chat.tokenizer.convert_ids_to_tokens(chat.end)) == end
     prompt, (ids,) = exchange(chat, [USER], ["ate"])
     assert text(chat, ids) == answer
-    assert answer_text(chat, prompt, ids).strip() == "ate"
+    assert answer_text(chat, prompt, ids).rstrip() == " ate"
+    assert answer_text(chat, prompt, ids[-1:]) == ""
     assert answer_ids(chat, "ate") == ids, "whatever it answers"
     ends = end_tokens(chat.tokenizer, make_model("llama", engine=False))
     eos = chat.tokenizer.eos_token_id

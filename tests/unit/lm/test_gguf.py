@@ -141,7 +141,7 @@ def test_a_real_file_speaks(tmp_path: Path) -> None:
     ids = prompt_ids(chat, [{"role": "user", "content": "What is the capital of France?"}])
     ends = end_tokens(tokenizer, model)
     ((drawn,),) = sample(model, [ids], n=1, temperature=0.0, max_new_tokens=30, ends=ends, seeds=[0])
-    assert answer_text(chat, ids, drawn.token_ids) == "The capital of France is Paris."
+    assert answer_text(chat, ids, drawn.token_ids) == " The capital of France is Paris."
     assert drawn.finish_reason == "eos"
     read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     row = torch.tensor([ids])

@@ -174,11 +174,15 @@ def answer_ids(chat: Chat, answer: str) -> list[int]:
 
 
 def answer_text(chat: Chat, before: Sequence[int], ids: Sequence[int]) -> str:
-    """The answer in an assistant's turn of these tokens, without what the template puts before it."""
+    """The answer in an assistant's turn of these tokens, after one space as all completions, if there is one.
+
+    What the template puts before the answer is left out.
+    """
     last = chat.tokenizer.eos_token_id if chat.end is None else chat.end  # which need not be a special token
     own = ids[:-1] if len(ids) and ids[-1] == last else ids
     said = decode_continuation(chat.tokenizer, before, own).lstrip()
-    return said.removeprefix(chat.opening).lstrip()
+    answer = said.removeprefix(chat.opening).lstrip()
+    return f" {answer}" if answer else ""
 
 
 def common_start(one: Any, other: Any) -> Any:
