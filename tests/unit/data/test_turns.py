@@ -188,6 +188,19 @@ def test_a_chat_without_a_template_and_tables_that_differ(
     assert told in capsys.readouterr().err
 
 
+def test_a_template_that_writes_the_date_is_named(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    dated = tmp_path / "dated"
+    tokenizer = load_tokenizer(model)
+    tokenizer.chat_template = "{{ strftime_now('%Y') }}" + TEMPLATE
+    tokenizer.save_pretrained(dated)
+    LlamaConfig(max_position_embeddings=96, vocab_size=400).save_pretrained(dated)
+    write_raw(tmp_path / "raw", [demonstration(0)], [pair(0)])
+    stage(tmp_path / "raw", dated, tmp_path / "out", style="chat")
+    assert f"the chat template of {dated} writes today's date into prompts" in caplog.text
+
+
 def test_records_that_a_template_has_written_are_refused(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

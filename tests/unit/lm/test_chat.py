@@ -26,10 +26,11 @@ from prefopt.lm.chat import (
     render,
     special_tokens,
 )
-from prefopt.lm.models import decode, encode
+from prefopt.lm.models import decode, encode, load_tokenizer
 from prefopt.training.pretrain import train_tokenizer
 from tiny_models import make_model
 
+SHARED = Path(__file__).parents[4] / "shared"
 CHATML = (
     "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -268,3 +269,15 @@ def test_what_is_rendered_without_special_tokens_in_texts_is_the_text_itself() -
     assert decode(chat.tokenizer, prompt_ids(chat, [USER])) == "user\nmy cat\nassistant\n"
     assert special_tokens(chat.tokenizer) == ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "</a>", "<s>"]
     assert not set(encode(chat.tokenizer, [rendered])[0]) & set(chat.tokenizer.all_special_ids)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the tokenizers (../shared) are not here")
+def test_the_ids_of_the_documentation() -> None:
+    tokenizer = load_tokenizer(SHARED / "tokenizers" / "gpt2")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = CHATML.removeprefix("{{ bos_token }}")
+    turns = said("system: Be brief.", "user: Is <|im_end|> a word?")
+    prompt, (chosen, rejected) = exchange(chat_of(tokenizer), turns, ["No.", "It is."])
+    page = (Path(__file__).parents[3] / "docs" / "chat.md").read_text(encoding="utf-8")
+    for name, ids in {"prompt": prompt, "chosen": chosen, "rejected": rejected}.items():
+        assert f"| {name} | {' '.join(map(str, ids))} |\n" in page

@@ -238,6 +238,10 @@ def base_of(
     if style == "plain":
         warn_of_template(tokenizer, model)
         return tokenizer
+    if "strftime_now" in str(tokenizer.chat_template):
+        logger.warning(
+            "the chat template of %s writes today's date into prompts: on another day there are others", model
+        )
     try:
         return chat_of(tokenizer)
     except Refused as problem:
