@@ -296,6 +296,11 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             {"source": "path", "path": "nowhere"},
             "tasks.tldr.base.path is 'nowhere', where no config.json lies; *",
         ),
+        (
+            "tasks.tldr.reward_model.source",
+            "path",
+            "tasks.tldr.reward_model.path is null; with reward_model.source 'path' it must be a local folder of a model.",
+        ),
         ("tasks.tldr.sft.source", "hub", "tasks.tldr.sft.name is null; with sft.source 'hub' it must be *"),
         ("tasks.tldr.pretrain.heads", 3, "tasks.tldr.pretrain.hidden_size is 128; allowed: a multiple of *"),
         ("tasks.tldr.ppo.minibatches", 1000, "tasks.tldr.ppo.minibatches is 1000; allowed: at most *"),
@@ -494,6 +499,10 @@ INHERITED: typing.Final = (
     "tasks.imdb.sft.*",  # name and revision: it is trained here
     "tasks.*.base.path",
     "tasks.tldr.sft.path",
+    "tasks.*.*reward_model.source",  # reward models are trained
+    "tasks.*.*reward_model.path",
+    "tasks.*.*reward_model.name",
+    "tasks.*.*reward_model.revision",
     "tasks.imdb.true_reward.path",
     "tasks.*.prompt.*",  # plain text, as the paper's bases are none of a chat
     "tasks.imdb.ceiling.*beta*",
@@ -532,7 +541,7 @@ def test_the_paper_config_holds_the_printed_values() -> None:
     assert (dpo["optimizer"], dpo["schedule"], dpo["loss"]) == ("rmsprop", "constant", "sigmoid")
     assert tldr["sft"]["name"] == "CarperAI/openai_summarize_tldr_sft"
     revisions = [value for path, value in leaves(paper) if path.endswith("revision")]
-    assert revisions == [None] * 12  # none is invented
+    assert revisions == [None] * 17  # none is invented
 
 
 def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:

@@ -15,6 +15,9 @@ from prefopt.experiment import targets
 from prefopt.experiment.methods import METHODS, n_of, trained_by
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
 
+# Sections of models that may be the user's own.
+_BROUGHT = ("base", "sft", "true_reward", "reward_model", "gold_reward_model")
+
 Config = dict[str, Any]
 Check = Callable[[Config, str], Iterator[str]]
 
@@ -92,7 +95,7 @@ def leave_out_embedded(section: Config) -> list[str]:
 
 def _check_paths(section: Config, task: str) -> Iterator[str]:
     paths = [(f"data.{key}", path) for key in RECORD_FILES for path in section["data"].get(key, [])]
-    for name in ("base", "sft", "true_reward"):
+    for name in _BROUGHT:
         if section.get(name, {}).get("source") == "path":
             paths.append((f"{name}.path", section[name]["path"] or ""))
     if "judge" in section:
@@ -391,7 +394,7 @@ def _check_models(section: Config, task: str) -> Iterator[str]:
     shape = section["pretrain"]
     if shape["hidden_size"] % shape["heads"]:
         yield f"pretrain.hidden_size is {shape['hidden_size']}; allowed: a multiple of pretrain.heads, {shape['heads']}."
-    for name in ("base", "sft", "true_reward"):
+    for name in _BROUGHT:
         model = section.get(name, {"source": None})
         if model["source"] == "path" and model["path"] is None:
             yield f"{name}.path is null; with {name}.source 'path' it must be a local folder of a model."
