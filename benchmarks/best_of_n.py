@@ -90,7 +90,7 @@ def ours(model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completi
         n=SAMPLES,
         temperature=1.0,
         max_new_tokens=MAX_NEW_TOKENS,
-        eos_id=EOS_ID,
+        ends=[EOS_ID],
         seeds=range(len(prompts)),
     )
 

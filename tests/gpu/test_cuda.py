@@ -85,7 +85,7 @@ def test_sampled_logps_are_those_of_a_full_pass() -> None:
     model = use_engine(AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["gpt_neox"])).eval()).cuda()
     prompts = [list(range(5, 40)), list(range(7, 20))]
     with autocast("bfloat16", model.device):
-        groups = sample(model, prompts, n=16, temperature=1.0, max_new_tokens=24, eos_id=0, seeds=[1, 2])
+        groups = sample(model, prompts, n=16, temperature=1.0, max_new_tokens=24, ends=[0], seeds=[1, 2])
         rows = [Row(p, tuple(c.token_ids for c in group)) for p, group in zip(prompts, groups, strict=True)]
         with torch.no_grad():
             expected = completion_logprobs(model, rows).sums.cpu()

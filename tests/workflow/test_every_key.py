@@ -69,12 +69,12 @@ READ_BY = {
         "records:demonstrations records:training/demonstrations records:preferences records:gold_preferences"
         " records:pretraining"
     ),
-    r"tasks\.(tldr|hh)\.lengths\..*": "prepare prepare_preferences",
-    r"tasks\.cnndm\.lengths\..*": "prepare",
+    r"tasks\.(tldr|hh)\.(lengths|prompt)\..*": "prepare prepare_preferences",
+    r"tasks\.cnndm\.(lengths|prompt)\..*": "prepare",
     r"tasks\.imdb\.lengths\..*": "prefixes",
     # Other sources than the one that is taken.
     r".*\.data\.(?!source|embedded).*": "",
-    r".*\.(base|sft|true_reward)\.(path|name|revision)": "",
+    r".*\.(base|sft|true_reward|reward_model|gold_reward_model)\.(path|name|revision)": "",
     # Trainers.
     r"tasks\.hh\.gold_reward_model\..*": "",  # no judge of hh is one
     r"tasks\.(?:hh|tldr)\.(dpo|ppo)\.(?:beta|kl_target|seed)": r"\1_with_samples evaluations",
@@ -349,12 +349,14 @@ def test_another_judge_waits_for_its_own_method_alone(rules: Rules, jobs: dict[N
 
 
 def test_what_is_brought_may_move_and_not_change(rules: Rules, jobs: dict[Name, Job], tmp_path: Path) -> None:
-    """A base, a judge's prompt and files of records under another path are the same, with another content others."""
+    """What is brought is the same under another path, and another with another content."""
     base, posts = shutil.copytree(SHIPPED, tmp_path / "base"), tmp_path / "posts.jsonl"
+    scorer = shutil.copytree(SHIPPED, tmp_path / "scorer")
     copied = shutil.copy(PROMPTS / "tldr_simple.txt", tmp_path)
     posts.write_text("{}\n")
     tldr = {
         "base": {"source": "path", "path": str(base)},
+        "reward_model": {"source": "path", "path": str(scorer)},
         "judge": {"kind": "chat", "chat": {**HOSTED["chat"], "prompt": str(copied)}},
         "data": {"source": "files", "posts": [str(posts)], "comparisons": [str(posts)], "gold_fraction": 0.5},
         "human": None,
@@ -370,14 +372,18 @@ def test_what_is_brought_may_move_and_not_change(rules: Rules, jobs: dict[Name, 
         return {named(job, "tldr") for job in own} - {"paper"}  # which names the base
 
     moved = shutil.copytree(base, tmp_path / "moved")
+    other_scorer = shutil.copytree(scorer, tmp_path / "other scorer")
     (tmp_path / "below").mkdir()
     elsewhere = [str(shutil.copy(path, tmp_path / "below")) for path in (copied, posts)]
     assert runs({"base": {"path": str(moved)}}) == set()
+    assert runs({"reward_model": {"path": str(other_scorer)}}) == set()
     assert runs({"judge": {"chat": {"prompt": elsewhere[0]}}}) == set()
     assert runs({"data": {"posts": [elsewhere[1]]}}) == set()
     (moved / "model.safetensors").write_bytes(b"other weights")
+    (other_scorer / "model.safetensors").write_bytes(b"other weights")
     Path(elsewhere[0]).write_text("Which is better? {post} {first} {second}")
     Path(elsewhere[1]).write_text("{}\n{}\n")
+    assert runs({"reward_model": {"path": str(other_scorer)}}) == {"ppo_with_samples", "score"}
     tables = {"records:demonstrations", "records:training/demonstrations", "records:preferences"}
     assert runs({"base": {"path": str(moved)}}) >= {"prepare", "prepare_preferences", "sft", "preferred_ft", "sample"}
     assert runs({"judge": {"chat": {"prompt": elsewhere[0]}}}) == {"judge", "judge_candidates"}

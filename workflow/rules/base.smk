@@ -34,7 +34,7 @@ rule fetch:
     benchmark:
         "logs/benchmarks/{task}/fetch_{part}.jsonl"
     wildcard_constraints:
-        part="base|sft|true_reward",
+        part="base|sft|true_reward|reward_model|gold_reward_model",
     conda:
         "../../envs/model.yaml"
     threads: 1
@@ -42,7 +42,7 @@ rule fetch:
         **TABLE_RESOURCES,
     params:
         name=lambda wildcards: config["tasks"][wildcards.task][wildcards.part]["name"],
-        kind=lambda wildcards: ("classifier" if wildcards.part == "true_reward" else "causal_lm"),
+        kind=lambda wildcards: "causal_lm" if wildcards.part in ("base", "sft") else "classifier",
         revision=revision_argument,
         code=fingerprint("prefopt.lm.fetch"),
     shell:

@@ -34,7 +34,7 @@ rule candidates:
 
 rule score:
     input:
-        model="results/{seed}models/{task}/reward_model",
+        model=model_files("reward_model"),
         prompts="results/data/{task}/prompts.parquet",
         samples="results/{seed}candidates/{task}.parquet",
     output:
@@ -51,12 +51,13 @@ rule score:
     resources:
         **model_needs("score"),
     params:
+        **model("reward_model"),
         **recipe("score"),
         shard=shard_argument,
         code=fingerprint("prefopt.generation.score"),
     shell:
         model_stage(
-            "score --model {input.model} --prompts {input.prompts} --samples {input.samples} --recipe {params.recipe}"
+            "score --model {params.model} --prompts {input.prompts} --samples {input.samples} --recipe {params.recipe}"
             " {params.shard} --out {output}"
         )
 

@@ -208,7 +208,7 @@ def judge_files(wildcards):
     home = runs.home(config, wildcards.task)
     if judge["kind"] == "reward_model":
         return {
-            "gold_model": f"results/models/{home}/gold_reward_model",
+            "gold_model": targets.model_folder(config, home, "gold_reward_model", SHIPPED_BASE),
             "gold_data": f"results/data/{home}/gold_preferences.parquet",
         }
     if judge["kind"] in ("chat", "recorded"):
@@ -326,7 +326,7 @@ def true_reward_files(wildcards):
     """The model that is the true reward of a task with a frontier; nothing where a program is."""
     section = config["tasks"][wildcards.task]
     if "true_reward" not in section:
-        learned = f"results/models/{wildcards.task}/gold_reward_model"
+        learned = targets.model_folder(config, wildcards.task, "gold_reward_model", SHIPPED_BASE)
         return {"true_reward_model": learned} if section["frontier"]["reward"] == "gold_reward_model" else {}
     if section["true_reward"]["source"] == "rule":
         return {}
@@ -335,7 +335,7 @@ def true_reward_files(wildcards):
 
 def reward_files(wildcards):
     """The rewards that a run of the sweep needs."""
-    learned = {"reward_model": f"results/{wildcards.seed}models/{wildcards.task}/reward_model"}
+    learned = {"reward_model": model_folder("reward_model")(wildcards)}
     learned = learned if "reward_model" in runs.entry(config, wildcards.task, wildcards.run).needs else {}
     return {**learned, **true_reward_files(wildcards)}
 

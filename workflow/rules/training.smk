@@ -8,7 +8,7 @@ for method, sampled in itertools.product(methods.trained(), (False, True)):
         name:
             f"{method}_with_samples" if sampled else method
         input:
-            unpack(training_files),
+            unpack(made(training_files)),
             **({"sampled_prompts": "results/data/{task}/prompts.parquet"} if sampled else {}),
             model=model_files(started_from),
         output:
@@ -35,6 +35,7 @@ for method, sampled in itertools.product(methods.trained(), (False, True)):
             ),
             stage=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
             files=arguments_of(training_files),
+            files_content=brought(training_files),
             by_step=by_step_arguments if sampled else [],
             code=lambda wildcards: fingerprint(*targets.trainer_code(config, wildcards.task, wildcards.run)),
         shell:

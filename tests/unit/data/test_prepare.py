@@ -11,11 +11,13 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerBase
 
 from prefopt.cli import main
 from prefopt.data.prepare import (
+    Prepared,
     PrepareRecipe,
     encode,
     encode_prompts,
     prepare_demonstrations,
     prepare_preferences,
+    tokenized,
 )
 from prefopt.errors import UserError
 from prefopt.lm.models import load_tokenizer, tokenizer_hash
@@ -50,7 +52,7 @@ def recipe(**values: Any) -> PrepareRecipe:
         "max_prompt_length": 40,
         "max_length": 60,
         "truncation": "keep_start",
-        "suffix": SUFFIX,
+        **{"suffix": SUFFIX, "style": None, "system": None, "new_suffix": None},
         "evaluation_only": False,
     }
     return PrepareRecipe(**{**lengths, **values})
@@ -65,6 +67,16 @@ def pair(number: int, **values: Any) -> dict[str, Any]:
     row = {"pair_id": f"pair{number}", "prompt_id": f"p{number}", "prompt": f"post {number}{SUFFIX}"}
     row |= {"chosen": " my cat", "rejected": " the shoe", "messages": ""}
     return {**row, "split": "train", "source": "comparisons", **values}
+
+
+def demonstrations_of(tokenizer: Any, rows: list[dict[str, Any]], **values: Any) -> dict[str, Prepared]:
+    tokens = tokenized(tokenizer, rows, "prompt_id", ("response",), recipe(**values), Path("raw"))
+    return prepare_demonstrations(rows, tokens, recipe(**values))
+
+
+def preferences_of(tokenizer: Any, rows: list[dict[str, Any]], **values: Any) -> Prepared:
+    tokens = tokenized(tokenizer, rows, "pair_id", ("chosen", "rejected"), recipe(**values), Path("raw"))
+    return prepare_preferences(rows, tokens, recipe(**values))
 
 
 def write_raw(folder: Path, demonstrations: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> None:
@@ -152,7 +164,7 @@ def test_every_prompt_that_is_evaluated_has_a_reference_with_a_length(tokenizer:
         demonstration(i, response=" x" * (5 if i < 3 else 60), split=split)
         for i, split in enumerate(["train", "validation", "test", "train", "validation", "test"])
     ]
-    tables = prepare_demonstrations(tokenizer, rows, recipe())
+    tables = demonstrations_of(tokenizer, rows)
     assert [row["prompt_id"] for row in tables["demonstrations"].rows] == ["p0", "p1", "p2"]
     assert [row["prompt_id"] for row in tables["prompts"].rows] == ["p0", "p1", "p2", "p3"]
     assert tables["demonstrations"].dropped == {"completion_too_long": 3}
@@ -166,7 +178,7 @@ def test_a_prompt_alone_is_evaluated_on_and_demonstrates_nothing(tokenizer: PreT
         demonstration(2, response="", split="test"),
     ]
     for evaluation_only in (False, True):
-        tables = prepare_demonstrations(tokenizer, rows, recipe(evaluation_only=evaluation_only))
+        tables = demonstrations_of(tokenizer, rows, evaluation_only=evaluation_only)
         assert [row["prompt_id"] for row in tables["demonstrations"].rows] == ["p0"]
         assert [(row["split"], row["reference"]) for row in tables["prompts"].rows] == [
             ("train", "my cat"),
@@ -183,9 +195,9 @@ def test_a_response_ends_with_eos_or_is_dropped(tokenizer: PreTrainedTokenizerBa
     (ids,) = encode(tokenizer, [" " + letters])
     fits = next(n for n in range(1, 23) if len(encode(tokenizer, [" " + letters[:n]])[0]) == room - 1)
     rows = [demonstration(0, response=" " + letters[:fits]), demonstration(1, response=" " + letters[: fits + 1])]
-    rows.append(demonstration(2, response=f" a {EOS} b", split="test"))
+    rows.append(demonstration(2, response=" a shoe", split="test"))
     assert len(ids) >= room
-    tables = prepare_demonstrations(tokenizer, rows, recipe())
+    tables = demonstrations_of(tokenizer, rows)
     kept = tables["demonstrations"]
     assert [row["prompt_id"] for row in kept.rows] == ["p0", "p2"]
     assert kept.dropped == {"completion_too_long": 1}
@@ -211,8 +223,8 @@ def test_pairs_are_kept_dropped_or_reserved(tokenizer: PreTrainedTokenizerBase) 
         pair(6, split="test"),
     ]
     gold_rows = [row for row in rows if row["split"].startswith("gold_")]
-    pairs = prepare_preferences(tokenizer, [row for row in rows if row not in gold_rows], recipe())
-    gold = prepare_preferences(tokenizer, gold_rows, recipe())
+    pairs = preferences_of(tokenizer, [row for row in rows if row not in gold_rows])
+    gold = preferences_of(tokenizer, gold_rows)
     assert [(row["pair_id"], row["split"]) for row in pairs.rows] == [("pair0", "train"), ("pair6", "test")]
     assert pairs.dropped == {"completion_too_long": 2}
     assert [(row["pair_id"], row["split"]) for row in gold.rows] == [("pair3", "train"), ("pair4", "test")]
@@ -227,12 +239,14 @@ def test_pairs_that_a_tokenizer_cannot_tell_apart() -> None:
         """Knows letters, and takes all else for one token."""
 
         eos_token_id = 0
+        added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012
+        all_special_tokens = ("<eos>",)
 
         def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
             return {"input_ids": [[ord(c) if c.isascii() else 1 for c in text] for text in texts]}
 
     rows = [pair(0, chosen=" \u2603", rejected=" \u2604"), pair(1, chosen=" a", rejected=" \u2604")]
-    table = prepare_preferences(Coarse(), rows, recipe())  # type: ignore[arg-type]
+    table = preferences_of(Coarse(), rows)
     assert [row["pair_id"] for row in table.rows] == ["pair1"]
     assert table.dropped == {"equal_after_tokenization": 1}
 

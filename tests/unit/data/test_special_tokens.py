@@ -14,8 +14,9 @@ from test_prepare import add_up, demonstration, pair, prepare, write_raw
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
 from prefopt.data import prefixes
-from prefopt.data.special_tokens import REASON, special_tokens, warn_of_template, with_special_tokens
+from prefopt.data.special_tokens import REASON, warn_of_template, with_special_tokens
 from prefopt.errors import UserError
+from prefopt.lm.chat import special_tokens
 from prefopt.lm.models import load_tokenizer
 from prefopt.store.tables import read_table, write_table
 from prefopt.training.pretrain import train_tokenizer

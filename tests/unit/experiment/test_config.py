@@ -327,11 +327,32 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             100,
             "tasks.tldr.sampling.max_new_tokens is 100; allowed: at most 96, *",
         ),
+        (
+            "tasks.tldr.prompt.system",
+            "Be brief.",
+            "tasks.tldr.prompt.system is given, which is read where prompt.style is 'chat'; set this too, or leave it out.",
+        ),
+        (
+            "tasks.cnndm.prompt",
+            {"style": "chat", "suffix": "\nTL;DR:"},
+            "tasks.cnndm.prompt.suffix is given, which is read where prompt.style is 'plain'; set this too, or leave it out.",
+        ),
+        (
+            "tasks.hh.prompt.style",
+            "chat",
+            "tasks.hh.runs.base_2shot puts examples before each prompt, which is for prompt.style 'plain'; leave it out by "
+            "null.",
+        ),
         ("tasks.tldr.base.source", "path", "tasks.tldr.base.path is null; with base.source 'path' it must be *"),
         (
             "tasks.tldr.base",
             {"source": "path", "path": "nowhere"},
             "tasks.tldr.base.path is 'nowhere', where no config.json lies; *",
+        ),
+        (
+            "tasks.tldr.reward_model.source",
+            "path",
+            "tasks.tldr.reward_model.path is null; with reward_model.source 'path' it must be a local folder of a model.",
         ),
         ("tasks.tldr.sft.source", "hub", "tasks.tldr.sft.name is null; with sft.source 'hub' it must be *"),
         ("tasks.tldr.pretrain.heads", 3, "tasks.tldr.pretrain.hidden_size is 128; allowed: a multiple of *"),
@@ -532,7 +553,12 @@ INHERITED: typing.Final = (
     "tasks.imdb.sft.*",  # name and revision: it is trained here
     "tasks.*.base.path",
     "tasks.tldr.sft.path",
+    "tasks.*.*reward_model.source",  # reward models are trained
+    "tasks.*.*reward_model.path",
+    "tasks.*.*reward_model.name",
+    "tasks.*.*reward_model.revision",
     "tasks.imdb.true_reward.path",
+    "tasks.*.prompt.*",  # plain text, as the paper's bases are none of a chat
     "tasks.imdb.ceiling.*beta*",
     "tasks.imdb.ceiling.min_effective_samples",
     "tasks.*.evaluation.confidence",
@@ -569,7 +595,7 @@ def test_the_paper_config_holds_the_printed_values() -> None:
     assert (dpo["optimizer"], dpo["schedule"], dpo["loss"]) == ("rmsprop", "constant", "sigmoid")
     assert tldr["sft"]["name"] == "CarperAI/openai_summarize_tldr_sft"
     revisions = [value for path, value in leaves(paper) if path.endswith("revision")]
-    assert revisions == [None] * 12  # none is invented
+    assert revisions == [None] * 17  # none is invented
 
 
 def test_the_files_overlay_changes_data_judge_and_sizes_but_no_method() -> None:

@@ -31,6 +31,24 @@ def test_a_model_of_the_users_own_is_used_where_it_lies_and_not_trained(tmp_path
     assert targets.model_folder(fetched, "tldr", "sft", "shipped") == "results/models/tldr/fetched_sft"
 
 
+def test_reward_models_of_the_users_own(tmp_path: Any) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    config = resolve(with_value("tasks.tldr.reward_model", {"source": "path", "path": str(tmp_path)}))
+    for seed in ("", "seed_1/"):
+        assert targets.model_folder(config, "tldr", "reward_model", "shipped", seed) == str(tmp_path)
+        assert targets.training_files(config, "tldr", "ppo", seed)["reward_model"] == str(tmp_path)
+    assert targets.trainers(config, "tldr") == ["sft", "preferred_ft", "dpo", "ppo", "gold_reward_model"]
+    config = resolve(with_value("tasks.tldr.gold_reward_model", {"source": "hub", "name": "someone/judge"}))
+    assert (
+        targets.model_folder(config, "cnndm", "gold_reward_model", "")
+        == "results/models/tldr/fetched_gold_reward_model"
+    )
+    assert targets.trainers(config, "tldr") == ["sft", "preferred_ft", "dpo", "reward_model", "ppo"]
+    assert targets.training_files(config, "tldr", "ppo", "seed_1/")["reward_model"] == (
+        "results/seed_1/models/tldr/reward_model"
+    )
+
+
 def test_a_run_that_is_left_out_needs_no_model(config: dict[str, Any]) -> None:
     assert targets.trainers(config, "tldr") == [
         "sft",

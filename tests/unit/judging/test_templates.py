@@ -223,5 +223,7 @@ def test_a_line_without_end_takes_no_time(text: str) -> None:
 def test_the_question_is_what_a_person_asked() -> None:
     assert question("SUBREDDIT: r/x\n\nPOST: y\n\nTL;DR:", "\n\nTL;DR:") == "SUBREDDIT: r/x\n\nPOST: y"
     assert question("\n\nHuman: Why?\n\nAssistant:", "\n\nAssistant:") == "Why?"
+    asked = "User: a\n\nAssistant: b\n\nUser: c"
+    assert question(asked, "") == question(f" {asked}\n", "\n\nAssistant:") == asked
     turns = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     assert question(turns, "\n\nAssistant:") == "Human: a\n\nAssistant: b\n\nHuman: c"

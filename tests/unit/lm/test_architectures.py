@@ -66,7 +66,7 @@ def test_right_or_refused(name: str) -> None:
     assert (gradient - own_gradient).norm() <= tolerance * own_gradient.norm()
 
     prompts = [row.prompt for row in rows]
-    drawn = sample(model, prompts, n=2, temperature=1.0, max_new_tokens=2, eos_id=-1, seeds=[0, 1, 2])
+    drawn = sample(model, prompts, n=2, temperature=1.0, max_new_tokens=2, ends=[-1], seeds=[0, 1, 2])
     sampled = [Row(prompt, tuple(c.token_ids for c in group)) for prompt, group in zip(prompts, drawn, strict=True)]
     with torch.no_grad():
         expected = own_logps(own, sampled)

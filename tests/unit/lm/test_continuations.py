@@ -28,7 +28,14 @@ SHARED = Path(__file__).parents[4] / "shared"
 SUFFIX = "\n\nTL;DR:"
 TEXTS = [" a good dog", "a good dog", "\n\ntwo lines", ") done", "  two spaces", "", "caf\u00e9 \U0001f408"]
 RECIPE = PrepareRecipe(
-    max_prompt_length=30, max_length=60, truncation="keep_start", suffix=SUFFIX, evaluation_only=False
+    **{
+        "max_prompt_length": 30,
+        "max_length": 60,
+        "truncation": "keep_start",
+        "suffix": SUFFIX,
+        "evaluation_only": False,
+    },
+    **{"style": None, "system": None, "new_suffix": None},  # type: ignore[arg-type]
 )
 
 

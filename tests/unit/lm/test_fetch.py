@@ -31,7 +31,7 @@ def bin_only(tmp_path: Path) -> Path:
 
 
 def arguments(name: Path, out: Path, convert: bool) -> argparse.Namespace:
-    return argparse.Namespace(name=str(name), kind="causal_lm", revision=None, convert_bin=convert, out=out)
+    return argparse.Namespace(name=str(name), kind="causal_lm", gguf=None, revision=None, convert_bin=convert, out=out)
 
 
 def test_bin_weights_are_refused_and_the_command_is_named(bin_only: Path, tmp_path: Path) -> None:

@@ -115,6 +115,23 @@ def test_a_tensor_of_another_shape(folder: Path) -> None:
     assert "[16, 24] (and 5 more of another shape)" in text
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "bfloat16"), (torch.float16, "float16")])
+def test_a_base_of_fewer_bits_is_said_to_be_so_and_read_as_float32(
+    dtype: torch.dtype, name: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = {key: tensor.to(dtype) for key, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    with caplog.at_level("INFO"):
+        model, _ = load_policy(folder)
+    assert f"{folder} is in {name}; its weights are read, and trained, as float32" in caplog.text
+    for key, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, kept[key].float())
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        load_policy(folder, dtype=torch.bfloat16)
+    assert "is in" not in caplog.text
+
+
 def test_a_head_is_fresh_only_where_one_is_made(whole: Path) -> None:
     assert f"{whole} lacks score.weight" in refusal(load_scorer, whole)
     assert f"{whole} lacks score.weight" in refusal(load_classifier, whole)

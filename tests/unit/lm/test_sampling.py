@@ -19,7 +19,7 @@ PROMPTS = [[2, 3, 4, 5, 6, 7], [8], [9, 10, 11], [12, 13, 14, 15]]
 
 
 def draw(model: PreTrainedModel, prompts: list[list[int]], n: int, **options: object) -> list[list[Completion]]:
-    values = {"temperature": 1.0, "max_new_tokens": 12, "eos_id": EOS, "seeds": range(len(prompts)), **options}
+    values = {"temperature": 1.0, "max_new_tokens": 12, "ends": [EOS], "seeds": range(len(prompts)), **options}
     return sample(model, prompts, n=n, **values)  # type: ignore[arg-type]
 
 
@@ -98,6 +98,20 @@ def test_eos_ends_a_completion_and_nothing_else_does(model: PreTrainedModel) -> 
         assert (c.token_ids[-1] == EOS) == (c.finish_reason == "eos")
         assert len(c.token_ids) == len(c.logps) <= 20
         assert c.finish_reason == "eos" or len(c.token_ids) == 20
+
+
+def test_a_further_end_token_ends_what_would_go_on(model: PreTrainedModel) -> None:
+    whole = [c for group in draw(model, PROMPTS, 40, max_new_tokens=20) for c in group]
+    other = max(range(2, 50), key=lambda token: sum(token in c.token_ids for c in whole))
+    ended = [c for group in draw(model, PROMPTS, 40, max_new_tokens=20, ends=[EOS, other]) for c in group]
+    sooner = 0
+    for longer, c in zip(whole, ended, strict=True):
+        length = longer.token_ids.index(other) + 1 if other in longer.token_ids else len(longer.token_ids)
+        sooner += length < len(longer.token_ids)
+        assert c.token_ids == longer.token_ids[:length]
+        assert c.logps == pytest.approx(longer.logps[:length], abs=1e-4)
+        assert (c.finish_reason == "eos") == (c.token_ids[-1] in (EOS, other))
+    assert sooner > 5
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

@@ -137,7 +137,7 @@ def _sample(model: Any, case: Case) -> None:
     prompts = [[2] * case.prompt] * case.rows
     options = {"temperature": 1.0, "max_new_tokens": case.new_tokens, "seeds": list(range(case.rows))}
     # No token has this id, so that every completion takes all its tokens.
-    sample(model, prompts, n=case.n, eos_id=10**6, **options)
+    sample(model, prompts, n=case.n, ends=[10**6], **options)
 
 
 def _pairs(case: Case) -> tuple[Any, Any]:

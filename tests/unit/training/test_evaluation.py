@@ -74,7 +74,7 @@ def test_every_number_belongs_to_its_own_sample(budget: int, task: Task) -> None
     recipe = dataclasses.replace(RECIPE, token_budget=budget)
     seeds = torch.randint(2**62, (4,), generator=torch.Generator().manual_seed(RECIPE.seed)).tolist()
     ids = [row.tolist() for row in prompts["prompt_ids"]]
-    drawn = sample(policy, ids, n=3, temperature=1.0, max_new_tokens=8, eos_id=tokenizer.eos_token_id, seeds=seeds)
+    drawn = sample(policy, ids, n=3, temperature=1.0, max_new_tokens=8, ends=[tokenizer.eos_token_id], seeds=seeds)
     completions = [(tuple(i), tuple(c.token_ids)) for i, group in zip(ids, drawn, strict=True) for c in group]
     # The place of a text among all of them.
     rows = evaluate_policy(policy, reference, tokenizer, prompts, lambda texts: torch.arange(float(len(texts))), recipe)

@@ -258,7 +258,7 @@ def test_ppo_names_the_prompt(spoils: str, validation: bool, task: Task, usage: 
         RunFolder(tmp_path, {}, 0) as folder,
         pytest.raises(UserError, match=rf"^ppo: a completion's {what} is nan {when} for p2: lower the learning"),
     ):
-        ppo.train(parts, prompts, prompts if validation else None, recipe, 0, folder, usage)
+        ppo.train(parts, prompts, prompts if validation else None, recipe, [0], folder, usage)
 
 
 def test_an_update_of_ppo_names_its_prompts(
@@ -276,7 +276,7 @@ def test_an_update_of_ppo_names_its_prompts(
             UserError, match=r"^ppo: the grad_norm is inf at update 0 \(learning rate 0.001\) for p\d, "
         ) as error,
     ):
-        ppo.train(models, prompts, None, recipe, 0, folder, usage)
+        ppo.train(models, prompts, None, recipe, [0], folder, usage)
     assert all(f"p{i}" in str(error.value) for i in range(4))
 
 

@@ -61,7 +61,7 @@ def train(
 ) -> list[dict[str, Any]]:
     usage = Usage("test", torch.device("cpu"), torch.float32)
     with RunFolder(folder, {}, 0) as run:
-        return ppo.train(models, prompts, prompts if validation else None, values, 0, run, usage, hook=hook)
+        return ppo.train(models, prompts, prompts if validation else None, values, [0], run, usage, hook=hook)
 
 
 class Seen:
@@ -164,8 +164,8 @@ def test_every_update_draws_with_seeds_of_its_own_and_every_validation_with_the_
 ) -> None:
     roll_out, drawn = ppo.roll_out, []
 
-    def watched(models: Any, ids: Any, values: ppo.PPORecipe, eos_id: int, seeds: Any) -> ppo.Rollouts:
-        rollouts = roll_out(models, ids, values, eos_id, seeds)
+    def watched(models: Any, ids: Any, values: ppo.PPORecipe, ends: Any, seeds: Any) -> ppo.Rollouts:
+        rollouts = roll_out(models, ids, values, ends, seeds)
         drawn.append((values.samples_per_prompt, list(seeds), rollouts.rows))
         return rollouts
 
@@ -218,7 +218,7 @@ def test_the_loss_is_the_policys_and_the_weighted_loss_of_the_values(
 ) -> None:
     """The values' gradient, which theirs alone is, grows with their weight; the policy's does not."""
     ids = [row.tolist() for row in prompts["prompt_ids"]]
-    rollouts = ppo.roll_out(models, ids, recipe(), 0, seeds=range(2))
+    rollouts = ppo.roll_out(models, ids, recipe(), [0], seeds=range(2))
     advantages = torch.linspace(-1, 1, rollouts.mask.numel()).view(rollouts.mask.shape)
     returns = rollouts.values + 1
     gradients = []
@@ -241,7 +241,7 @@ def test_the_loss_is_the_policys_and_the_weighted_loss_of_the_values(
 def test_the_gradient_of_a_minibatch_does_not_depend_on_the_micro_batches(
     models: ppo.Models, prompts: pd.DataFrame
 ) -> None:
-    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), 0, seeds=range(2))
+    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), [0], seeds=range(2))
     advantages = torch.linspace(-1, 1, rollouts.mask.numel()).view(rollouts.mask.shape)
     # Other than the policy's own, so that ratios are not 1.
     rollouts = dataclasses.replace(rollouts, logps=rollouts.logps + advantages * 0.5)
@@ -265,7 +265,7 @@ def test_the_gradient_of_a_minibatch_does_not_depend_on_the_micro_batches(
 def test_an_update_takes_every_row_once_an_epoch_and_reports_means_over_its_steps(
     models: ppo.Models, prompts: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), 0, seeds=range(2))
+    rollouts = ppo.roll_out(models, [row.tolist() for row in prompts["prompt_ids"]], recipe(), [0], seeds=range(2))
     taken: list[list[int]] = []
 
     def accumulate(*values: Any) -> dict[str, float]:

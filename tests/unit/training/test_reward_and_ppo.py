@@ -78,8 +78,8 @@ def models(task: Task, reward_model: Path) -> ppo.Models:
 
 def roll_out(task: Task, models: ppo.Models, values: ppo.PPORecipe) -> ppo.Rollouts:
     prompts = [ids.tolist() for ids in read_table(task.prompts, "prompts")["prompt_ids"].head(4)]
-    eos_id = models.policy.config.eos_token_id
-    return ppo.roll_out(models, prompts, values, eos_id, seeds=range(4))  # type: ignore[arg-type]
+    ends = [models.policy.config.eos_token_id]
+    return ppo.roll_out(models, prompts, values, ends, seeds=range(4))  # type: ignore[arg-type]
 
 
 def test_reward_model_fits_its_pairs_and_references_average_zero(task: Task, reward_model: Path) -> None:
@@ -161,7 +161,7 @@ def test_ppo_raises_a_reward_that_can_be_raised(task: Task, models: ppo.Models) 
     prompts = [ids.tolist() for ids in read_table(task.prompts, "prompts")["prompt_ids"].head(4)]
     rewards = []
     for step in range(12):
-        rollouts = ppo.roll_out(models, prompts, values, eos_id=299, seeds=range(4 * step, 4 * step + 4))
+        rollouts = ppo.roll_out(models, prompts, values, ends=[299], seeds=range(4 * step, 4 * step + 4))
         completions = [completion for row in rollouts.rows for completion in row.completions]
         scores = torch.tensor([sum(token < 30 for token in ids) / len(ids) for ids in completions])
         rewards.append(scores.mean().item())

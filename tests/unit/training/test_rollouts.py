@@ -75,7 +75,7 @@ def test_every_number_of_a_rollout_is_the_models_own(budget: int, task: Task) ->
         return torch.arange(len(rows) * 3.0).view(len(rows), 3)
 
     recipe = dataclasses.replace(RECIPE, token_budget=budget, max_new_tokens=8)
-    made = roll_out(Models(policy, value, reference, reward), prompts, recipe, 0, seeds=[5, 6, 7])
+    made = roll_out(Models(policy, value, reference, reward), prompts, recipe, [0], seeds=[5, 6, 7])
     assert made.rows == rewarded and [list(row.prompt) for row in made.rows] == prompts
     assert made.scores.tolist() == list(range(9))
     completions = [(row.prompt, completion) for row in made.rows for completion in row.completions]
@@ -92,7 +92,7 @@ def test_every_number_of_a_rollout_is_the_models_own(budget: int, task: Task) ->
         torch.testing.assert_close(made.values[i, : len(completion)], expected, rtol=1e-4, atol=1e-4)
         for padded in (made.logps, made.reference_logps, made.values):
             assert not padded[i, len(completion) :].any()
-    alone = roll_out(Models(policy, value, reference, reward), prompts[1:2], recipe, 0, seeds=[6])
+    alone = roll_out(Models(policy, value, reference, reward), prompts[1:2], recipe, [0], seeds=[6])
     assert alone.rows == made.rows[1:2]
 
 

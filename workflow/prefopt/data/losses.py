@@ -14,6 +14,8 @@ _WANTED = (
 # What is at fault, and the key of the task's section that changes it.
 _CAUSES = {
     "completion_too_long": ("have a completion that does not fit", "raise lengths.max_length"),
+    "prompt_too_long": ("have a last turn that does not fit", "raise lengths.max_prompt_length"),
+    "refused_by_template": ("are conversations that the base's chat template does not take", ""),
     "reference_too_long": ("have a reference that does not fit", "raise lengths.max_length"),
     "too_short": ("have nothing left after the prefix", "lower lengths.max_prefix"),
     "equal_after_tokenization": ("have two completions with the same tokens", ""),

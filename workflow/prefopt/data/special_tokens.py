@@ -1,8 +1,9 @@
 """Special tokens that stand in records as text, and a base's chat template: neither is trained on in silence.
 
 Texts are tokenized as plain text, so that "<|im_start|>" in a record is many tokens and not the one that the base knows.
-Records of a chat would be learned as garbage. A few real records hold such a token as text (of 309 comparisons of news
-summaries 11 hold "<|endoftext|>"); they are dropped and counted.
+Records that a chat template has written would be learned as garbage. A few real records hold such a token as text (of 309
+comparisons of news summaries 11 hold "<|endoftext|>"): where prompts are plain text they are dropped and counted, and in
+the turns of a chat they stay text.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import UserError
+from prefopt.lm.chat import special_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +26,14 @@ REASON = "special_token_in_text"
 _MOST = 0.1
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What a tokenizer keeps for itself, the longest first."""
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return sorted({*added, *map(str, tokenizer.all_special_tokens)} - {""}, key=lambda token: (-len(token), token))
-
-
 def with_special_tokens(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[Any, Any]], key: str, columns: Sequence[str], path: Path
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[Any, Any]],
+    key: str,
+    columns: Sequence[str],
+    path: Path,
+    *,
+    kept: bool = False,
 ) -> set[str]:
     """Ids of the rows that hold a special token as text, the first of which a warning names.
 
@@ -41,6 +43,7 @@ def with_special_tokens(
         key: column of the ids.
         columns: the texts.
         path: of the table, for messages.
+        kept: whether they stay, as text.
 
     Raises:
         UserError: they are more than a tenth of the rows.
@@ -56,10 +59,11 @@ def with_special_tokens(
     told = f"{path}: {first!r} holds {token!r}, a special token of {tokenizer.name_or_path}, as text"
     if len(found) > _MOST * len(rows):
         raise UserError(
-            f"{told}, and so do {len(found)} of {len(rows)} records in all: records of a chat are not taken; give plain "
-            f"text, without the base's special tokens."
+            f"{told}, and so do {len(found)} of {len(rows)} records in all, as where a chat template was applied before: "
+            f"give the turns themselves as messages (docs/chat.md), or plain text without the base's special tokens."
         )
-    logger.warning("%s; %d of %d records are dropped for this (%s)", told, len(found), len(rows), REASON)
+    became = "hold one, which stays text" if kept else f"are dropped for this ({REASON})"
+    logger.warning("%s; %d of %d records %s", told, len(found), len(rows), became)
     return set(found)
 
 
@@ -68,6 +72,6 @@ def warn_of_template(tokenizer: PreTrainedTokenizerBase, model: Path) -> None:
     if tokenizer.chat_template is not None:
         logger.warning(
             "%s has a chat template (the tokenizer's chat_template), which is not used: its prompts are plain text, "
-            "which such a model may not go on with or end as it was trained to; a base without one is meant here",
+            "which such a model may not go on with or end as it was trained to (docs/chat.md)",
             model,
         )

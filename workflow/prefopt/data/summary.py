@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from prefopt.data.losses import loss_warnings
+from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.store.files import write_text
 from prefopt.store.tables import read_manifest
@@ -30,9 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the account of each table, as the stage `prepare` put it into the table, and all their warnings."""
+    """Writes the account of each table, as the stage `prepare` put it into the table, and all their warnings.
+
+    Raises:
+        UserError: the prompts of one table are turns of a chat and those of another plain text.
+    """
     manifests = {path.stem: read_manifest(path) for path in args.tables}
     first = next(iter(manifests.values()))
+    styles = {name: manifest["style"] for name, manifest in manifests.items()}
+    if len(set(styles.values())) > 1:
+        put = ", ".join(f"{name} {style}" for name, style in styles.items())
+        raise UserError(
+            f"The prompts of the tables are put in different ways ({put}), as some records are conversations and others "
+            f"not: set tasks.{first['task']}.prompt.style."
+        )
     accounts = {name: manifest["account"] for name, manifest in manifests.items()}
     told = dict.fromkeys(text for each in manifests.values() for text in each["notes"]["warnings"])
     summary = {

@@ -15,6 +15,9 @@ from prefopt.experiment import targets
 from prefopt.experiment.methods import METHODS, n_of, trained_by
 from prefopt.experiment.tasks import ENDING, RECORD_FILES, TASKS, source_name
 
+# Sections of models that may be the user's own.
+_BROUGHT = ("base", "sft", "true_reward", "reward_model", "gold_reward_model")
+
 Config = dict[str, Any]
 Check = Callable[[Config, str], Iterator[str]]
 
@@ -93,7 +96,7 @@ def leave_out_embedded(section: Config) -> list[str]:
 def _check_paths(section: Config, task: str) -> Iterator[str]:
     paths = [(f"data.{key}", path) for key in RECORD_FILES for path in section["data"].get(key, [])]
     paths += [(f"data.records[{i}]", one["path"] or "") for i, one in enumerate(section["data"].get("records", []))]
-    for name in ("base", "sft", "true_reward"):
+    for name in _BROUGHT:
         if section.get(name, {}).get("source") == "path":
             paths.append((f"{name}.path", section[name]["path"] or ""))
     if "judge" in section:
@@ -378,6 +381,16 @@ def _check_lengths(section: Config, task: str) -> Iterator[str]:
                 )
 
 
+def _check_prompt(section: Config, task: str) -> Iterator[str]:
+    prompt = section["prompt"]
+    for key, style in (("system", "chat"), ("suffix", "plain")):
+        if prompt[key] is not None and prompt["style"] != style:
+            yield f"prompt.{key} is given, which is read where prompt.style is {style!r}; set this too, or leave it out."
+    for run, values in section["runs"].items():
+        if prompt["style"] == "chat" and "method" in values and METHODS[values["method"]].shots:
+            yield f"runs.{run} puts examples before each prompt, which is for prompt.style 'plain'; leave it out by null."
+
+
 def _new_tokens(section: Config, *names: str) -> Iterator[tuple[str, int]]:
     """Key and longest completion of these sections, and of all that samples while it trains."""
     yield from ((name, section[name]["max_new_tokens"]) for name in names)
@@ -409,7 +422,7 @@ def _check_models(section: Config, task: str) -> Iterator[str]:
     shape = section["pretrain"]
     if shape["hidden_size"] % shape["heads"]:
         yield f"pretrain.hidden_size is {shape['hidden_size']}; allowed: a multiple of pretrain.heads, {shape['heads']}."
-    for name in ("base", "sft", "true_reward"):
+    for name in _BROUGHT:
         model = section.get(name, {"source": None})
         if model["source"] == "path" and model["path"] is None:
             yield f"{name}.path is null; with {name}.source 'path' it must be a local folder of a model."
@@ -490,6 +503,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_ceiling,
         _check_frontier,
         _check_values,
+        _check_prompt,
         _check_lengths,
         _check_models,
         _check_evaluation,
@@ -502,6 +516,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_human,
         _check_transfer,
         _check_against,
+        _check_prompt,
         _check_lengths,
         _check_evaluation,
     ),

@@ -322,6 +322,9 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "prepare": lambda config, task, name: {
         **task["lengths"],
         "suffix": TASKS[task["form"]].suffix,
+        "style": task["prompt"]["style"],
+        "system": task["prompt"]["system"],
+        "new_suffix": task["prompt"]["suffix"],
         "evaluation_only": targets.kind(task) == "transfer",
     },
     "reference": lambda config, task, name: _engine(config),

@@ -31,6 +31,7 @@ PACKAGE = Path(__file__).parents[1]
 PROMPTS = Path(__file__).parents[2] / "prompts"
 
 # Models that are made once for all seeds.
+_PARTS = ("base", "true_reward", "reward_model", "gold_reward_model")  # whose sections say where they come from
 _ONCE = ("base", "gold_reward_model", "classifier")
 
 # What makes the judge of each kind.
@@ -100,7 +101,7 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
         name = entry(config, task, name).starts_from
     if name == "true_reward" and section["true_reward"]["source"] == "classifier":
         return f"results/models/{task}/classifier"
-    sources = {"base": section["base"], "true_reward": section.get("true_reward")}
+    sources = {part: section.get(part) for part in _PARTS}
     if name not in sources and (name == reference(config, task) or name in section["runs"]):
         sources[name] = values(config, task, name)
     source = sources.get(name) or {}
@@ -110,7 +111,7 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
         folder: str = source["path"]
         return folder
     if source.get("source") == "hub":
-        return f"results/models/{task}/fetched_{name if name in ('base', 'true_reward') else 'sft'}"
+        return f"results/models/{task}/fetched_{name if name in _PARTS else 'sft'}"
     return f"results/{'' if name in _ONCE else seed}models/{task}/{name}"
 
 
@@ -132,9 +133,9 @@ def trainers(config: Config, task: str) -> list[str]:
     return [
         *(["base"] if section["base"]["source"] == "scratch" else []),
         *(name for name in own if name not in rewarded),
-        *(["reward_model"] if learned else []),
+        *(["reward_model"] if learned and section["reward_model"]["source"] == "train" else []),
         *rewarded,
-        *(["gold_reward_model"] if learns_gold(section) else []),
+        *(["gold_reward_model"] if learns_gold(section) and section["gold_reward_model"]["source"] == "train" else []),
         *(["classifier"] if section.get("true_reward", {}).get("source") == "classifier" else []),
     ]
 
@@ -151,7 +152,7 @@ def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, 
     if "reference_logprobs" in one.needs:
         files["reference"] = f"results/{seed}logprobs/{task}/reference.parquet"
     if "reward_model" in one.needs:
-        files["reward_model"] = f"results/{seed}models/{task}/reward_model"
+        files["reward_model"] = model_folder(config, task, "reward_model", "", seed)
     return files
 
 

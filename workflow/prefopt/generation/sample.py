@@ -21,6 +21,7 @@ from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.generation.prompting import cut_at_stop, with_shots
 from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.chat import answer_text, chat_of, end_tokens, finish_reason
 from prefopt.lm.continuations import decode_continuation
 from prefopt.lm.flops import sampling_flops
 from prefopt.lm.logprobs import completion_logprobs
@@ -104,6 +105,7 @@ def sample_rows(
     recipe: SampleRecipe,
     usage: Usage,
     blocks: Sequence[Block] | None = None,
+    style: str = "plain",
 ) -> list[dict[str, Any]]:
     """Rows of the samples table, block by block; `reference_logp` is still NaN.
 
@@ -117,9 +119,11 @@ def sample_rows(
         recipe: how is sampled.
         usage: counts what is sampled.
         blocks: some of `blocks_of`; None: every prompt at every temperature.
+        style: of the prompts; "chat" leaves out of a text what the chat template puts before an answer.
     """
     rows: list[dict[str, Any]] = []
-    shape = shape_of(model)
+    shape, ends = shape_of(model), end_tokens(tokenizer, model)
+    chat = chat_of(tokenizer) if style == "chat" else None
     blocks = blocks_of(len(prompts), recipe) if blocks is None else blocks
     with Progress(f"sample {run}", sum(block.samples for block in blocks), "samples") as progress:
         for block in blocks:
@@ -131,7 +135,7 @@ def sample_rows(
                 n=n,
                 temperature=temperature,
                 max_new_tokens=recipe.max_new_tokens,
-                eos_id=tokenizer.eos_token_id,
+                ends=ends,
                 seeds=[prompt_seed(recipe.seed, name, temperature) for name in part["prompt_id"]],
             )
             require_finite(
@@ -149,10 +153,14 @@ def sample_rows(
                             "run": run,
                             "temperature": temperature,
                             "split": prompt["split"],
-                            "text": decode_continuation(tokenizer, prompt["prompt_ids"], ids),
+                            "text": decode_continuation(tokenizer, prompt["prompt_ids"], ids)
+                            if chat is None
+                            else answer_text(chat, prompt["prompt_ids"], ids),
                             "tokens": len(ids),
                             "token_ids": ids,
-                            "finish_reason": "stop" if stopped else completion.finish_reason,
+                            "finish_reason": "stop"
+                            if stopped
+                            else finish_reason(tokenizer, ids, completion.finish_reason),
                             "logp": float(torch.as_tensor(completion.logps[: len(ids)]).sum()),
                             "reference_logp": float("nan"),
                         }
@@ -233,6 +241,12 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = load_policy(args.model, device=device, dtype=DTYPES[recipe.dtype])
     positions = max_positions(args.model)
     room = sys.maxsize if positions is None else positions - recipe.max_new_tokens
+    style = table.attrs["manifest"].get("style", "plain")
+    if args.shots and style == "chat":
+        raise UserError(
+            f"{args.run} puts {args.shots} examples before each prompt, which is for plain prompts, but those of "
+            f"{args.prompts} are turns of a chat: leave the run out, or set the task's prompt.style to 'plain'."
+        )
     asked, shots_cut = with_shots(prompts, table, args.shots, tokenizer, room, recipe.seed)
     facts = {
         "prompts": table.attrs["manifest"]["content_hash"],
@@ -261,7 +275,7 @@ def run(args: argparse.Namespace) -> None:
                 used[str(temperature)] = took
             continue
         usage = Usage(f"sample {args.run}", device, DTYPES[recipe.dtype]) if used else usage
-        sampled = sample_rows(model, tokenizer, asked, args.run, recipe, usage, blocks)
+        sampled = sample_rows(model, tokenizer, asked, args.run, recipe, usage, blocks, style)
         if reference is not None:
             sizes = [block.samples for block in blocks]
             logps = reference_logps(reference, prompts, sampled, sizes, recipe.token_budget, recipe.dtype)

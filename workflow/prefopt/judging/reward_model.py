@@ -16,6 +16,7 @@ from prefopt.analysis.statistics import score_interval
 from prefopt.errors import UserError
 from prefopt.judging.judge import PROMPTS_AT_ONCE, Comparison, Verdict, Winner
 from prefopt.lm.batching import Row
+from prefopt.lm.chat import Refused, answer_ids, chat_of
 from prefopt.lm.continuations import encode_continuations
 from prefopt.lm.models import load_scorer, load_tokenizer, tokenizer_hash, weights_hash
 from prefopt.rewards.learned import score_rows
@@ -34,6 +35,7 @@ class RewardModelJudge:
         weights: hash of the model's weights, which names the judge.
         prompt_ids: token ids of each prompt by prompt_id, cut as the model's training prompts were.
         token_budget: tokens per micro-batch.
+        style: of the prompts: plain text or turns of a chat.
         accuracy: what `held_out_accuracy` returned.
         usage: counts what is scored.
     """
@@ -47,12 +49,14 @@ class RewardModelJudge:
         token_budget: int,
         accuracy: Mapping[str, Any],
         usage: Usage,
+        style: str = "plain",
     ) -> None:
         self.name = f"reward_model:{weights[:12]}"
         self._model, self._tokenizer, self._usage = model, tokenizer, usage
         self._prompt_ids, self._token_budget, self._accuracy = prompt_ids, token_budget, accuracy
         self._limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         self._cut = 0
+        self._chat = chat_of(tokenizer) if style == "chat" else None
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
         """One verdict for each comparison; the reply holds both scores. Each different text is scored once."""
@@ -94,14 +98,20 @@ class RewardModelJudge:
         if prompt_id not in self._prompt_ids:
             raise UserError(f"The prompts table lacks prompt {prompt_id!r}: run the stage `prepare` again.")
         prompt = tuple(self._prompt_ids[prompt_id])
-        return Row(prompt, tuple(self._completion(text, len(prompt)) for text in texts))
+        try:
+            return Row(prompt, tuple(self._completion(text, len(prompt)) for text in texts))
+        except Refused as problem:
+            raise UserError(
+                f"{self.name} cannot read a text for prompt {prompt_id!r}, since the chat template of its model does not "
+                f"take it ({problem}): take another gold_reward_model, or prompt.style 'plain'."
+            ) from problem
 
     def _completion(self, text: str, prompt_tokens: int) -> tuple[int, ...]:
-        ids = completion_ids(self._tokenizer, text)
+        ids = completion_ids(self._tokenizer, text) if self._chat is None else answer_ids(self._chat, text.strip())
         room = len(ids) if self._limit is None else self._limit - prompt_tokens
         if len(ids) > room:
             self._cut += 1
-            ids = [*ids[: room - 1], ids[-1]]  # the score is read at EOS, which must stay
+            ids = [*ids[: room - 1], ids[-1]]  # the score is read at the end token, which must stay
         return tuple(ids)
 
 
@@ -154,7 +164,7 @@ def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_b
         token_budget: tokens per micro-batch.
 
     Raises:
-        UserError: the tables were made with another tokenizer, or there is no held-out comparison.
+        UserError: the tables were made with another tokenizer or in different styles, or there is no held-out comparison.
     """
     tokenizer_of_model = tokenizer_hash(gold_model)
     pairs = read_table(gold_data, "preferences", tokenizer_hash=tokenizer_of_model)
@@ -162,6 +172,11 @@ def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_b
         raise UserError(
             f"The prompts were tokenized with another tokenizer than that of {gold_model}: "
             f"run the stage `prepare` again."
+        )
+    styles = [table.attrs["manifest"].get("style", "plain") for table in (pairs, prompts)]
+    if styles[0] != styles[1]:
+        raise UserError(
+            f"{gold_data} has {styles[0]} prompts and the policies {styles[1]} ones: set the task's prompt.style."
         )
     pairs = pairs[pairs["split"] == "test"]
     if pairs.empty:
@@ -178,6 +193,7 @@ def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_b
         token_budget,
         held_out_accuracy(model, pairs, token_budget),
         Usage("judge", default_device(), next(model.parameters()).dtype),
+        styles[1],
     )
 
 

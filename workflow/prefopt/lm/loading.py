@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from prefopt.errors import UserError
 
 transformers_logging.disable_progress_bar()
+logger = logging.getLogger(__name__)
 
 _DROPOUTS = ("dropout", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 # Counts of which a model has at least one; transformers builds a model without layers where one is negative.
@@ -34,6 +36,7 @@ _COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_head
 # Keys of a config.json by which it would patch transformers' classes or read weights that the folder's hash leaves out.
 _FOREIGN = ("fusion_config", "transformers_weights")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
+_NARROW = {"F16": "float16", "BF16": "bfloat16"}
 # Buffers that old checkpoints hold, and the pooler that encoders were pretrained with: nothing is computed with them.
 _UNUSED = (".masked_bias", ".inv_freq", "position_ids", ".pooler.dense.weight", ".pooler.dense.bias")
 _LFS_POINTER = b"version https://git-lfs"
@@ -134,6 +137,9 @@ def read_model(
             raise UserError(
                 f"{path} is quantized: {name} is stored as {kind}: take the model in float32, float16 or bfloat16."
             )
+    narrow = sorted({_NARROW[kind] for kind in stored.values() if kind in _NARROW})
+    if narrow and dtype == torch.float32:
+        logger.info("%s is in %s; its weights are read, and trained, as float32", path, " and ".join(narrow))
     masks = [name for name, kind in stored.items() if kind in ("BOOL", "U8")]
     check_weights(info, path, head, masks)
     _check_tie(model, path)

@@ -34,11 +34,11 @@ _COMPACT_BELOW = 0.75
 class Completion:
     """One sampled completion."""
 
-    token_ids: list[int]  # EOS included where it was reached
+    token_ids: list[int]  # the end token included where one was reached
     logps: list[
         float
     ]  # natural-log probability of each token at the sampling temperature (0 at temperature 0); NaN: no number
-    finish_reason: Literal["eos", "length"]
+    finish_reason: Literal["eos", "length"]  # whether an end token was reached; it is the last one
 
 
 @torch.inference_mode()
@@ -49,7 +49,7 @@ def sample(
     n: int,
     temperature: float,
     max_new_tokens: int,
-    eos_id: int,
+    ends: Sequence[int],
     seeds: Sequence[int],
     row_budget: int | None = None,
 ) -> list[list[Completion]]:
@@ -60,8 +60,8 @@ def sample(
         prompts: token ids of each prompt, at least one token each.
         n: completions of each prompt.
         temperature: logits are divided by it; 0 is greedy, where n must be 1.
-        max_new_tokens: most tokens of a completion, EOS included.
-        eos_id: the token that ends a completion.
+        max_new_tokens: most tokens of a completion, its end token included.
+        ends: the tokens each of which ends a completion, at least one (see `prefopt.lm.chat.end_tokens`).
         seeds: one for each prompt.
         row_budget: most completions sampled at once, fewer where their cache would be too large; results do not depend
             on it (see the module's words). None takes `ROW_BUDGET`.
@@ -92,7 +92,7 @@ def sample(
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
         completions = _sample_batch(
-            *(model, [prompts[i] for i in part], n, temperature, max_new_tokens, eos_id, [seeds[i] for i in part])
+            *(model, [prompts[i] for i in part], n, temperature, max_new_tokens, ends, [seeds[i] for i in part])
         )
         for i, group in zip(part, completions, strict=True):
             results[i] = group
@@ -114,15 +114,16 @@ def _sample_batch(
     n: int,
     temperature: float,
     max_new_tokens: int,
-    eos_id: int,
+    ends: Sequence[int],
     seeds: Sequence[int],
 ) -> list[list[Completion]]:
     device = next(model.parameters()).device
     groups = len(prompts)
-    tokens = torch.full((groups * n, max_new_tokens), eos_id, device=device)
+    tokens = torch.full((groups * n, max_new_tokens), ends[0], device=device)
     logps = torch.zeros(groups * n, max_new_tokens, device=device)
     lengths = torch.full((groups * n,), max_new_tokens, device=device)
     ended = torch.zeros(groups * n, dtype=torch.bool, device=device)
+    last = torch.tensor(ends, device=device)
     draws = _draws(seeds, n, max_new_tokens).to(device) if temperature > 0 else None
 
     decoder = DECODERS[engine_of(model).sampling](model, prompts, n, max_new_tokens)
@@ -136,8 +137,8 @@ def _sample_batch(
         else:
             token, logp = _draw(logits, temperature, draws[rows, step])
             logps[rows, step] = logp.masked_fill(ended[rows], 0.0)
-        tokens[rows, step] = torch.where(ended[rows], eos_id, token)
-        newly = (token == eos_id) & ~ended[rows]
+        tokens[rows, step] = torch.where(ended[rows], ends[0], token)
+        newly = torch.isin(token, last) & ~ended[rows]
         lengths[rows[newly]] = step + 1
         ended[rows[newly]] = True
         alive = ~ended[rows]

@@ -89,7 +89,7 @@ def evaluations(task: Task, stage: str, run: str | None = None) -> Estimate:
     batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
     resident, phases = [Resident(parameters, task.compute["dtype"])], [Phase(work.reading(model, rows, texts))]
     if task.section["frontier"]["reward"] == "gold_reward_model":
-        _, scorer = task.model("base")
+        _, scorer = task.model("gold_reward_model")
         resident.append(Resident(scorer_parameters(scorer)))
         phases.append(Phase(work.reading(scorer, rows, texts, 1)))
     return Estimate(stage, name, parameters, engine.processes, memory.reading(resident, model, batch, engine), phases)
@@ -99,7 +99,7 @@ def score(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The reward model on all candidates."""
     temperatures = [temperature for temperature in task.section["sampling"]["temperatures"] if temperature > 0]
     return _scored(
-        task, stage, "reference", n=task.section["best_of_n"]["n"], groups=_prompts(task) * len(temperatures)
+        task, stage, "reward_model", n=task.section["best_of_n"]["n"], groups=_prompts(task) * len(temperatures)
     )
 
 
@@ -107,7 +107,7 @@ def judge(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The gold reward model on a run's samples, or on all candidates, and on the references."""
     groups = _prompts(task) * len(task.section["sampling"]["temperatures"])
     n = task.section["best_of_n"]["n"] if stage == "judge_candidates" else 1
-    return _scored(task, stage, "base", n=n + 1, groups=groups)
+    return _scored(task, stage, "gold_reward_model", n=n + 1, groups=groups)
 
 
 def best_of_n(task: Task, stage: str, _: str | None = None) -> Estimate:
@@ -129,7 +129,13 @@ def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     if "true_reward" not in section:
         if section["frontier"]["reward"] == "oracle":
             return Estimate(stage, "oracle", 0, engine.processes, {}, [])
-        return _scored(task, stage, "base", n=1, groups=section["frontier"]["prompts"] * section["frontier"]["samples"])
+        return _scored(
+            task,
+            stage,
+            "gold_reward_model",
+            n=1,
+            groups=section["frontier"]["prompts"] * section["frontier"]["samples"],
+        )
     if section["true_reward"]["source"] == "rule":
         return Estimate(stage, "rule", 0, engine.processes, {}, [])
     name, model = task.model("true_reward")

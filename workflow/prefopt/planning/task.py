@@ -61,7 +61,7 @@ class Task:
         """Name and architecture of a model: of its own source, else of the model that it is trained from.
 
         Args:
-            name: base, reference, true_reward, reward_model, or a run.
+            name: base, reference, true_reward, reward_model, gold_reward_model, or a run.
 
         Raises:
             UserError: its size is not known.
@@ -69,9 +69,10 @@ class Task:
         section = self.config["tasks"][runs.home(self.config, self.name)]
         if name == "reference":
             name = runs.reference(self.config, self.name)
-        if name == "true_reward" and section[name]["source"] in ("path", "hub"):
+        scorers = ("true_reward", "reward_model", "gold_reward_model")
+        if name in scorers and section.get(name, {}).get("source") in ("path", "hub"):
             return self._brought(section[name], name)
-        if name not in ("base", "true_reward", "reward_model"):
+        if name not in ("base", *scorers):
             if runs.is_brought(self.config, self.name, name):
                 return self._brought(runs.values(self.config, self.name, name), "sft")
             if runs.entry(self.config, self.name, name).starts_from == "reference":

@@ -82,6 +82,7 @@ class StepSampler:
         self._model, self._tokenizer, self._values = model, tokenizer, values
         self._recipe = from_dict(SampleRecipe, values.sampling)
         self._prompts, self._hash = chosen_prompts(table, self._recipe), table.attrs["manifest"]["content_hash"]
+        self._style = table.attrs["manifest"].get("style", "plain")
         self._run, self._out, self._folder, self._steps = args.run, args.samples, folder, steps
         self._usage = Usage(f"sample {args.run} by step", default_device(), DTYPES[self._recipe.dtype])
 
@@ -91,7 +92,8 @@ class StepSampler:
         with gathered(self._model):
             if processes.is_main():
                 name = f"{self._run}_step_{step}"
-                rows = sample_rows(self._model, self._tokenizer, self._prompts, name, self._recipe, self._usage)
+                how = (self._recipe, self._usage, None, self._style)
+                rows = sample_rows(self._model, self._tokenizer, self._prompts, name, *how)
                 write_table(self._path(step), "samples", rows)
         collectives.barrier()
 

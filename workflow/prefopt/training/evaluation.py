@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.lm.batching import Row, micro_batches
+from prefopt.lm.chat import end_tokens
 from prefopt.lm.kl import completion_kls
 from prefopt.lm.precision import autocast
 from prefopt.lm.sampling import Completion, sample
@@ -67,7 +68,7 @@ def evaluate_policy(
             n=recipe.samples_per_prompt,
             temperature=1.0,
             max_new_tokens=recipe.max_new_tokens,
-            eos_id=tokenizer.eos_token_id,
+            ends=end_tokens(tokenizer, policy),
             seeds=torch.randint(2**62, (len(prompts),), generator=generator).tolist(),
         )
     rows = [

@@ -19,6 +19,7 @@ import torch
 
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json, to_dict
+from prefopt.lm.chat import end_tokens
 from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, new_scorer, tokenizer_hash, weights_hash
 from prefopt.lm.sharding import recompute_activations
 from prefopt.rewards.true_reward import TrueReward, load_true_reward
@@ -124,7 +125,8 @@ def run(args: argparse.Namespace) -> None:
 
         if isinstance(trainer, ppo.PPORecipe):
             pool = split_of(prompts, "train", args.prompts)
-            metrics = ppo.train(models, pool, None, trainer, tokenizer.eos_token_id, folder, usage, hook=evaluate)
+            ends = end_tokens(tokenizer, policy)
+            metrics = ppo.train(models, pool, None, trainer, ends, folder, usage, hook=evaluate)
         else:
             metrics = train(
                 *(recipe.run, policy, training, validation, trainer, folder, usage),

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from prefopt import objectives
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
+from prefopt.lm.chat import end_tokens
 from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, tokenizer_hash
@@ -111,7 +112,7 @@ def train(
     training: pd.DataFrame,
     validation: pd.DataFrame | None,
     recipe: PPORecipe,
-    eos_id: int,
+    ends: Sequence[int],
     run: RunFolder,
     usage: Usage,
     hook: Callable[[int], None] | None = None,
@@ -123,7 +124,7 @@ def train(
         training: rows of the prompts table to sample for.
         validation: rows of the prompts table to evaluate on, by reward - kl_coef * KL; None does not.
         recipe: see `PPORecipe`.
-        eos_id: ends a completion.
+        ends: the tokens each of which ends a completion.
         run: an open run folder.
         usage: counts completions and tokens.
         hook: called with the number of updates made, before the first and after each.
@@ -151,7 +152,7 @@ def train(
         # The same seeds at every evaluation: common random numbers make the checkpoints comparable.
         once = dataclasses.replace(recipe, samples_per_prompt=1)
         held_out = [ids.tolist() for ids in validation["prompt_ids"]]
-        rollouts = roll_out(models, held_out, once, eos_id, range(len(held_out)))
+        rollouts = roll_out(models, held_out, once, ends, range(len(held_out)))
         require_finite_rollouts(rollouts, validation["prompt_id"], f" in the validation at update {state.step}")
         figures = describe(rollouts)
         state.record("validation", figures)
@@ -170,7 +171,7 @@ def train(
             chosen = order.of_update(recipe.prompts_per_update, state.step)
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + state.step)
             seeds = torch.randint(2**62, (len(chosen),), generator=generator).tolist()
-            rollouts = roll_out(models, [prompts[i] for i in chosen], recipe, eos_id, seeds)
+            rollouts = roll_out(models, [prompts[i] for i in chosen], recipe, ends, seeds)
             names = training["prompt_id"].iloc[chosen]
             when = f" at update {state.step} (learning rate {learning_rate:g})"
             require_finite_rollouts(rollouts, names, when)
@@ -262,6 +263,7 @@ def run(args: argparse.Namespace) -> None:
     device = default_device()
     check_tokenizer(args.reward_model, args.model)
     policy, tokenizer = load_policy(args.model)
+    ends = end_tokens(tokenizer, policy)
     value = load_scorer(args.reward_model)
     if recipe.activation_checkpointing:
         recompute_activations(policy)
@@ -284,7 +286,7 @@ def run(args: argparse.Namespace) -> None:
     )
     with stage.open_run(args.work, identity, models.policy, models.value) as folder:
         sampler = by_step.step_sampler(args, models.policy, tokenizer, folder, recipe.updates)
-        metrics = train(models, training, validation, recipe, tokenizer.eos_token_id, folder, usage, hook=sampler)
+        metrics = train(models, training, validation, recipe, ends, folder, usage, hook=sampler)
         if sampler is not None:
             sampler.publish()
         stage.publish(args, policy, tokenizer, identity, metrics, usage, folder)

@@ -90,7 +90,7 @@ class Rollouts:
     reference_logps: Tensor  # float32 [n, T]
     values: Tensor  # float32 [n, T], before each token
     scores: Tensor  # float32 [n], the reward of the whole completion
-    ended: Tensor  # bool [n], whether EOS was sampled
+    ended: Tensor  # bool [n], whether an end token was sampled
 
 
 def learned_reward(model: nn.Module, recipe: PPORecipe) -> Reward:
@@ -99,7 +99,7 @@ def learned_reward(model: nn.Module, recipe: PPORecipe) -> Reward:
 
 
 def roll_out(
-    models: Models, prompts: Sequence[Sequence[int]], recipe: PPORecipe, eos_id: int, seeds: Sequence[int]
+    models: Models, prompts: Sequence[Sequence[int]], recipe: PPORecipe, ends: Sequence[int], seeds: Sequence[int]
 ) -> Rollouts:
     """Samples completions and computes their scores, values and reference log-probabilities.
 
@@ -107,10 +107,10 @@ def roll_out(
         models: see `Models`.
         prompts: token ids of each prompt.
         recipe: temperature, samples per prompt, lengths.
-        eos_id: ends a completion.
+        ends: the tokens each of which ends a completion.
         seeds: one for each prompt.
     """
-    sampled = _sampled(models.policy, prompts, recipe, eos_id, seeds)
+    sampled = _sampled(models.policy, prompts, recipe, ends, seeds)
     rows = [
         Row(tuple(prompt), tuple(tuple(completion.token_ids) for completion in completions))
         for prompt, completions in zip(prompts, sampled, strict=True)
@@ -134,7 +134,7 @@ def roll_out(
 
 
 def _sampled(
-    policy: nn.Module, prompts: Sequence[Sequence[int]], recipe: PPORecipe, eos_id: int, seeds: Sequence[int]
+    policy: nn.Module, prompts: Sequence[Sequence[int]], recipe: PPORecipe, ends: Sequence[int], seeds: Sequence[int]
 ) -> list[list[Completion]]:
     """Completions of each prompt; each process samples for its part of the prompts."""
     own = collectives.in_turn(list(range(len(prompts))))
@@ -145,7 +145,7 @@ def _sampled(
             n=recipe.samples_per_prompt,
             temperature=recipe.temperature,
             max_new_tokens=recipe.max_new_tokens,
-            eos_id=eos_id,
+            ends=ends,
             seeds=[seeds[i] for i in own],
         )
     return collectives.collected(completions, len(prompts))

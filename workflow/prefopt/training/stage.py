@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt.experiment.recipes import from_dict, to_dict
 from prefopt.lm.adapter import AdapterRecipe, add_adapter, merged
+from prefopt.lm.chat import keep_end_tokens
 from prefopt.lm.models import save_model, tokenizer_hash, weights_hash
 from prefopt.lm.sharding import place, recompute_activations, whole_weights
 from prefopt.runtime import collectives, processes
@@ -100,8 +101,11 @@ def publish(
     if processes.is_main():
         adapter = identity["recipe"].get("adapter")
         if adapter is not None:
-            model = merged(type(model)(model.config), weights, from_dict(AdapterRecipe, adapter))
+            bare = type(model)(model.config)
+            bare.generation_config = model.generation_config
+            model = merged(bare, weights, from_dict(AdapterRecipe, adapter))
             weights = whole_weights(model)
+        keep_end_tokens(model, tokenizer)
         write_metrics(args.metrics, metrics)
         save_model(args.out, model, tokenizer, manifest, weights)
     collectives.barrier()
