@@ -142,6 +142,8 @@ def documented_keys() -> dict[str, list[str]]:
 
     def add(section: str, below: dict[str, Any]) -> None:
         for key, value in below["properties"].items():
+            if value.get("x-internal"):
+                continue
             inner = value.get("additionalProperties", value) if key == "runs" else value
             if "properties" in inner:
                 name = f"{section}.{key}".lstrip(".").replace("tasks.tldr", "tasks.NAME")

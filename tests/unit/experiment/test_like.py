@@ -38,7 +38,7 @@ def test_a_task_takes_over_what_it_does_not_say(pairs: str, caplog: pytest.LogCa
     assert support["dpo"]["learning_rate"] == tldr["dpo"]["learning_rate"]
     assert support["runs"] == tldr["runs"] and support["base"]["source"] == "scratch"
     assert support["form"] == "tldr" and "like" not in support
-    assert support["words"] == {"title": "support", "reference": "the reference summary"}
+    assert support["words"] == {"title": "support", "reference": "the reference"}
     assert tldr["words"] == {"title": "TL;DR summarization", "reference": "the reference summary"}
     # An oracle knows embedded records alone.
     assert support["judge"]["kind"] == "reward_model" and support["data"]["gold_fraction"] == GOLD_FRACTION

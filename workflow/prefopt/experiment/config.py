@@ -139,11 +139,12 @@ def _schema_for(config: Config) -> dict[str, Any]:
 
 
 def _name(section: Config, task: str) -> None:
-    """Gives a task the words that it does not say itself: those of the task that it is like, but for the title."""
-    words, form = section["words"], TASKS[section["form"]]
-    words["title"] = words["title"] or (form.title if task == section["form"] else task)
+    """Gives a task the words that it does not say itself: a shipped one those of the paper's."""
+    words, own = section["words"], task not in TASKS
+    words["title"] = words["title"] or (task if own else TASKS[task].title)
     if "reference" in words:
-        words["reference"] = words["reference"] or _held_against(section["evaluation"]["against"]) or form.reference
+        reference = "the reference" if own else TASKS[task].reference
+        words["reference"] = words["reference"] or _held_against(section["evaluation"]["against"]) or reference
 
 
 def _held_against(against: Config | None) -> str:
