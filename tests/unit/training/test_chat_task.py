@@ -68,7 +68,7 @@ def task(base: Path) -> Path:
         messages = json.dumps([{"role": "user", "content": words(i, 3)}])
         shared = {"prompt_id": f"p{i}", "prompt": words(i, 3), "messages": messages}
         shared["split"] = "train" if i < 6 else "validation"
-        raw["demonstrations"].append({**shared, "response": f" {words(i + 2, 2)}", "facts": ""})
+        raw["demonstrations"].append({**shared, "response": f" {words(i + 2, 2)}", "facts": "", "source": "made"})
         answers = {"chosen": f" {words(i + 3, 2)}", "rejected": f" {words(i + 4, 3)}"}
         split = "test" if i > 6 else shared["split"]
         raw["preferences"].append({**shared, **answers, "split": split, "pair_id": f"pair{i}", "source": "made"})

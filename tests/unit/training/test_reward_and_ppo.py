@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
@@ -64,6 +66,16 @@ def reward_model(task: Task) -> Path:
     text = recipe(epochs=6, learning_rate=3e-3, keep="last")
     reward.run(argparse.Namespace(**arguments, **paths, recipe=text))
     return out
+
+
+def test_a_scorer_is_published_with_its_adapter_merged(task: Task, tmp_path: Path) -> None:
+    arguments = {"model": task.model, "data": task.preferences, "demonstrations": task.demonstrations}
+    paths = {"work": tmp_path / "work", "out": tmp_path / "scorer", "metrics": tmp_path / "reward.jsonl"}
+    text = recipe(epochs=2, learning_rate=3e-3, adapter={"rank": 2, "alpha": 4})
+    reward.run(argparse.Namespace(**arguments, **paths, recipe=text))
+    names = load_file(paths["out"] / "model.safetensors")
+    assert "score.weight" in names and not any("lora" in name for name in names)
+    assert isinstance(load_scorer(paths["out"]), nn.Module)
 
 
 @pytest.fixture

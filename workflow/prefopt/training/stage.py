@@ -102,7 +102,8 @@ def publish(
         adapter = identity["recipe"].get("adapter")
         if adapter is not None:
             bare = type(model)(model.config)
-            bare.generation_config = model.generation_config
+            if model.can_generate():  # a scorer has none
+                bare.generation_config = model.generation_config
             model = merged(bare, weights, from_dict(AdapterRecipe, adapter))
             weights = whole_weights(model)
         keep_end_tokens(model, tokenizer)
