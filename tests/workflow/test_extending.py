@@ -16,6 +16,14 @@ CHANGE = re.compile(
     r"^`([^`]+)`(?:, (above|below|in place of) `([^`]+)`)?:\n\n```\w+\n(.*?)```$", re.MULTILINE | re.DOTALL
 )
 
+READ = """
+from prefopt.data.formats.recognise import FORMATS, recognised
+
+row = {"instruction": "Sum it up.", "output": "Done."}
+made = FORMATS[recognised(row)].parse(row, None)
+print(recognised(row), made.post.prompt, made.response)
+"""
+
 
 def change(folder: Path, chapter: str) -> set[str]:
     """Makes the changes of a chapter; the files that it touches."""
@@ -38,12 +46,17 @@ def change(folder: Path, chapter: str) -> set[str]:
     return files
 
 
-def test_a_method_and_a_judge_are_added_as_the_page_says(tmp_path: Path) -> None:
+def test_a_method_a_record_format_and_a_judge_are_added_as_the_page_says(tmp_path: Path) -> None:
     folder = copy_workflow(tmp_path / "copy")
     method, judge = change(folder, "A method that learns from pairs"), change(folder, "A judge")
-    assert len(method) == 3 and len(judge) == 4
+    formats = change(folder, "A record format")
+    assert len(method) == 3 and len(judge) == 4 and len(formats) == 2
+    read = subprocess.run(
+        [sys.executable, "-c", READ], cwd=folder / "workflow", capture_output=True, text=True, check=False
+    )
+    assert read.stdout.split() == ["instructions", "Sum", "it", "up.", "Done."], read.stderr
     for tool in (("ruff", "check"), ("ruff", "format", "--check")):
-        files = [str(folder / name) for name in method | judge if name.endswith(".py")]
+        files = [str(folder / name) for name in method | judge | formats if name.endswith(".py")]
         command = [sys.executable, "-m", *tool, "--config", str(REPOSITORY / "pyproject.toml"), *files]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
