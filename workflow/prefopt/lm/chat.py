@@ -8,6 +8,7 @@ rendering the same conversation without that turn.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -187,6 +188,8 @@ def answer_text(chat: Chat, before: Sequence[int], ids: Sequence[int]) -> str:
 
 def common_start(one: Any, other: Any) -> Any:
     """What two texts, or two lists of tokens, begin with."""
+    if other[: len(one)] == one:
+        return one
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
     return one[: sum(1 for _ in pairs)]
 
@@ -214,19 +217,18 @@ def _ended(chat: Chat, ids: list[int]) -> list[int]:
 def _with_stand_ins(chat: Chat, text: str) -> str:
     if not any(token in text for token in chat.special):
         return text
-    if any(_stands_in(chat, character) for character in text):
+    if _stand_ins(len(chat.special)).search(text):
         raise Refused("a text holds both special tokens and characters for private use")
     return _pattern(chat).sub(lambda match: chr(_STAND_INS + chat.special.index(match[0])), text)
 
 
-def _stands_in(chat: Chat, character: str) -> bool:
-    return _STAND_INS <= ord(character) < _STAND_INS + len(chat.special)
-
-
 def _without_stand_ins(chat: Chat, text: str) -> str:
-    if text.isascii():
-        return text
-    return "".join(character for character in text if not _stands_in(chat, character))
+    return text if text.isascii() else _stand_ins(len(chat.special)).sub("", text)
+
+
+@functools.cache
+def _stand_ins(count: int) -> re.Pattern[str]:
+    return re.compile(f"[{chr(_STAND_INS)}-{chr(_STAND_INS + max(count, 1) - 1)}]")
 
 
 def _pattern(chat: Chat) -> re.Pattern[str]:
