@@ -72,7 +72,9 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
         return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
     stages = ["reference"] if targets.caches_reference(config, task) else []
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
-    stages += ["ceiling_samples", "true_rewards"] if targets.measured(config, task) else []
+    if targets.measured(config, task):
+        learned = section.get("frontier", {}).get("reward") == "gold_reward_model"
+        stages += ["ceiling_samples", *(["true_rewards"] if learned else [])]
     return [
         *made,
         *(estimate(config, task, stage) for stage in stages),
