@@ -1,9 +1,10 @@
-"""DPO, conservative DPO and IPO: loss and gradients equal those of TRL's trainer on the same batch."""
+"""Objectives on pairs: loss and gradients equal those of TRL's trainers on the same batch."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -14,6 +15,7 @@ from torch import nn
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, save_model
+from prefopt.objectives import Pairs, odds_ratio_loss, simpo
 from prefopt.training.loop import accumulate_gradients
 from prefopt.training.preference import PreferenceRecipe, preference_examples
 from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
@@ -101,17 +103,23 @@ def rows_of(batch: dict[str, torch.Tensor]) -> list[Row]:
 
 
 @pytest.mark.parametrize(
-    ("loss", "smoothing", "options", "pairs"),
+    ("values", "options", "pairs"),
     [
-        ("sigmoid", 0.0, {"loss_type": "sigmoid"}, PAIRS),
-        ("ipo", 0.0, {"loss_type": "ipo"}, PAIRS),
+        ({}, {"loss_type": "sigmoid"}, PAIRS),
+        ({"loss": "ipo"}, {"loss_type": "ipo"}, PAIRS),
         # TRL's sigmoid loss ignores label smoothing. Its AOT loss on a single pair, where sorting does nothing, is
         # conservative DPO.
-        ("sigmoid", 0.1, {"loss_type": "aot", "label_smoothing": 0.1}, PAIRS[1:2]),
+        ({"label_smoothing": 0.1}, {"loss_type": "aot", "label_smoothing": 0.1}, PAIRS[1:2]),
+        ({"loss": "hinge"}, {"loss_type": "hinge"}, PAIRS),
+        ({"loss": "robust", "label_smoothing": 0.1}, {"loss_type": "robust", "label_smoothing": 0.1}, PAIRS),
+        ({"length_normalized": True}, {"loss_type": "sigmoid_norm"}, PAIRS),
+        # TRL averages its likelihood over all tokens of a batch, where the paper's is of a token of each pair: of one pair
+        # they are the same.
+        ({"nll_weight": 0.5}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}, PAIRS[1:2]),
     ],
 )
 def test_loss_and_gradients_equal_trls(
-    loss: Any, smoothing: float, options: dict[str, Any], pairs: list[tuple[str, str, str]], folder: Path
+    values: dict[str, Any], options: dict[str, Any], pairs: list[tuple[str, str, str]], folder: Path
 ) -> None:
     ours, _ = load_policy(folder / "model")
     reference = copy.deepcopy(ours)
@@ -136,9 +144,8 @@ def test_loss_and_gradients_equal_trls(
             "rejected_ids": [torch.tensor(row.completions[1]).numpy() for row in rows],
         }
     )
-    recipe = PreferenceRecipe(
-        **TRAINING, objective="dpo", values={"loss": loss, "beta": 0.3, "label_smoothing": smoothing}
-    )
+    every = {"loss": "sigmoid", "beta": 0.3, "label_smoothing": 0.0, "nll_weight": 0.0, "length_normalized": False}
+    recipe = PreferenceRecipe(**TRAINING, objective="dpo", values={**every, **values})
     examples = preference_examples(frame, table, recipe)
     figures = accumulate_gradients(ours, examples, range(len(rows)), recipe)
 
@@ -146,3 +153,21 @@ def test_loss_and_gradients_equal_trls(
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_simpo_and_orpo_are_those_of_trls_own_losses() -> None:
+    cpo = pytest.importorskip("trl.experimental.cpo")
+    orpo = pytest.importorskip("trl.experimental.orpo")
+    torch.manual_seed(0)
+    lengths = torch.tensor([3, 7, 2]), torch.tensor([5, 2, 4])
+    chosen, rejected = (-n * torch.rand(3) - 0.1 for n in lengths)
+    pairs = Pairs(chosen, rejected, None, None, *lengths)
+    means = (chosen / lengths[0], rejected / lengths[1])
+    told = SimpleNamespace(
+        **{"loss_type": "simpo", "simpo_gamma": 1.0, "beta": 2.0, "label_smoothing": 0.0, "alpha": 0.0},
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+    )
+    theirs, *_ = cpo.CPOTrainer.cpo_loss(told, *means)
+    torch.testing.assert_close(simpo(pairs, beta=2.0, margin=1.0).losses, theirs)
+    odds = orpo.ORPOTrainer.odds_ratio_loss(told, *means)[0]
+    torch.testing.assert_close(2.0 * odds_ratio_loss(*means), -odds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,54 @@ class TestDPO:
         assert losses.tolist() == pytest.approx([1.0, 9.0])
         assert chosen.tolist() == pytest.approx([0.125, 0.0])
         assert rejected.tolist() == pytest.approx([-0.125, 0.25])
+
+
+def pairs_of(*logps: float, lengths: tuple[int, int] = (2, 4)) -> objectives.Pairs:
+    """One pair: log-probabilities of chosen and rejected under the policy and, where given, the reference."""
+    values = [torch.tensor([logp]) for logp in logps] + [None] * (4 - len(logps))
+    return objectives.Pairs(*values, *(torch.tensor([length]) for length in lengths))  # type: ignore[arg-type]
+
+
+class TestOthers:
+    """A policy of -4 and -8 on two and four tokens, a reference of -5 and -6: log-ratios 1 and -2, a margin of 3 beta."""
+
+    pairs = pairs_of(-4.0, -8.0, -5.0, -6.0)
+
+    def loss(self, kind: str, beta: float, smoothing: float = 0.0, **values: Any) -> float:
+        return objectives.dpo(self.pairs, kind, beta, smoothing, **values).losses.item()  # type: ignore[arg-type]
+
+    def test_hinge_is_zero_beyond_a_margin_of_one(self) -> None:
+        assert self.loss("hinge", 0.1) == pytest.approx(1 - 0.3) and self.loss("hinge", 1.0) == 0
+
+    def test_the_robust_loss_is_unbiased_over_flipped_labels(self) -> None:
+        """(1 - e) of the loss on a label and e of that on the other label are DPO's loss on the right one."""
+        turned = objectives.Pairs(*(self.pairs[i] for i in (1, 0, 3, 2, 5, 4)))
+        other = objectives.dpo(turned, "robust", 0.5, 0.2).losses.item()
+        assert 0.8 * self.loss("robust", 0.5, 0.2) + 0.2 * other == pytest.approx(-math.log(sigmoid(1.5)))
+
+    def test_a_likelihood_term_is_of_a_token_of_the_chosen_completion(self) -> None:
+        assert self.loss("sigmoid", 0.5, nll_weight=0.25) == pytest.approx(-math.log(sigmoid(1.5)) + 0.25 * 2)
+        assert self.loss("ipo", 0.5, nll_weight=1.0) == pytest.approx((0.5 + 0.5 - 1) ** 2 + 2)
+
+    def test_log_ratios_averaged_over_tokens(self) -> None:
+        # 1 / 2 - (-2) / 4 = 1.
+        assert self.loss("sigmoid", 2.0, length_normalized=True) == pytest.approx(-math.log(sigmoid(2.0)))
+        rewards = objectives.dpo(self.pairs, "hinge", 2.0, 0.0, length_normalized=True)
+        assert (rewards.chosen_reward.item(), rewards.rejected_reward.item()) == (1.0, -1.0)  # type: ignore[union-attr]
+
+    def test_simpo_by_hand(self) -> None:
+        made = objectives.simpo(pairs_of(-4.0, -10.0), beta=2.0, margin=0.5)
+        # Mean log-probabilities -2 and -2.5, rewards -4 and -5.
+        assert made.losses.item() == pytest.approx(-math.log(sigmoid(1.0 - 0.5)))
+        assert (made.chosen_reward.item(), made.rejected_reward.item()) == (-4.0, -5.0)  # type: ignore[union-attr]
+
+    def test_orpo_by_hand(self) -> None:
+        # A token's probability is 1/2 in the chosen and 1/5 in the rejected completion: odds of 1 and 1/4.
+        made = objectives.orpo(pairs_of(2 * math.log(0.5), 4 * math.log(0.2)), beta=0.5)
+        assert made.losses.item() == pytest.approx(math.log(2) - 0.5 * math.log(sigmoid(math.log(4))))
+
+    def test_what_is_as_good_as_certain_has_finite_odds(self) -> None:
+        assert torch.isfinite(objectives.odds_ratio_loss(torch.tensor([0.0]), torch.tensor([-1.0]))).all()
 
 
 def test_bradley_terry_by_hand() -> None:

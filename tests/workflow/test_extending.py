@@ -60,9 +60,9 @@ def test_a_method_a_record_format_and_a_judge_are_added_as_the_page_says(tmp_pat
         command = [sys.executable, "-m", *tool, "--config", str(REPOSITORY / "pyproject.toml"), *files]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
-    added = next(block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "simpo_wide" in block)
+    added = next(block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "apo_0.1" in block)
     own = yaml.safe_load(added)["tasks"]["tldr"]
-    own["simpo"] |= {"batch_size": 16, "warmup_steps": 1, "evaluate_every": 2}
+    own["apo"] |= {"batch_size": 16, "warmup_steps": 1, "evaluate_every": 2}
     own["runs"] |= dict.fromkeys(("base", "preferred_ft", "dpo", "ppo", "best_of_4"))
     tasks = {**dict.fromkeys(("imdb", "hh", "cnndm")), "tldr": {**own, "judge": {"kind": "shorter"}, "human": None}}
     tasks["tldr"] |= {"frontier": None, "by_step": None, "other_judges": {"gold": None}}
@@ -71,9 +71,8 @@ def test_a_method_a_record_format_and_a_judge_are_added_as_the_page_says(tmp_pat
     assert done.returncode == 0, done.stderr[-3000:]
     rates = pd.read_csv(folder / "results" / "tldr_winrates.csv")
     assert dict(zip(rates["run"], rates["method"], strict=True)) == {
-        **{"sft": "sft", "simpo": "simpo", "simpo_wide": "simpo"}
+        **{"sft": "sft", "apo": "apo", "apo_0.1": "apo"}
     }
     assert set(rates["judge"]) == {"shorter:v1"}
-    assert not (folder / "results" / "logprobs").exists()  # no run needs the reference policy's
     costs = pd.read_csv(folder / "results" / "compute.csv").query("stage == 'total'").set_index("run")
-    assert (costs.loc[["simpo", "simpo_wide"], "training_flops"] > costs.loc["sft", "training_flops"]).all()
+    assert (costs.loc[["apo", "apo_0.1"], "training_flops"] > costs.loc["sft", "training_flops"]).all()

@@ -257,13 +257,110 @@ def adapted_kl_coef(kl_coef: float, kl: float, target: float, completions: int, 
     return kl_coef * (1 + error * completions / horizon)
 
 
-def dpo(pairs: Pairs, loss: Literal["sigmoid", "ipo"], beta: float, label_smoothing: float) -> PairLoss:
-    """DPO's loss or IPO's, see `dpo_loss` and `ipo_loss`."""
+def hinge_loss(margin: Tensor) -> Tensor:
+    """SLiC-HF's hinge on DPO's margin (Zhao et al. 2023; Liu et al. 2024, RSO, equation 14): max(0, 1 - margin).
+
+    Args:
+        margin: float [n], the implicit reward of chosen less that of rejected.
+
+    Returns:
+        losses, float [n].
+    """
+    return torch.relu(1 - margin)
+
+
+def robust_loss(margin: Tensor, label_smoothing: float) -> Tensor:
+    """Robust DPO (Chowdhury et al. 2024, equation 12): unbiased where labels are flipped with probability e.
+
+    (-(1 - e) log sigmoid(margin) + e log sigmoid(-margin)) / (1 - 2e), whose mean over flipped labels is DPO's loss
+    on the right ones. It has no lower bound.
+
+    Args:
+        margin: float [n], the implicit reward of chosen less that of rejected.
+        label_smoothing: e above, in [0, 0.5).
+
+    Returns:
+        losses, float [n].
+    """
+    kept, flipped = F.logsigmoid(margin), F.logsigmoid(-margin)
+    return (-(1 - label_smoothing) * kept + label_smoothing * flipped) / (1 - 2 * label_smoothing)
+
+
+def odds_ratio_loss(chosen_mean_logp: Tensor, rejected_mean_logp: Tensor) -> Tensor:
+    """ORPO's odds-ratio term (Hong et al. 2024, equation 7): -log sigmoid(log odds of chosen - log odds of rejected).
+
+    Args:
+        chosen_mean_logp: float [n], log-probability of a token of the chosen completion, on average; < 0.
+        rejected_mean_logp: the same of the rejected one.
+
+    Returns:
+        losses, float [n].
+    """
+
+    def log_odds(logp: Tensor) -> Tensor:
+        return logp - torch.log1p(-torch.exp(logp.clamp(max=-1e-6)))
+
+    return -F.logsigmoid(log_odds(chosen_mean_logp) - log_odds(rejected_mean_logp))
+
+
+def dpo(
+    pairs: Pairs,
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"],
+    beta: float,
+    label_smoothing: float,
+    nll_weight: float = 0.0,
+    length_normalized: bool = False,
+) -> PairLoss:
+    """DPO and what differs from it in the loss on the margin.
+
+    Args:
+        pairs: with a reference policy.
+        loss: see `dpo_loss` (conservative with label_smoothing), `ipo_loss`, `hinge_loss`, `robust_loss`.
+        beta: strength of the pull to the reference policy.
+        label_smoothing: assumed share of flipped labels.
+        nll_weight: weight of the chosen completion's negative log-likelihood of a token, which keeps its probability from
+            falling (Pang et al. 2024, iterative RPO, equation 2).
+        length_normalized: log-ratios are averaged over tokens (Meng et al. 2024, table 3); IPO's always are.
+    """
     assert pairs.reference_chosen_logp is not None and pairs.reference_rejected_logp is not None
     logps = (*pairs[:2], pairs.reference_chosen_logp, pairs.reference_rejected_logp)
-    if loss == "sigmoid":
-        return PairLoss(*dpo_loss(*logps, beta, label_smoothing))
-    return PairLoss(*ipo_loss(*logps, pairs.chosen_lengths, pairs.rejected_lengths, beta))
+    lengths = (pairs.chosen_lengths, pairs.rejected_lengths)
+    if length_normalized:
+        logps = (logps[0] / lengths[0], logps[1] / lengths[1], logps[2] / lengths[0], logps[3] / lengths[1])
+    if loss == "ipo":
+        losses, chosen, rejected = ipo_loss(*logps, *lengths, beta)
+    else:
+        losses, chosen, rejected = dpo_loss(*logps, beta, label_smoothing)
+        margin = beta * ((logps[0] - logps[2]) - (logps[1] - logps[3]))
+        losses = {"sigmoid": losses, "hinge": hinge_loss(margin), "robust": robust_loss(margin, label_smoothing)}[loss]
+    if nll_weight > 0:
+        losses = losses - nll_weight * pairs.chosen_logp / pairs.chosen_lengths
+    return PairLoss(losses, chosen, rejected)
+
+
+def simpo(pairs: Pairs, beta: float, margin: float) -> PairLoss:
+    """SimPO's loss (Meng et al. 2024, equation 6), -log sigmoid(beta * (mean logp of chosen - of rejected) - margin).
+
+    Args:
+        pairs: without a reference policy.
+        beta: scale of the rewards, > 0.
+        margin: by how much the chosen completion's reward is to be larger, >= 0; gamma in the paper.
+    """
+    chosen = beta * pairs.chosen_logp / pairs.chosen_lengths
+    rejected = beta * pairs.rejected_logp / pairs.rejected_lengths
+    return PairLoss(-F.logsigmoid(chosen - rejected - margin), chosen.detach(), rejected.detach())
+
+
+def orpo(pairs: Pairs, beta: float) -> PairLoss:
+    """ORPO's loss (Hong et al. 2024, equation 6): the chosen completion's likelihood and, weighted, the odds ratio.
+
+    Args:
+        pairs: without a reference policy.
+        beta: weight of the odds ratio; lambda in the paper.
+    """
+    chosen, rejected = pairs.chosen_logp / pairs.chosen_lengths, pairs.rejected_logp / pairs.rejected_lengths
+    losses = -chosen + beta * odds_ratio_loss(chosen, rejected)
+    return PairLoss(losses, beta * chosen.detach(), beta * rejected.detach())
 
 
 def unlikelihood(pairs: Pairs, alpha: float) -> PairLoss:
@@ -274,5 +371,7 @@ def unlikelihood(pairs: Pairs, alpha: float) -> PairLoss:
 # What a method on pairs may minimise, by the name in its entry (`experiment.methods`).
 OBJECTIVES = {
     "dpo": Objective(dpo),
+    "simpo": Objective(simpo),
+    "orpo": Objective(orpo),
     "unlikelihood": Objective(unlikelihood, mean_over="chosen_tokens"),
 }

@@ -192,7 +192,8 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         (
             "tasks.tldr.runs.mine",
             {"method": "rlhf"},
-            "tasks.tldr.runs.mine.method is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, ppo or best_of_n.",
+            "tasks.tldr.runs.mine.method is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, simpo, orpo, "
+            "ppo or best_of_n.",
         ),
         ("tasks.tldr.runs.mine", {}, "tasks.tldr.runs.mine.method is missing; allowed: base, *"),
         (
@@ -537,6 +538,10 @@ INHERITED: typing.Final = (
     "tasks.*.evaluation.opponents",  # null: the paper's
     "tasks.*.evaluation.against",  # null: the reference texts
     "tasks.hh.by_step.runs",  # null: DPO
+    "tasks.*.simpo.*",  # of no run of the paper
+    "tasks.*.orpo.*",
+    "tasks.*.dpo.nll_weight",  # 0: came after it
+    "tasks.*.dpo.length_normalized",
     "tasks.tldr.reference",
     "tasks.*.data.posts",  # empty: the source is the hub
     "tasks.*.data.comparisons",

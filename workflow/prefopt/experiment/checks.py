@@ -355,8 +355,12 @@ def _check_values(section: Config, task: str) -> Iterator[str]:
                 f"{where}.minibatches is {values['minibatches']}; allowed: at most {where}.prompts_per_update, "
                 f"which is {values['prompts_per_update']}."
             )
-        if METHODS[name].objective == "dpo" and values["loss"] == "ipo" and values["label_smoothing"] > 0:
-            yield f"{where}.label_smoothing is {values['label_smoothing']}; with {where}.loss 'ipo' it must be 0."
+        if METHODS[name].objective != "dpo":
+            continue
+        if values["loss"] in ("ipo", "hinge") and values["label_smoothing"] > 0:
+            yield f"{where}.label_smoothing is {values['label_smoothing']}; with {where}.loss {values['loss']!r} it must be 0."
+        if values["loss"] == "ipo" and values["length_normalized"]:
+            yield f"{where}.length_normalized is true; with {where}.loss 'ipo' it is so anyway: leave it out."
 
 
 def _check_lengths(section: Config, task: str) -> Iterator[str]:
