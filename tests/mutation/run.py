@@ -122,6 +122,7 @@ def build(lab: Path, modules: list[str], tests: list[str]) -> None:
     # In this process: mutmut sees which test runs which function by watching them here.
     text = text.replace(" -n 2 --dist loadfile --no-loadscope-reorder", "")
     (lab / "pyproject.toml").write_text(text + settings, encoding="utf-8")
+    (lab / "mutants").mkdir()  # Python does not look again for what it did not find on its path at first
 
 
 def undecorated(source: str) -> str:
