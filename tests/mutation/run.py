@@ -42,6 +42,7 @@ from pathlib import Path
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+GROUPS = yaml.safe_load((Path(__file__).parent / "groups.yaml").read_text(encoding="utf-8"))
 sys.path.insert(0, str(REPOSITORY / "workflow"))
 
 from prefopt.store.fingerprint import _dump, _Unspoken  # noqa: E402
@@ -78,13 +79,20 @@ class _Assumed(ast.NodeTransformer):
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="+", help="below prefopt, e.g. objectives, lm.kl")
+    parser.add_argument("modules", nargs="*", help="below prefopt, e.g. objectives, lm.kl")
+    parser.add_argument("--group", choices=GROUPS, help="modules, sample and tests of `groups.yaml`")
     parser.add_argument("--tests", nargs="+", help="default: the tests that mirror the modules")
     parser.add_argument("--sample", type=int, help="changes of each module that are tried (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lab", type=Path, default=Path("/tmp/prefopt-mutants"))
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    if args.group:
+        group = GROUPS[args.group]
+        args.modules, args.sample = group["modules"], group.get("sample")
+        args.tests = without(group["tests"], group.get("without", []))
+    if not args.modules:
+        parser.error("name modules or a group")
     tests = args.tests or [path for module in args.modules for path in mirrored(module)]
     build(args.lab, args.modules, tests)
     mutmut(args.lab, ["no.such.change"], 1)  # makes the changes and finds out which test runs which function
@@ -101,6 +109,17 @@ def mirrored(module: str) -> list[str]:
     folder, _, name = module.replace(".", "/").rpartition("/")
     own = Path("tests/unit", folder, f"test_{name}.py")
     return [str(own)] if (REPOSITORY / own).exists() else [str(own.parent)]
+
+
+def without(tests: list[str], left_out: list[str]) -> list[str]:
+    """Tests, but of a file that holds some that are left out the others one by one."""
+    chosen = []
+    for test in tests:
+        file = REPOSITORY / test
+        names = re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE) if file.is_file() else []
+        kept = [f"{test}::{name}" for name in names if name not in left_out]
+        chosen += kept if len(kept) < len(names) else [test]
+    return chosen
 
 
 def build(lab: Path, modules: list[str], tests: list[str]) -> None:
