@@ -70,9 +70,7 @@ def test_a_method_a_record_format_and_a_judge_are_added_as_the_page_says(tmp_pat
     done = snakemake("--cores", "2", "results/tldr_winrates.svg", "results/compute.csv", *arguments, folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     rates = pd.read_csv(folder / "results" / "tldr_winrates.csv")
-    assert dict(zip(rates["run"], rates["method"], strict=True)) == {
-        **{"sft": "sft", "apo": "apo", "apo_0.1": "apo"}
-    }
+    assert dict(zip(rates["run"], rates["method"], strict=True)) == {**{"sft": "sft", "apo": "apo", "apo_0.1": "apo"}}
     assert set(rates["judge"]) == {"shorter:v1"}
     costs = pd.read_csv(folder / "results" / "compute.csv").query("stage == 'total'").set_index("run")
     assert (costs.loc[["apo", "apo_0.1"], "training_flops"] > costs.loc["sft", "training_flops"]).all()

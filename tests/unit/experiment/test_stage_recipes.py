@@ -53,7 +53,10 @@ def test_a_run_has_the_values_of_its_section_and_its_own(config: dict[str, Any])
     dpo, mine = (training_recipe(config, "tldr", run) for run in ("dpo", "mine"))
     assert mine == {**dpo, "seed": 7, "values": {**dpo["values"], "beta": 0.5}}
     later = {"nll_weight": 0.0, "length_normalized": False}
-    assert dpo["values"] == {"loss": "sigmoid", "beta": 0.25, "label_smoothing": 0.0, **later} and dpo["objective"] == "dpo"
+    assert (
+        dpo["values"] == {"loss": "sigmoid", "beta": 0.25, "label_smoothing": 0.0, **later}
+        and dpo["objective"] == "dpo"
+    )
     recipe = stage_recipe(config, "tldr", "win_rates")
     # By method, the run that is called as its method first.
     assert recipe["runs"] == ["base", "sft", "preferred_ft", "dpo", "mine", "ppo", "best_of_128", "most"]

@@ -97,7 +97,7 @@ def test_prompts_are_chosen_by_split_and_number() -> None:
         "seed": 0,
     }
     recipe = SampleRecipe(**common, train_prompts=0, validation_prompts=1, test_prompts=2)
-    assert chosen_prompts(prompts, recipe)["prompt_id"].tolist() == ["c", "a", "d"]
+    assert chosen_prompts(prompts, recipe)["prompt_id"].to_dict() == {0: "c", 1: "a", 2: "d"}
 
 
 def test_rows_are_cut_within_the_budget() -> None:

@@ -78,4 +78,5 @@ def test_the_tables_manifest_says_what_was_scored_by_what(
     assert manifest["samples"] == read_manifest(samples)["content_hash"]
     assert manifest["reward_weights"] == weights_hash(scorer) and manifest["recipe"] == recipe
     assert manifest["shape"] == dataclasses.asdict(shape_of(load_scorer(scorer)))
-    assert (manifest["used"]["stage"], manifest["used"]["examples"]) == ("score", 16)
+    used = manifest["used"]
+    assert (used["stage"], used["device"], used["dtype"], used["examples"]) == ("score", "cpu", "float32", 16)

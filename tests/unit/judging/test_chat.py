@@ -97,6 +97,7 @@ def test_what_is_sent(llmock: LLMock, recipe: ChatRecipe) -> None:
     assert body["temperature"] == 0.0 and body["max_completion_tokens"] == 50
     assert "seed" not in body and "max_tokens" not in body and "response_format" not in body
     content = body["messages"][0]["content"]
+    assert body["messages"] == [{"role": "user", "content": content}]
     assert "Post:\npost 0\n\nSummary A:\nfirst 0\n\nSummary B:\nsecond 0" in content and "TL;DR" not in content
     judge(recipe, temperature=None, seed=3, max_tokens_parameter="max_tokens").compare(COMPARISONS[:1])
     body = llmock.last_request.body
@@ -189,6 +190,15 @@ def test_a_reply_without_a_verdict_is_asked_again_and_then_invalid(llmock: LLMoc
     assert sum(verdict.cost_usd for verdict in verdicts) == pytest.approx((read * 2 + written * 8) / 1e6)
 
 
+def test_of_what_is_asked_once_more_the_first_reply_is_there(llmock: LLMock, recipe: ChatRecipe) -> None:
+    say(llmock, "Both are fine.", 1)
+    say(llmock, "Preferred: B", 1)
+    one = COMPARISONS[:1]
+    assert judge(recipe, parse_retries=0).compare(one)[0].winner == "invalid"
+    assert judge(recipe, parse_retries=1).compare(one)[0].winner == "second"
+    assert calls(llmock) == 2
+
+
 def test_a_reply_that_was_cut_is_asked_again(llmock: LLMock, recipe: ChatRecipe) -> None:
     llmock.add(Reply(text="It says\nPreferred: A\nbut", finish_reason="length", times=1, match=CHAT))
     say(llmock, "Preferred: B")
@@ -251,6 +261,13 @@ def test_recorded_verdicts_are_replayed_and_what_is_missing_is_named(llmock: LLM
     ):
         replayed.compare(COMPARISONS)
     assert calls(llmock) == before
+    nothing = judge(recipe, recorded=True, store=f"{recipe.store}.other")
+    for count, said in (
+        (5, "on 5 pairs, .* 'p3', 'p4': judge.kind"),
+        (6, "on 6 pairs, .* 'p3', 'p4' and 1 more: judge"),
+    ):
+        with pytest.raises(UserError, match=said):
+            nothing.compare(COMPARISONS[:count])
 
 
 def test_a_share_is_judged_again(llmock: LLMock, recipe: ChatRecipe) -> None:

@@ -215,6 +215,10 @@ def test_pages_that_are_made_again_are_the_same_pages(tmp_path: Path) -> None:
     before = {page.name: page.read_bytes() for page in args.pages.glob("*")}
     secret = tmp_path / "human/secrets/tldr"
     assert [path.stat().st_mode & 0o777 for path in (secret, args.key)] == [0o600, 0o600]
+    values = json.loads(json.dumps(recipe().__dict__))
+    manifest = read_table(args.items, "study_items").attrs["manifest"]
+    assert key["recipe"] == manifest["recipe"] == values and manifest["study"] == key["study"]
+    assert manifest["equal_share"]["dpo T=0.25 vs ppo T=0"] == 5 / 40 and len(manifest["equal_share"]) == 2
     # Snakemake deletes what a job makes before it runs again.
     args.key.unlink()
     study.run(args)
@@ -581,6 +585,26 @@ def test_votes_become_verdicts(tmp_path: Path) -> None:
     assert judge.compare([Comparison("p00", "", "", "same", " same ")])[0].winner == "tie"
     with pytest.raises(UserError, match=r"Nobody has voted on 1 of 1 pairs, those of the prompts 'p00'"):
         judge.compare([Comparison("p00", "", "", "a", "b")])
+
+
+def test_the_table_of_raters_says_why_votes_of_each_do_not_count(tmp_path: Path) -> None:
+    _, key = files(tmp_path)
+    (tmp_path / "exports").mkdir()
+    for rater, seconds in (("r01", 0.2), ("r02", 5.0)):
+        given = export(key, rater)
+        items = [i for i, row in enumerate(key["raters"][rater]) if row["kind"] == "item"]
+        given["votes"][items[0]]["vote"], given["votes"][items[1]]["seconds"] = "skip", seconds
+        (tmp_path / "exports" / f"{rater}.json").write_text(json.dumps(given))
+    args = run_votes(tmp_path, tmp_path / "exports")
+    raters = pd.read_csv(args.raters)[["rater", "counted", "skipped", "too_fast", "simulated"]]
+    assert raters.to_numpy().tolist() == [["r01", 23, 1, 1, False], ["r02", 24, 1, 0, False]]
+    manifest = read_table(args.out, "votes").attrs["manifest"]
+    assert (manifest["drops"], manifest["raters"], manifest["study"]) == (
+        {"skipped": 2, "too fast": 1},
+        2,
+        key["study"],
+    )
+    assert manifest["recipe"] == VOTES.__dict__
 
 
 BAD = {

@@ -23,6 +23,7 @@ import pytest
 from prefopt.errors import UserError
 from prefopt.judging import stored, verdict_store
 from prefopt.judging.verdict_store import Reply, VerdictStore
+from prefopt.store.files import stable_hash
 from prefopt.store.tables import read_table, write_table
 
 REPLY = Reply("Preferred: A", "stop", "m-2", 100, 7)
@@ -278,6 +279,22 @@ def test_without_locks_it_goes_on_and_says_so_once(
         assert len(store.export()) == 2
     assert len(caplog.messages) == 1
     assert re.search("the file system has no locks .No locks available.*local disk", caplog.messages[0])
+
+
+def test_each_request_has_a_byte_of_its_own_that_is_locked_and_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(fcntl, "lockf", lambda file, what, length, start: calls.append((what, length, start)))
+    requests = [request(attempt=attempt) for attempt in (0, 1, 0)]
+    with VerdictStore(tmp_path / "s.sqlite") as store:
+        for one in requests:
+            with store.alone(one):
+                assert len(calls) % 2 == 1
+    places = [int(stable_hash(one)[:12], 16) for one in requests]
+    assert places[0] != places[1]
+    whats = (fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_UN)
+    assert calls == [(what, 1, place) for place in places for what in whats]
 
 
 def test_who_waits_for_a_stopped_process_says_so(

@@ -136,6 +136,18 @@ def test_a_judge_that_names_no_winner_is_told(server: Server, tmp_path: Path, ca
     assert [message for message in caplog.messages if said in message] == [caplog.messages[-1]]
 
 
+def test_pairs_that_were_judged_before_are_not_among_the_first_ones(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.answer = (200, completion())
+    judge(server, tmp_path).compare(PAIRS[:1])
+    server.answer = (200, completion("Both are fine."))
+    assert winners(judge(server, tmp_path).compare(PAIRS[:10])) == {"first": 1, "invalid": 9}
+    assert "got a winner" not in caplog.text
+    assert winners(judge(server, tmp_path).compare([*PAIRS[:1], *PAIRS[10:20]])) == {"first": 1, "invalid": 10}
+    assert "none of the first 10 pairs got a winner" in caplog.text
+
+
 @pytest.mark.parametrize("finish", ["stop", "eos_token", "end_turn", "STOP", "eos", "COMPLETE", None, "stop_sequence"])
 def test_a_reply_that_came_to_its_end_is_paid_once(server: Server, tmp_path: Path, finish: str | None) -> None:
     server.answer = (200, completion(finish=finish))

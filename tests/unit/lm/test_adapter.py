@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -74,6 +75,12 @@ def test_an_adapters_matrices_have_its_rank_and_a_fresh_head_learns_beside_them(
         matrices = [p for name, p in trained.items() if "lora_A" in name]
         assert matrices and all(p.shape[0] == 2 for p in matrices)
         assert any(name.startswith(head) and "lora_" not in name for name in trained)
+
+
+def test_peft_is_told_how_weights_lie_and_has_nothing_to_correct(architecture: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        add_adapter(make_model(architecture, engine=True), RECIPE, seed=0)
 
 
 def test_activations_computed_again_give_the_same_gradients(architecture: str) -> None:

@@ -54,6 +54,32 @@ def test_sequences_give_outputs_and_gradients_of_the_masks(monkeypatch: pytest.M
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+class OnGPU(Tensor):
+    """A tensor that says it lies on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_queries_on_a_gpu_are_asked_by_what_they_are_whether_flash_attention_can(
+    can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, taken = [], []
+    monkeypatch.setattr(attention, "varlen_attn", lambda *a, **options: taken.append(1) or plain_flash(*a, **options))
+    monkeypatch.setattr(attention, "flash_can", lambda *of: asked.append(of) or can)
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 24, 8) for _ in range(3))
+    expected = attention._packed(query, key, value, None, Scores(None), layout()).transpose(1, 2)
+    module, there = torch.nn.Module(), query.as_subclass(OnGPU)
+    for mine, options in ((query, {}), (there, {}), (there, {"softcap": 50.0})):
+        output, _ = attention.prefopt_attention(module, mine, key, value, None, packed=layout(), **options)
+        if not options:
+            torch.testing.assert_close(output.as_subclass(Tensor), expected)
+    attention.prefopt_attention(module, there, key, value[..., :4], None, packed=layout())
+    assert asked == [(torch.device("cpu"), torch.float32, 8)], "once, of the plain scores and equal widths there"
+    assert taken == ([1] if can else [])
+
+
 def test_a_completion_has_its_prompt_and_itself_as_keys() -> None:
     packed = layout()
     of = packed.sequences
@@ -72,6 +98,24 @@ def test_a_completion_has_its_prompt_and_itself_as_keys() -> None:
 
 def test_float32_is_not_given_to_flash_attention() -> None:
     assert not attention.flash_can(torch.device("cuda"), torch.float32, 8)
+
+
+def test_flash_attention_is_taken_where_it_gives_what_the_masks_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, cpu = attention.flash_can.__wrapped__, torch.device("cpu")
+    for dtype in (torch.bfloat16, torch.float16):
+        for change, same in ((lambda x: x, True), (lambda x: x + 0.1, False), (lambda x: x * 1.2, False)):
+            monkeypatch.setattr(attention, "varlen_attn", lambda *a, change=change, **o: change(plain_flash(*a, **o)))
+            with torch.inference_mode():  # as where samples are drawn
+                assert tried(cpu, dtype, 8) is same
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError])
+def test_flash_attention_that_fails_is_not_taken(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*values: object, **options: object) -> Tensor:
+        raise error("no kernel\nfor this device")
+
+    monkeypatch.setattr(attention, "varlen_attn", failing)
+    assert attention.flash_can.__wrapped__(torch.device("cpu"), torch.bfloat16, 8) is False
 
 
 def test_a_layout_of_rows_lies_on_the_device_that_is_asked_for() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from prefopt.lm.engine import Engine, backbone, position_limit
+from prefopt.lm.engine import Engine, backbone, layers_of, position_limit
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,15 @@ def test_a_prefix_that_names_no_part_of_the_model_is_looked_for_in_it() -> None:
     whole.base_model, whole.model, alone.base_model = whole, inner, alone
     assert backbone(whole) is inner and backbone(alone) is alone  # type: ignore[arg-type]
     assert backbone(SimpleNamespace(base_model=inner, model=alone)) is inner  # type: ignore[arg-type]
+
+
+def test_the_layers_are_the_list_that_is_as_long_as_the_decoders_config_says() -> None:
+    model: Any = nn.Module()
+    model.model, model.config = nn.Module(), SimpleNamespace()
+    model.model.lists = nn.ModuleList(nn.ModuleList(nn.Identity() for _ in range(count)) for count in (1, 2, 4))
+    model.base_model = model.model
+    model.config.get_text_config = lambda decoder: SimpleNamespace(num_hidden_layers=4 if decoder else 2)
+    assert layers_of(model) == list(model.model.lists[2])
 
 
 LONG = {"rope_type": "longrope", "original_max_position_embeddings": 32}

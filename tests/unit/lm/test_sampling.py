@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from typing import Literal
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from prefopt.errors import UserError
 from prefopt.lm.batching import CACHE_BYTES, Row, prompts_at_once
+from prefopt.lm.engine import backbone
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.sampling import Completion, _token_bytes, sample
+from prefopt.lm.sampling import Completion, _Expanded, _token_bytes, sample
 from prefopt.lm.verify import use_engine
 from tiny_models import EOS, make_model
 
@@ -79,6 +82,27 @@ def test_the_size_of_a_cache_is_what_the_model_holds(plain: PreTrainedModel) -> 
     cache = plain(torch.tensor([[2, 3, 4]]), use_cache=True).cache
     held = sum(states.nbytes for layer in cache.layers for states in (layer.keys, layer.values))
     assert 3 * _token_bytes(plain) == held
+
+
+@pytest.mark.parametrize("way", ["shared", "one_row", "cached", "whole"])
+def test_what_is_sampled_lies_where_the_model_does(way: Literal["shared", "one_row", "cached", "whole"]) -> None:
+    model = make_model("llama", engine=True)
+    expected = draw(model, PROMPTS, 1, temperature=0.0)
+    model.engine = dataclasses.replace(model.engine, sampling=way)
+    with torch.device("meta"):  # where whatever is made without a device would be
+        assert draw(model, PROMPTS, 1, temperature=0.0) == expected
+
+
+def test_a_row_of_the_cache_is_seen_from_its_first_token_on_and_no_padding_is() -> None:
+    model = make_model("gpt_neo", engine=True)
+    assert model.engine.sampling == "cached"
+    masks: list[list[list[int]]] = []
+    parts = backbone(model).register_forward_pre_hook(
+        lambda module, inputs, options: masks.append(options["attention_mask"].tolist()), with_kwargs=True
+    )
+    _Expanded(model, [[2, 3, 4], [5]], 2, 4).step(torch.tensor([6, 7, 8, 9]), torch.tensor([3, 3, 1, 1]))
+    parts.remove()
+    assert masks == [[[1, 1, 1], [0, 0, 1]], [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1]]]
 
 
 def test_completions_do_not_depend_on_the_batch(model: PreTrainedModel) -> None:

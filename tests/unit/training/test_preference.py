@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import shutil
 from pathlib import Path
@@ -33,6 +34,9 @@ def test_the_tables_manifest_says_what_was_computed_from_what(task: Task, refere
     assert manifest["preferences"] == read_manifest(task.preferences)["content_hash"]
     assert manifest["model_weights"] == weights_hash(task.model)
     assert manifest["recipe"] == {"token_budget": 128, "dtype": "float32"}
+    assert (
+        manifest["lengths"] == read_manifest(task.preferences)["lengths"] == {"max_prompt_length": 40, "max_length": 60}
+    )
     tokens = sum(row.tokens for row in reference.preference_rows(read_table(task.preferences, "preferences")))
     assert (manifest["used"]["stage"], manifest["used"]["examples"], manifest["used"]["tokens"]) == (
         *("reference", 16, tokens),
@@ -65,12 +69,15 @@ def test_before_the_first_step_the_loss_is_ln_two_and_the_margin_zero(task: Task
     figures = loop.evaluate(model, examples, from_json(preference.PreferenceRecipe, dpo_recipe()))
     assert figures["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert figures["margin"] == pytest.approx(0, abs=1e-5)
+    for side in ("chosen_logp", "rejected_logp"):
+        assert figures[side] == pytest.approx(table[side].mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
 def test_dpo_learns_the_training_pairs_and_publishes(
-    loss: str, task: Task, reference_table: Path, tmp_path: Path
+    loss: str, task: Task, reference_table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     arguments = argparse.Namespace(
         by_step=None,
         model=task.model,
@@ -97,7 +104,8 @@ def test_dpo_learns_the_training_pairs_and_publishes(
         "reference_weights": weights_hash(task.model),
         "reference_tokenizer": tokenizer_hash(task.model),
     }
-    assert manifest["used"]["examples"] == 8 * 12
+    assert (manifest["used"]["stage"], manifest["used"]["examples"]) == ("dpo", 8 * 12)
+    assert "dpo: step 0, validation loss " in caplog.text
     assert weights_hash(arguments.out) != weights_hash(task.model)
     assert [path.suffix for path in (tmp_path / "work").iterdir()] == [".lock"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -37,8 +38,9 @@ def token_mean(logps: list[tuple[float, int]]) -> float:
     ("completion", "data", "seed"), [("response", "demonstrations", 0), ("chosen", "preferences", 1)]
 )
 def test_the_loss_is_a_mean_over_the_tokens_of_the_asked_completions(
-    completion: str, data: str, seed: int, task: Task, tmp_path: Path
+    completion: str, data: str, seed: int, task: Task, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     paths = {"work": tmp_path / "work", "out": tmp_path / "model", "metrics": tmp_path / "metrics.jsonl"}
     values = recipe(completion=completion, epochs=1, batch_size=6, evaluate_every=2, seed=seed)
     sft.run(argparse.Namespace(model=task.model, data=getattr(task, data), **paths, by_step=None, recipe=values))
@@ -52,7 +54,8 @@ def test_the_loss_is_a_mean_over_the_tokens_of_the_asked_completions(
     assert metrics[0]["logp"] == pytest.approx(sum(logp for logp, _ in logps[12:]) / 4, rel=1e-5)
     assert metrics[1]["loss"] == pytest.approx(token_mean([logps[i] for i in first]), rel=1e-5)
     manifest = json.loads((paths["out"] / "manifest.json").read_text())
-    assert manifest["used"]["examples"] == 12
+    assert (manifest["used"]["stage"], manifest["used"]["examples"]) == ("sft", 12)
+    assert "sft: step 0, validation loss " in caplog.text
     assert manifest["identity"]["inputs"] == {
         "data": table.attrs["manifest"]["content_hash"],
         "model_weights": weights_hash(task.model),
