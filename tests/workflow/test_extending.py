@@ -40,6 +40,8 @@ def change(folder: Path, chapter: str) -> set[str]:
         line = content.index(where) if how != "below" else content.index(where) + len(where)
         if how == "above":
             line = content.rindex("\n", 0, line) + 1
+        if added.startswith("def "):
+            added += "\n\n"  # which a formatter of Markdown takes away
         new = {"above": added, "below": f"\n{added.rstrip()}", "in place of": added.rstrip()}[how]
         rest = content[line + len(where) :] if how == "in place of" else content[line:]
         path.write_text(content[:line] + new + rest)
