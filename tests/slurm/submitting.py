@@ -18,6 +18,9 @@ from running import TINY, overlay
 # So that jobs that run a model ask Slurm for a GPU each (and run on the CPU, since it is a made-up one).
 GPU_JOBS: dict[str, Any] = {"compute": {"gpus": 1}}
 DPO = "results/models/tldr/dpo"
+# DPO by its plain rule, which samples nothing while it trains.
+ALONE: dict[str, Any] = {"by_step": None, "frontier": None}
+DPO_JOBS: dict[str, Any] = {**GPU_JOBS, "tasks": {"tldr": ALONE}}
 # What is quick on one node of one's own, and would burden a cluster: the plugin looks at its jobs after 4 s, 14 s later, 24 s
 # later ..., and again after 4 s once one has ended. There is no accounting, hence `squeue`.
 FAST = [
@@ -33,7 +36,7 @@ ENDLESS, SHORT = 15000, 300
 def slow_dpo(steps: int) -> dict[str, Any]:
     """An overlay for a DPO of so many steps, each some hundredths of a second, that something can happen to it."""
     dpo = {"epochs": steps // 3, "checkpoint_every": 5, "evaluate_every": steps, "keep": "last"}
-    return {**GPU_JOBS, "tasks": {"tldr": {"dpo": dpo}}}
+    return {**GPU_JOBS, "tasks": {"tldr": {**ALONE, "dpo": dpo}}}
 
 
 # Python imports a module of this name when it starts.

@@ -16,6 +16,7 @@ from cluster import GPU_MODELS, Cluster, end_leftovers, processes_of
 from running import TINY, copy_workflow, planned, snakemake
 from submitting import (
     DPO,
+    DPO_JOBS,
     ENDLESS,
     GPU_JOBS,
     SHORT,
@@ -62,7 +63,7 @@ def test_the_table_is_the_one_of_a_run_without_slurm(cluster: Cluster, tmp_path:
 def test_a_model_of_gpu_and_a_partition_are_asked_for_by_rule(cluster: Cluster, folder: Path) -> None:
     last = cluster.last_number()
     asked = ["--set-resources", "dpo:gpu_model=h200", "dpo:slurm_partition=other"]
-    submitted(cluster, folder, DPO, *asked, values=GPU_JOBS)
+    submitted(cluster, folder, DPO, *asked, values=DPO_JOBS)
     (job,) = cluster.of_rule("dpo", after=last)
     assert job["Partition"] == "other" and job["TresPerJob"] == "gres:gpu:h200:1"
     (device,) = re.findall(r"devices of Slurm: (\d+)$", log_of_dpo(folder), re.MULTILINE)
@@ -74,7 +75,7 @@ def test_a_failing_stage_is_tried_three_times_and_says_what_to_put_right(cluster
     whole = table.read_bytes()
     table.write_bytes(whole[: len(whole) // 2])
     last = cluster.last_number()
-    with running(cluster, folder, DPO, values=GPU_JOBS) as run:
+    with running(cluster, folder, DPO, values=DPO_JOBS) as run:
         assert run.wait() != 0
         output = run.output()
     assert [job["JobState"] for job in cluster.of_rule("dpo", after=last)] == ["FAILED"] * 3
