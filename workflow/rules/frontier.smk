@@ -68,6 +68,7 @@ rule evaluations:
             lambda wildcards: stage_recipes.evaluations_recipe(seeded(wildcards), wildcards.task, wildcards.run)
         ),
         true_reward=arguments_of(true_reward_files),
+        true_reward_content=brought(true_reward_files),
         code=fingerprint("prefopt.generation.evaluations"),
     shell:
         model_stage(
