@@ -221,11 +221,9 @@ def judge_files(wildcards):
 def against_files(wildcards):
     """The samples that completions are held against; nothing where that is the reference texts."""
     against = config["tasks"][wildcards.task]["evaluation"]["against"]
-    return (
-        {}
-        if against is None
-        else {"against": f"results/{wildcards.seed}samples/{wildcards.task}/{against['run']}.parquet"}
-    )
+    if against is None:
+        return {}
+    return {"against": f"results/{wildcards.seed}samples/{wildcards.task}/{against['run']}.parquet"}
 
 
 def against_arguments(wildcards):

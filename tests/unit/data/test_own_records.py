@@ -47,14 +47,6 @@ def turns(prompt: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-
-
 @pytest.mark.usefixtures("offline")
 def test_every_kind_of_source_in_one_mixture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [json.dumps({"prompt": f"a{i}", "chosen": "x", "rejected": "y"}) for i in range(30)]

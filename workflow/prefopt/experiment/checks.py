@@ -66,8 +66,6 @@ def leave_out_embedded(section: Config) -> list[str]:
         A sentence for each thing that is left out.
     """
     source = section["data"]["source"]
-    if source == "embedded" and section.get("frontier", {}).get("reward", "") is None:
-        section["frontier"]["reward"] = "oracle"
     if source == "embedded" or targets.kind(section) == "frontier":
         return []
     left_out = []
@@ -309,11 +307,7 @@ def _check_against(section: Config, task: str) -> Iterator[str]:
     against, temperatures = section["evaluation"]["against"], section["sampling"]["temperatures"]
     if against is None:
         return
-    if against["run"] not in section["runs"]:
-        yield (
-            f"evaluation.against.run is {against['run']!r}; allowed: the task's runs, which are "
-            f"{', '.join(section['runs'])}."
-        )
+    yield from _check_run(section, "evaluation.against.run", against["run"])
     if against["temperature"] not in temperatures:
         yield (
             f"evaluation.against.temperature is {against['temperature']:g}; allowed: one of sampling.temperatures, "
@@ -326,8 +320,12 @@ def _check_against(section: Config, task: str) -> Iterator[str]:
 def _check_named(section: Config, key: str, named: list[str] | None) -> Iterator[str]:
     """Runs that a key names are runs of the task."""
     for index, run in enumerate(named or []):
-        if run not in section["runs"]:
-            yield f"{key}[{index}] is {run!r}; allowed: the task's runs, which are {', '.join(section['runs'])}."
+        yield from _check_run(section, f"{key}[{index}]", run)
+
+
+def _check_run(section: Config, key: str, run: str) -> Iterator[str]:
+    if run not in section["runs"]:
+        yield f"{key} is {run!r}; allowed: the task's runs, which are {', '.join(section['runs'])}."
 
 
 def _check_transfer(section: Config, task: str) -> Iterator[str]:

@@ -74,8 +74,11 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
         _name(section, task)
         if "ceiling" not in section:  # a sweep's methods have an order of their own
             section["runs"] = _in_order(section["runs"])
+        embedded = section["data"]["source"] == "embedded"
         if "base" in section and section["base"]["source"] is None:
-            section["base"]["source"] = "shipped" if section["data"]["source"] == "embedded" else "scratch"
+            section["base"]["source"] = "shipped" if embedded else "scratch"
+        if embedded and section.get("frontier", {}).get("reward", "") is None:
+            section["frontier"]["reward"] = "oracle"
         left_out = leave_out_embedded(section)
         if not any(re.match(rf"tasks\.{section.get('models_of')}\b", sentence) for sentence in found):
             left_out += leave_out_untrained(section, resolved["tasks"])

@@ -69,7 +69,7 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
         "kind": method.trainer,
         "learned_reward": "reward_model" in method.needs,
         "models": method.models,
-        "conservativeness": runs.values(config, task, run)[method.varies] if method.varies else None,
+        "conservativeness": _conservativeness(config, task, run),
         "interval": interval,
         "checkpoints": evaluation["checkpoints"],
         "trainer": trainer,
@@ -291,6 +291,13 @@ def _frontier(section: Config) -> Config:
     return {**section["ceiling"], **sampled, "stop": []}
 
 
+def _conservativeness(config: Config, task: str, run: str) -> float | None:
+    """The value in which the runs of a run's method differ; None where there is none."""
+    varies = runs.entry(config, task, run).varies
+    value: float | None = runs.values(config, task, run)[varies] if varies else None
+    return value
+
+
 def evaluations_recipe(config: Config, task: str, run: str) -> Config:
     """The values with which the samples of a run that were drawn while it trained are read.
 
@@ -299,13 +306,12 @@ def evaluations_recipe(config: Config, task: str, run: str) -> Config:
         task: key of `tasks`.
         run: one of `targets.measured`.
     """
-    method, values = runs.entry(config, task, run), runs.values(config, task, run)
     return {
         **_engine(config),
         "run": run,
         "method": runs.method(config, task, run),
-        "seed": _seed(config, values),
-        "conservativeness": values[method.varies] if method.varies else None,
+        "seed": _seed(config, runs.values(config, task, run)),
+        "conservativeness": _conservativeness(config, task, run),
         "reward": _true_reward(config, config["tasks"][task]),
     }
 

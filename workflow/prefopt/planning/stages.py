@@ -72,20 +72,16 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
         return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
     stages = ["reference"] if targets.caches_reference(config, task) else []
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
-    if targets.measured(config, task):
-        learned = section.get("frontier", {}).get("reward") == "gold_reward_model"
+    measured = targets.measured(config, task)
+    if measured:
+        learned = section["frontier"]["reward"] == "gold_reward_model"
         stages += ["ceiling_samples", *(["true_rewards"] if learned else [])]
     return [
         *made,
         *(estimate(config, task, stage) for stage in stages),
         *(_renamed(estimate(config, task, "sample", run), f"sample {run}") for run in runs.policies(config, task)),
-        *(_renamed(estimate(config, task, "evaluations", run), f"evaluations {run}") for run in _read(config, task)),
+        *(_renamed(estimate(config, task, "evaluations", run), f"evaluations {run}") for run in measured),
     ]
-
-
-def _read(config: Config, task: str) -> list[str]:
-    """Runs of a task with win rates whose samples by step are read for its frontier."""
-    return targets.measured(config, task) if targets.kind(config["tasks"][task]) == "comparison" else []
 
 
 def _trained(config: Config, task: str, name: str) -> Estimate:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.models import load_policy, tokenizer_hash
+from prefopt.lm.models import tokenizer_hash
 from prefopt.objectives import OBJECTIVES, Pairs
-from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.tables import read_table
 from prefopt.training import by_step, stage
-from prefopt.training.loop import Examples, steps_of, train
+from prefopt.training.fine_tuning import fine_tune
+from prefopt.training.loop import Examples
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.reference import preference_rows, read_reference
 from prefopt.training.sft import split_of
@@ -93,18 +93,5 @@ def run(args: argparse.Namespace) -> None:
         return preference_examples(rows, None if reference is None else reference.loc[rows.index], recipe)
 
     training, validation = examples("train"), examples("validation")
-    torch.manual_seed(recipe.seed)
-    policy, tokenizer = load_policy(args.model)
-    model = stage.prepared(policy, recipe)
-    usage = Usage(recipe.objective, default_device(), torch.float32)
-    identity = stage.describe_run(
-        __name__,
-        recipe,
-        {"data": pairs.attrs["manifest"]["content_hash"], **stage.model_hashes("reference", args.model)},
-    )
-    with stage.open_run(args.work, identity, model) as folder:
-        sampler = by_step.step_sampler(args, model, tokenizer, folder, steps_of(training, recipe))
-        metrics = train(recipe.objective, model, training, validation, recipe, folder, usage, hook=sampler)
-        if sampler is not None:
-            sampler.publish()
-        stage.publish(args, model, tokenizer, identity, metrics, usage, folder)
+    inputs = {"data": pairs.attrs["manifest"]["content_hash"], **stage.model_hashes("reference", args.model)}
+    fine_tune(args, __name__, recipe.objective, recipe, training, validation, inputs)

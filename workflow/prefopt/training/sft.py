@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.models import load_policy, tokenizer_hash
-from prefopt.runtime.usage import Usage, default_device
+from prefopt.lm.models import tokenizer_hash
 from prefopt.store.tables import read_table
 from prefopt.training import by_step, stage
-from prefopt.training.loop import Examples, steps_of, train
+from prefopt.training.fine_tuning import fine_tune
+from prefopt.training.loop import Examples
 from prefopt.training.recipe import TrainingRecipe
 
 logger = logging.getLogger(__name__)
@@ -90,18 +89,5 @@ def run(args: argparse.Namespace) -> None:
     column = f"{recipe.completion}_ids"
     training = table_examples(split_of(table, "train", args.data), id_column, column)
     validation = table_examples(split_of(table, "validation", args.data), id_column, column)
-    torch.manual_seed(recipe.seed)
-    policy, tokenizer = load_policy(args.model)
-    model = stage.prepared(policy, recipe)
-    usage = Usage("sft", default_device(), torch.float32)
-    identity = stage.describe_run(
-        __name__,
-        recipe,
-        {"data": table.attrs["manifest"]["content_hash"], **stage.model_hashes("model", args.model)},
-    )
-    with stage.open_run(args.work, identity, model) as folder:
-        sampler = by_step.step_sampler(args, model, tokenizer, folder, steps_of(training, recipe))
-        metrics = train("sft", model, training, validation, recipe, folder, usage, hook=sampler)
-        if sampler is not None:
-            sampler.publish()
-        stage.publish(args, model, tokenizer, identity, metrics, usage, folder)
+    inputs = {"data": table.attrs["manifest"]["content_hash"], **stage.model_hashes("model", args.model)}
+    fine_tune(args, __name__, "sft", recipe, training, validation, inputs)

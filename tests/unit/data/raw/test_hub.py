@@ -15,15 +15,7 @@ from prefopt.data.raw.limits import Limits
 from prefopt.errors import UserError
 
 MIB = 2**20
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`datasets` keeps its copies in the test's folder and asks nobody."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def saved(folder: Path, **splits: list[dict[str, Any]]) -> Path:

@@ -267,17 +267,6 @@ def test_files_are_described_by_their_content(tmp_path: Path) -> None:
         describe_files([tmp_path / "b.jsonl"])
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`datasets` keeps its copies in the test's folder and asks nobody."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-
-
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("described", [True, False], ids=["configurations", "folders"])
 def test_comparisons_of_a_hub(tmp_path: Path, described: bool) -> None:
