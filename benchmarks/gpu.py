@@ -125,7 +125,7 @@ def ppo_update(args: argparse.Namespace) -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for name in ("first", "second"):  # a GPU loads its kernels in the first
         clock = common.Clock()
-        rollouts = ppo.roll_out(models, ids, recipe, 0, range(prompts))
+        rollouts = ppo.roll_out(models, ids, recipe, [0], range(prompts))
         sampled = clock.read()["seconds"]
         clock = common.Clock()
         figures = ppo.update(models, optimizer, rollouts, recipe, 0.1, generator)

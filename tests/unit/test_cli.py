@@ -28,6 +28,8 @@ def _given(stage: str) -> list[str]:
     parser = cli.build_parser(stage)
     subparser = parser._subparsers._group_actions[0].choices[stage]  # type: ignore[union-attr, index]
     required = [action for action in subparser._actions if action.required]
+    # Of several that exclude each other one is required.
+    required += [group._group_actions[0] for group in subparser._mutually_exclusive_groups if group.required]
     # A positional argument has no option, only its value.
     values = ((*action.option_strings[:1], (action.choices or ["1"])[0]) for action in required)
     return [stage, *(word for pair in values for word in pair)]

@@ -13,7 +13,9 @@ import pytest
 from running import REPOSITORY, TINY, only, overlay, planned, snakemake
 
 METHODS = 6
-TRAINED_ON_EMBEDDED = {"sft": 1, "preferred_ft": 1, "reference": 1, "dpo": 1, "reward_model": 1, "ppo": 1}
+TRAINED_ON_EMBEDDED = {
+    **{"sft": 1, "preferred_ft": 1, "reference": 1, "dpo_with_samples": 1, "reward_model": 1, "ppo_with_samples": 1},
+}
 
 
 def test_the_embedded_default_starts_from_the_shipped_base(tmp_path: Path) -> None:
@@ -86,8 +88,9 @@ def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
 def test_a_task_that_is_null_makes_nothing(tmp_path: Path) -> None:
     path = overlay(tmp_path, {"tasks": {"imdb": None, "hh": None, "cnndm": None}})
     jobs = planned("all", "--configfile", path, folder=tmp_path)
-    assert (jobs["dpo"], jobs["win_rates"], jobs["paper"], jobs["compute_figure"]) == (1, 1, 1, 1)
-    assert not jobs.keys() & {"reviews", "frontier_run", "dpo_with_samples", "win_rate_by_step"}
+    assert (jobs["dpo_with_samples"], jobs["win_rates"], jobs["paper"], jobs["compute_figure"]) == (1, 1, 1, 1)
+    assert (jobs["win_rate_by_step"], jobs["frontier_figure"]) == (1, 1)
+    assert not jobs.keys() & {"reviews", "frontier_run", "dpo"}
     path = overlay(tmp_path, {"tasks": {"tldr": None, "hh": None, "cnndm": None}})
     jobs = planned("all", "--configfile", path, folder=tmp_path)
     assert jobs["frontier_run"] == 22 and jobs["compute"] == 1
@@ -99,8 +102,9 @@ def test_a_chat_model_judges_by_config_alone(tmp_path: Path) -> None:
     plain = planned(*targets, "results/best_of_n.csv", folder=tmp_path)
     overlay_of_chat = REPOSITORY / "config/chat_judge.yaml"
     chat = planned(*targets, "results/best_of_n.csv", "--configfile", overlay_of_chat, folder=tmp_path)
-    # A paid judge sees the best of seeded subsets; nothing else differs.
-    assert chat == {**plain, "subsets": 2}
+    # A paid judge sees the best of seeded subsets, and nothing that tldr's runs write while they train; nothing else differs.
+    assert (plain.pop("dpo_with_samples"), plain.pop("ppo_with_samples")) == (2, 1)
+    assert chat == {**plain, "subsets": 2, "dpo": 1, "dpo_with_samples": 1, "ppo": 1}
 
 
 def test_a_study_needs_votes_before_it_has_results(tmp_path: Path) -> None:
@@ -195,6 +199,6 @@ def test_what_jobs_ask_for_with_each_profile(tmp_path: Path, profile: str, gpus:
     chosen = ["--workflow-profile", REPOSITORY / "profiles" / profile]
     result = snakemake("--dry-run", "results/models/tldr/dpo", *chosen, "--configfile", TINY, path, folder=tmp_path)
     assert result.returncode == 0, result.stderr
-    job = (result.stdout + result.stderr).partition("rule dpo:")[2]
+    job = (result.stdout + result.stderr).partition("rule dpo_with_samples:")[2]
     (line,) = re.findall("resources: (.*)", job)
     assert set(asked) <= set(line.split(", ")) and "runtime=30" in line

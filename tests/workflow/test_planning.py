@@ -101,8 +101,8 @@ def test_a_laptops_jobs_fit_a_laptop(tmp_path: Path) -> None:
     assert all(job["gpu"] == 0 for job in asked.values() if "gpu" in job)
     assert max(job["mem_mb"] for job in asked.values() if "mem_mb" in job) <= 2000
     overridden = resources(tmp_path, "all", "--configfile", overlay(tmp_path, {"compute": {"mem_mb": 7000}}))
-    assert overridden["dpo", "seed=, task=tldr, run=dpo"] == {
-        **asked["dpo", "seed=, task=tldr, run=dpo"],
+    assert overridden["dpo_with_samples", "seed=, task=tldr, run=dpo"] == {
+        **asked["dpo_with_samples", "seed=, task=tldr, run=dpo"],
         "mem_mb": 7000,
     }
     assert overridden["win_rates", "task=tldr"] == asked["win_rates", "task=tldr"]

@@ -35,7 +35,15 @@ TABLES = {"win_rates": 1, "win_rate_figure": 1, "examples": 1}
 CURVE = {"best_of_n_curve": 1}
 # What hangs on the samples that people compare.
 STUDY = {"human_study": 1, "simulated_votes": 1, "human_votes": 1}
-DPO_AND_BELOW = {"dpo": 1, "sample": 1, "judge": 1, "training_figure": 1, **TABLES, **CURVE, **STUDY}
+# What hangs on what DPO writes while it trains, with a judge's verdicts on it.
+BY_STEP = {"win_rate_by_step": 1, "evaluations": 1, "frontier": 1, "dominance": 1, "frontier_figure": 1}
+DPO_AND_BELOW = {
+    **{"dpo_with_samples": 1, "sample": 1, "judge": 2, "training_figure": 1},
+    **TABLES,
+    **CURVE,
+    **STUDY,
+    **BY_STEP,
+}
 
 
 def plan(
@@ -169,8 +177,8 @@ def test_cost_and_the_papers_numbers_cover_every_task(finished: Path) -> None:
 
 def test_a_change_of_tldr_reaches_news_and_no_other_task(finished: Path) -> None:
     jobs = plan(finished, changed={"tasks": {"tldr": {"dpo": {"beta": 0.7}}}}, everything=True)
-    assert jobs["dpo"] == 1 and jobs["sample"] == 2 and jobs["judge"] == 2
-    assert not jobs.keys() & {"dpo_with_samples", "frontier_run", "preferred_ft", "sft"}
+    assert jobs["dpo_with_samples"] == 1 and jobs["sample"] == 2 and jobs["judge"] == 3
+    assert not jobs.keys() & {"dpo", "frontier_run", "preferred_ft", "sft"}
 
 
 def test_another_run_of_the_sweep_runs_alone(finished: Path) -> None:
@@ -210,12 +218,12 @@ def test_another_beta_reruns_dpo_and_what_hangs_on_it(finished: Path) -> None:
 
 
 def test_forcing_a_stage_reruns_it_and_what_hangs_on_it(finished: Path) -> None:
-    assert plan(finished, "--forcerun", "dpo") == DPO_AND_BELOW
+    assert plan(finished, "--forcerun", "dpo_with_samples") == DPO_AND_BELOW
 
 
 def test_another_judge_trains_nothing_but_the_judge(finished: Path) -> None:
     jobs = plan(finished, changed={"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
-    judged = {"judge": len(METHODS), "judge_candidates": 1}
+    judged = {"judge": len(METHODS) + 2, "judge_candidates": 1, "win_rate_by_step": 1}  # DPO and PPO by step
     assert jobs == {**judged, **TABLES, **CURVE}
 
 
@@ -247,7 +255,7 @@ def test_threads_and_memory_rerun_nothing(finished: Path) -> None:
 
 
 def test_a_comment_reruns_nothing(finished: Path) -> None:
-    with edited(finished / "workflow/prefopt/training/dpo.py", "\ndef ", "\n# A remark.\ndef "):
+    with edited(finished / "workflow/prefopt/training/preference.py", "\ndef ", "\n# A remark.\ndef "):
         assert plan(finished) == {}
 
 
@@ -286,13 +294,16 @@ def test_a_copy_without_snakemakes_records_is_told_apart(finished: Path, tmp_pat
     assert asked.returncode == 0, asked.stdout + asked.stderr
     assert re.match(r"\d+ as asked for, 0 not made yet, \d+ without a record", asked.stdout)
     other = verify(beta)
-    assert other.returncode == 2 and "1 results were made by other values" in other.stderr
-    assert other.stdout.startswith("results/models/tldr/dpo: beta 0.25, asked for 0.7\n")
+    assert other.returncode == 2 and "2 results were made by other values" in other.stderr
+    told = other.stdout.splitlines()
+    assert "results/models/tldr/dpo: values.beta 0.25, asked for 0.7" in told
+    # A frontier has the run's conservativeness in its rows.
+    assert any(line.startswith("results/frontier/tldr/dpo.parquet: conservativeness ") for line in told)
 
 
 def test_an_edited_trainer_reruns_itself(finished: Path) -> None:
     with edited(
-        finished / "workflow/prefopt/training/dpo.py",
+        finished / "workflow/prefopt/training/preference.py",
         "    recipe = from_json",
         "    assert args\n    recipe = from_json",
     ):
@@ -311,7 +322,15 @@ def test_an_edited_figure_retrains_nothing(finished: Path) -> None:
 def test_an_edited_engine_reruns_every_stage_that_computes_with_it(finished: Path) -> None:
     with edited(finished / "workflow/prefopt/lm/logprobs.py", "        return logps\n", "        return 1 * logps\n"):
         jobs = plan(finished)
-    assert {"pretrain", "sft", "reference", "dpo", "reward_model", "ppo", "sample"} <= jobs.keys()
+    assert {
+        "pretrain",
+        "sft",
+        "reference",
+        "dpo_with_samples",
+        "reward_model",
+        "ppo_with_samples",
+        "sample",
+    } <= jobs.keys()
     assert "records" not in jobs
 
 
