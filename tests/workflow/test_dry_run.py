@@ -13,9 +13,9 @@ import pytest
 from running import REPOSITORY, TINY, only, overlay, planned, snakemake
 
 METHODS = 6
-TRAINED_ON_EMBEDDED = {
-    **{"sft": 1, "preferred_ft": 1, "reference": 1, "dpo_with_samples": 1, "reward_model": 1, "ppo_with_samples": 1},
-}
+TRAINED_ON_EMBEDDED = dict.fromkeys(
+    ("sft", "preferred_ft", "reference", "dpo_with_samples", "reward_model", "ppo_with_samples"), 1
+)
 
 
 def test_the_embedded_default_starts_from_the_shipped_base(tmp_path: Path) -> None:
