@@ -31,6 +31,7 @@ STAGES = {
     "summary": ("prefopt.data.summary", "what became of every record of a task"),
     "prefixes": ("prefopt.data.prefixes", "reviews to prompts of their first tokens"),
     "classifier": ("prefopt.training.classifier", "the true reward of real reviews"),
+    "ngrams": ("prefopt.training.ngrams", "the true reward of real reviews by words and pairs of words"),
     "sft": ("prefopt.training.sft", "supervised fine-tuning; Preferred-FT"),
     "true_rewards": ("prefopt.rewards.stage", "the true reward of completions"),
     "sampled_pairs": ("prefopt.data.sampled_pairs", "preferences among a policy's own completions"),

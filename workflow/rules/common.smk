@@ -371,6 +371,12 @@ def one_of(names):
     return "|".join(re.escape(name) for name in names) or NOTHING
 
 
+def tasks_with_reward(source):
+    """The sweeps whose true reward comes from there."""
+    sweeps = targets.tasks_of(config, "frontier")
+    return [task for task in sweeps if config["tasks"][task]["true_reward"]["source"] == source]
+
+
 def with_runs(of_task, suffix=""):
     """A constraint of the wildcard `task`: the tasks for which a function gives runs, and behind them these runs alone.
 

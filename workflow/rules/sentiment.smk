@@ -188,7 +188,7 @@ rule classifier:
     benchmark:
         "logs/benchmarks/{task}/classifier.jsonl"
     wildcard_constraints:
-        task=one_of(targets.tasks_of(config, "frontier")),
+        task=one_of(tasks_with_reward("classifier")),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -203,4 +203,41 @@ rule classifier:
             "classifier --model {params.model} --reviews {input.reviews} --recipe {params.recipe}"
             " --work work/{wildcards.task}/classifier --out {output.model} --metrics {output.metrics}"
             " --table {output.table}"
+        )
+
+
+rule ngrams:
+    input:
+        base=model_files("base"),
+        reviews="results/data/{task}/raw/reviews.parquet",
+    output:
+        ngrams="results/data/{task}/ngrams.parquet",
+        table=report(
+            "results/{task}_classifier.csv",
+            caption="../report/classifier.rst",
+            category="Frontier",
+            labels={
+                "task": "{task}",
+                "what": "accuracy and calibration of the true reward",
+            },
+        ),
+    log:
+        "logs/{task}/ngrams.log",
+    benchmark:
+        "logs/benchmarks/{task}/ngrams.jsonl"
+    wildcard_constraints:
+        task=one_of(tasks_with_reward("ngrams")),
+    conda:
+        "../../envs/model.yaml"
+    threads: 1
+    resources:
+        **{**TABLE_RESOURCES, "mem_mb": 4000},  # it counts the n-grams of all reviews
+    params:
+        **model("base", "base"),
+        **recipe("ngrams"),
+        code=fingerprint("prefopt.training.ngrams"),
+    shell:
+        table_stage(
+            "ngrams --model {params.base} --reviews {input.reviews} --recipe {params.recipe}"
+            " --table {output.table} --out {output.ngrams}"
         )

@@ -487,7 +487,7 @@ def _check_true_reward(section: Config, task: str) -> Iterator[str]:
     if section["true_reward"]["source"] == "rule" and section["data"]["source"] != "embedded":
         yield (
             f"true_reward.source is 'rule', which needs data.source 'embedded' and not {section['data']['source']!r}; "
-            f"allowed here: classifier, path or hub."
+            f"allowed here: ngrams, classifier, path or hub."
         )
 
 

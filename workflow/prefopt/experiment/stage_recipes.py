@@ -272,7 +272,7 @@ def _curve(config: Config, task: str) -> list[int]:
 def _review_reward(section: Config) -> Config:
     source = section["true_reward"]["source"]
     shared = {key: section["true_reward"][key] for key in ("max_length", "batch_size")}
-    return {"kind": "rule" if source == "rule" else "classifier", **shared}
+    return {"kind": source if source in targets.PROGRAMS else "classifier", **shared}
 
 
 def _true_reward(config: Config, section: Config) -> Config:
@@ -406,6 +406,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     },
     "true_rewards": lambda config, task, name: _true_reward(config, task),
     "classifier": lambda config, task, name: _training(config, task["classifier"]),
+    "ngrams": lambda config, task, name: {"max_length": task["lengths"]["max_length"]},
     "optimal_frontier": lambda config, task, name: {
         key: _frontier(task)[key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
     },

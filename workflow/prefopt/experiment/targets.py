@@ -32,6 +32,9 @@ PROMPTS = Path(__file__).parents[2] / "prompts"
 
 # Models that are made once for all seeds.
 _PARTS = ("base", "true_reward", "reward_model", "gold_reward_model")  # whose sections say where they come from
+# Sources of a sweep's true reward that are no model.
+_LEARNED = ("classifier", "ngrams")  # from the task's labelled reviews
+PROGRAMS = ("rule", "ngrams")
 _ONCE = ("base", "gold_reward_model", "classifier")
 
 # What makes the judge of each kind.
@@ -101,6 +104,8 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
         name = entry(config, task, name).starts_from
     if name == "true_reward" and section["true_reward"]["source"] == "classifier":
         return f"results/models/{task}/classifier"
+    if name == "true_reward" and section["true_reward"]["source"] == "ngrams":
+        return f"results/data/{task}/ngrams.parquet"
     sources = {part: section.get(part) for part in _PARTS}
     if name not in sources and (name == reference(config, task) or name in section["runs"]):
         sources[name] = values(config, task, name)
@@ -355,7 +360,7 @@ def result_files(config: Config) -> list[str]:
                 for run in measured(config, task)
             ]
         if kind(section) == "frontier":
-            files += [f"results/{task}_classifier.csv"] if "classifier" in trainers(config, task) else []
+            files += [f"results/{task}_classifier.csv"] if section["true_reward"]["source"] in _LEARNED else []
         else:
             files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]
             files += [f"results/{task}_{name}" for name in ("winrates_by_seed.csv", "comparisons.csv", "examples.md")]

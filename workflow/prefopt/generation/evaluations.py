@@ -15,6 +15,7 @@ from prefopt.generation.sample import reference_logps
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.lm.precision import DTYPES
 from prefopt.rewards.stage import SampleReward, TrueRewardsRecipe, sample_reward
+from prefopt.rewards.true_reward import reward_hash
 from prefopt.runtime.usage import default_device
 from prefopt.store.finite import require_finite
 from prefopt.store.tables import read_table, write_table
@@ -97,5 +98,5 @@ def run(args: argparse.Namespace) -> None:
         recipe=to_dict(recipe),
         samples=whole.attrs["manifest"]["content_hash"],
         reference_weights=weights_hash(args.reference_model),
-        reward_weights=weights_hash(args.true_reward_model) if args.true_reward_model else None,
+        reward_weights=reward_hash(args.true_reward_model),
     )

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from prefopt.experiment import runs
+from prefopt.experiment import runs, targets
 from prefopt.planning import memory, work
 from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
 from prefopt.planning.estimate import Estimate
@@ -136,8 +136,8 @@ def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
             n=1,
             groups=section["frontier"]["prompts"] * section["frontier"]["samples"],
         )
-    if section["true_reward"]["source"] == "rule":
-        return Estimate(stage, "rule", 0, engine.processes, {}, [])
+    if section["true_reward"]["source"] in targets.PROGRAMS:
+        return Estimate(stage, section["true_reward"]["source"], 0, engine.processes, {}, [])
     name, model = task.model("true_reward")
     parameters = scorer_parameters(model, 2)
     batch = MicroBatch(Rows(task.text_tokens(long=True), ()), section["true_reward"]["batch_size"])

@@ -68,7 +68,7 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
     made = [_trained(config, task, name) for name in targets.trainers(config, task)]
     if targets.kind(section) == "frontier":
         stages = ["pair_samples", "ceiling_samples", "reference"]
-        stages += [] if section["true_reward"]["source"] == "rule" else ["true_rewards"]
+        stages += [] if section["true_reward"]["source"] in targets.PROGRAMS else ["true_rewards"]
         return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
     stages = ["reference"] if targets.caches_reference(config, task) else []
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []

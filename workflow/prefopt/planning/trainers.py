@@ -106,7 +106,7 @@ def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
     engine = task.engine(stage)
     name, model = task.model("reference")
     parameters = language_model_parameters(model)
-    judge = None if task.section["true_reward"]["source"] == "rule" else task.model("true_reward")[1]
+    judge = None if task.section["true_reward"]["source"] in targets.PROGRAMS else task.model("true_reward")[1]
     others = [Resident(scorer_parameters(judge, 2))] if judge else []
     if method.trainer == "ppo":
         learned = "reward_model" in method.needs

@@ -16,9 +16,9 @@ from prefopt.data.synthetic.hidden import quality_score
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.batching import Row
-from prefopt.lm.models import load_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.models import load_scorer, tokenizer_hash
 from prefopt.rewards.learned import score_rows
-from prefopt.rewards.true_reward import load_true_reward
+from prefopt.rewards.true_reward import load_true_reward, reward_hash
 from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.finite import require_finite
@@ -33,11 +33,11 @@ _TEXTS_AT_ONCE = 4096
 class TrueRewardsRecipe:
     """What the true reward is.
 
-    Of reviews a rule or a classifier, see `load_true_reward`; of embedded posts and dialogues the hidden quality that their
-    oracle knows; of other pairs the gold reward model, which has learned from pairs that nothing else sees.
+    Of reviews a rule, n-grams or a classifier, see `load_true_reward`; of embedded posts and dialogues the hidden quality
+    that their oracle knows; of other pairs the gold reward model, which has learned from pairs that nothing else sees.
     """
 
-    kind: Literal["rule", "classifier", "oracle", "gold_reward_model"]
+    kind: Literal["rule", "ngrams", "classifier", "oracle", "gold_reward_model"]
     max_length: int  # of a classifier
     batch_size: int
     token_budget: int  # of a reward model
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         "scores",
         own[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards),
         samples=samples.attrs["manifest"]["content_hash"],
-        reward_weights=weights_hash(args.true_reward_model) if args.true_reward_model else None,
+        reward_weights=reward_hash(args.true_reward_model),
         recipe=to_dict(recipe),
         used=usage.report(),
         **shard.manifest(rows),

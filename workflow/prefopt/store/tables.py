@@ -59,6 +59,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         [("review_id", pa.string()), ("text", pa.string()), ("label", pa.int32()), ("split", pa.string())]
     ),
     "pretraining": _schema([("text", pa.string())]),
+    "ngrams": _schema([("ngram", pa.string()), ("idf", pa.float64()), ("weight", pa.float64())]),
     "demonstrations": _schema([*_RAW_DEMONSTRATIONS, ("prompt_ids", _IDS), ("response_ids", _IDS)]),
     "preferences": _schema([*_RAW_PREFERENCES, ("prompt_ids", _IDS), ("chosen_ids", _IDS), ("rejected_ids", _IDS)]),
     "prompts": _schema(
@@ -176,6 +177,7 @@ _KEYS: dict[str, list[str]] = {
     "raw_demonstrations": ["prompt_id"],
     "raw_preferences": ["pair_id"],
     "raw_reviews": ["review_id"],
+    "ngrams": ["ngram"],
     "demonstrations": ["prompt_id"],
     "preferences": ["pair_id"],
     "prompts": ["prompt_id"],

@@ -20,9 +20,9 @@ import torch
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json, to_dict
 from prefopt.lm.chat import end_tokens
-from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, new_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, new_scorer, tokenizer_hash
 from prefopt.lm.sharding import recompute_activations
-from prefopt.rewards.true_reward import TrueReward, load_true_reward
+from prefopt.rewards.true_reward import TrueReward, load_true_reward, reward_hash
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.tables import read_table, write_table
 from prefopt.training import ppo, stage
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     inputs = {
         "prompts": prompts.attrs["manifest"]["content_hash"],
         **stage.model_hashes("reference", args.model),
-        **({"true_reward": weights_hash(args.true_reward_model)} if args.true_reward_model else {}),
+        **({"true_reward": hashed} if (hashed := reward_hash(args.true_reward_model)) else {}),
     }
     usage = Usage("frontier_run", device, torch.float32, models=recipe.models)
     torch.manual_seed(trainer.seed)
