@@ -35,13 +35,13 @@ def edges(mermaid: str) -> set[tuple[str, str]]:
     return {(names.get(a, a), names.get(b, b)) for a, b in re.findall(r"(\w+) --> (\w+)", mermaid)}
 
 
-def test_the_rule_graph_in_the_readme_is_the_rule_graph(tmp_path: Path) -> None:
+def test_the_rule_graph_in_the_documents_is_the_rule_graph(tmp_path: Path) -> None:
     result = snakemake("results/tldr_winrates.csv", "--rulegraph", "mermaid-js", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     expected = edges(result.stdout)
-    shown = read("README.md").partition("```mermaid")[2].partition("```")[0]
+    shown = read("docs/stages.md").partition("```mermaid")[2].partition("```")[0]
     lines = "\n".join(f"    {a} --> {b}" for a, b in sorted(expected))
-    assert edges(shown) == expected, f"README.md should hold:\n{lines}"
+    assert edges(shown) == expected, f"docs/stages.md should hold:\n{lines}"
 
 
 def specifications() -> dict[str, str]:
@@ -229,3 +229,28 @@ def test_ci_runs_the_readmes_test_command() -> None:
     (command,) = re.findall(r"^    (.*&& pytest)$", read("README.md"), re.MULTILINE)
     assert command.startswith("python3 -m venv .venv")
     assert "README.md" in read(".ci/run")
+
+
+def anchors(text: str) -> set[str]:
+    """What a Markdown page's headings are linked by."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("*/README.md")]
+    assert len(pages) > 20
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if re.match(r"https?:|mailto:", link):
+                continue
+            name, _, anchor = link.partition("#")
+            found = (page.parent / name).resolve() if name else page
+            assert found.exists(), f"{page.relative_to(REPOSITORY)}: {link}"
+            if anchor:
+                assert anchor in anchors(found.read_text(encoding="utf-8")), f"{page.relative_to(REPOSITORY)}: {link}"
+
+
+def test_the_readme_names_every_document() -> None:
+    linked = set(re.findall(r"\]\(docs/([^)#]+\.md)", read("README.md")))
+    assert linked == {path.name for path in REPOSITORY.glob("docs/*.md")}

@@ -1,4 +1,13 @@
 # Win rates with intervals, figures, and what the runs wrote.
+import time
+
+STARTED = time.time()
+
+
+onsuccess:
+    from prefopt.analysis.shown import shown  # and pandas, which every start of Snakemake would wait for
+
+    print(shown(Path("results"), STARTED), file=sys.stderr)
 
 
 rule win_rates:

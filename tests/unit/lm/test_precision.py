@@ -64,7 +64,10 @@ def test_a_product_of_narrow_factors_is_float32(device: str, dtype: torch.dtype)
 @pytest.mark.parametrize(
     ("capabilities", "said"),
     [
-        ({"avx2": True, "avx512_bf16": True, "amx_bf16": True}, ["bfloat16 by the processor's own instructions (amx_bf16"]),
+        (
+            {"avx2": True, "avx512_bf16": True, "amx_bf16": True},
+            ["bfloat16 by the processor's own instructions (amx_bf16"],
+        ),
         ({"avx2": True, "avx512_bf16": False}, ["warning: this processor has no products in bfloat16"]),
         ({}, []),
     ],
