@@ -22,6 +22,7 @@ STAGES = {
         "which results were made by other values, code or inputs than a config asks for",
     ),
     "plan": ("prefopt.planning.report", "what every stage of a config will take, before anything runs"),
+    "power": ("prefopt.analysis.power", "which difference of win rates so many prompts and seeds can show"),
     "records": ("prefopt.data.records", "raw records to raw tables"),
     "reviews": ("prefopt.data.reviews", "film reviews to raw tables"),
     "pretrain": ("prefopt.training.pretrain", "a tokenizer and a base model from scratch"),

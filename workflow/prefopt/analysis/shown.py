@@ -33,9 +33,8 @@ def _win_rates(path: Path) -> str:
     judges = ", ".join(sorted(map(str, rows["judge"].unique())))
     lines = [f"{path}, on {rows['n'].max()} test prompts by the judge {judges}:"]
     lines.append(f"  {'run':{width}}  temperature  win rate, % [interval]  tokens")
-    for row in rows.itertuples():
-        rate, low, high = (f"{100 * value:.0f}" for value in (row.win_rate, row.ci_low, row.ci_high))
-        lines.append(
-            f"  {row.run:{width}}  {row.temperature:<11g}  {f'{rate} [{low}, {high}]':22}  {row.mean_tokens:.0f}"
-        )
+    for row in rows.to_dict("records"):
+        rate, low, high = (f"{100 * row[name]:.0f}" for name in ("win_rate", "ci_low", "ci_high"))
+        interval = f"{rate} [{low}, {high}]"
+        lines.append(f"  {row['run']:{width}}  {row['temperature']:<11g}  {interval:22}  {row['mean_tokens']:.0f}")
     return "\n".join(lines)
