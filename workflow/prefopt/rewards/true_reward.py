@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefopt.data.synthetic import review_world
 from prefopt.errors import UserError
 from prefopt.lm import models
-from prefopt.rewards.ngrams import load_ngrams
 from prefopt.store import provenance
 
 # Texts, each a prompt with its completion -> float32 [n] in [0, 1].
@@ -47,6 +46,8 @@ def load_true_reward(
     if folder is None:
         raise UserError(f"The true reward is of the kind {kind!r}; give what it is by --true-reward-model.")
     if kind == "ngrams":
+        from prefopt.rewards.ngrams import load_ngrams  # scikit-learn takes most of a second, which no other reward pays
+
         return load_ngrams(folder)
     model, tokenizer = load_classifier(folder)
     model.to(device)
