@@ -179,7 +179,17 @@ def test_lint_finds_nothing(workflow_copy: Path) -> None:
 
 
 def test_rules_are_formatted() -> None:
-    command = [sys.executable, "-m", "snakefmt", "--line-length", "120", "--check", "Snakefile", "workflow/Snakefile", "workflow/rules"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakefmt",
+        "--line-length",
+        "120",
+        "--check",
+        "Snakefile",
+        "workflow/Snakefile",
+        "workflow/rules",
+    ]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

@@ -46,7 +46,8 @@ def load_true_reward(
     if folder is None:
         raise UserError(f"The true reward is of the kind {kind!r}; give what it is by --true-reward-model.")
     if kind == "ngrams":
-        from prefopt.rewards.ngrams import load_ngrams  # scikit-learn takes most of a second, which no other reward pays
+        # scikit-learn takes most of a second, which no other reward is to pay.
+        from prefopt.rewards.ngrams import load_ngrams
 
         return load_ngrams(folder)
     model, tokenizer = load_classifier(folder)
