@@ -294,11 +294,13 @@ def test_a_copy_without_snakemakes_records_is_told_apart(finished: Path, tmp_pat
     assert asked.returncode == 0, asked.stdout + asked.stderr
     assert re.match(r"\d+ as asked for, 0 not made yet, \d+ without a record", asked.stdout)
     other = verify(beta)
-    assert other.returncode == 2 and "2 results were made by other values" in other.stderr
-    told = other.stdout.splitlines()
-    assert "results/models/tldr/dpo: values.beta 0.25, asked for 0.7" in told
-    # A frontier has the run's conservativeness in its rows.
-    assert any(line.startswith("results/frontier/tldr/dpo.parquet: conservativeness ") for line in told)
+    assert other.returncode == 2 and "3 results were made by other values" in other.stderr, other.stdout
+    # The policy, what it wrote while it trained, and the frontier, whose rows hold the run's conservativeness.
+    assert sorted(line for line in other.stdout.splitlines() if ", asked for " in line) == [
+        "results/frontier/tldr/dpo.parquet: conservativeness 0.25, asked for 0.7",
+        "results/models/tldr/dpo: values.beta 0.25, asked for 0.7",
+        "results/samples/tldr/dpo_by_step.parquet: values.beta 0.25, asked for 0.7",
+    ]
 
 
 def test_an_edited_trainer_reruns_itself(finished: Path) -> None:
