@@ -13,6 +13,7 @@ import pytest
 STAGES: dict[str, dict[str, str]] = {
     "analysis.best_of_n_curve": {"path": "candidates scores verdicts prompts out", "text": "recipe"},
     "analysis.compute": {"path": "out", "text": "recipe"},
+    "analysis.diagnosis": {"path": "out page", "paths": "evaluations metrics", "text": "recipe"},
     "analysis.dominance": {"path": "out", "paths": "evaluations", "text": "recipe"},
     "analysis.frontier": {"path": "ceiling out", "paths": "scores evaluations", "text": "recipe"},
     "analysis.human_agreement": {"path": "out", "paths": "votes verdicts", "text": "recipe"},

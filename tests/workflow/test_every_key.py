@@ -126,11 +126,12 @@ READ_BY = {
     r".*\.evaluation\.opponents": "win_rates",
     r".*\.evaluation\.(examples|example_characters)": "examples",
     r"tasks\.tldr\.evaluation\.confidence": (
-        "win_rates best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance"
+        "win_rates best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance diagnosis"
     ),
-    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step dominance",
+    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step dominance diagnosis",
     r"tasks\.cnndm\.evaluation\.confidence": "win_rates",
-    r"tasks\.imdb\.evaluation\.(confidence|bootstrap|at_kl)": "dominance",
+    r"tasks\.imdb\.evaluation\.confidence": "dominance diagnosis",
+    r"tasks\.imdb\.evaluation\.(bootstrap|at_kl)": "dominance",
     r"tasks\.imdb\.evaluation\.(max_new_tokens|seed)": f"{EVERY_RUN} ceiling_samples",
     r"tasks\.imdb\.evaluation\..*": EVERY_RUN,
 }
@@ -151,11 +152,11 @@ GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
     "a run less": (
         {"tldr": {"runs": {"ppo": None}, "human": None}},
         "win_rates examples training_figure judge_agreement compute paper all win_rates@cnndm examples@cnndm"
-        " win_rate_by_step frontier dominance",
+        " win_rate_by_step frontier dominance diagnosis",
     ),
     "a run more": (
         {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}},
-        "frontier_run:dpo_2 frontier dominance compute all",
+        "frontier_run:dpo_2 frontier dominance diagnosis compute all",
     ),
     "a learned judge": (
         {"tldr": {"judge": {"kind": "reward_model"}}},
@@ -301,7 +302,7 @@ SEEDED = (
     "sft preferred_ft dpo_with_samples ppo_with_samples reward_model sample candidates pair_samples ceiling_samples evaluations"
     f" {EVERY_RUN.removesuffix(PREFERRED_FT).strip()}"
 )
-OVER_SEEDS = "win_rates win_rate_by_step frontier dominance judge_agreement"
+OVER_SEEDS = "win_rates win_rate_by_step frontier dominance diagnosis judge_agreement"
 
 
 def test_another_seed_makes_all_that_is_trained_or_sampled(rules: Rules, jobs: dict[Name, Job]) -> None:

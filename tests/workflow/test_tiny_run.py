@@ -36,7 +36,8 @@ CURVE = {"best_of_n_curve": 1}
 # What hangs on the samples that people compare.
 STUDY = {"human_study": 1, "simulated_votes": 1, "human_votes": 1}
 # What hangs on what DPO writes while it trains, with a judge's verdicts on it.
-BY_STEP = {"win_rate_by_step": 1, "evaluations": 1, "frontier": 1, "dominance": 1, "frontier_figure": 1}
+OF_EVALUATIONS = {"frontier": 1, "dominance": 1, "frontier_figure": 1, "diagnosis": 1}
+BY_STEP = {"win_rate_by_step": 1, "evaluations": 1, **OF_EVALUATIONS}
 DPO_AND_BELOW = {
     **{"dpo_with_samples": 1, "sample": 1, "judge": 2, "training_figure": 1},
     **TABLES,
@@ -184,7 +185,7 @@ def test_a_change_of_tldr_reaches_news_and_no_other_task(finished: Path) -> None
 def test_another_run_of_the_sweep_runs_alone(finished: Path) -> None:
     run = {"tasks": {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}}}
     jobs = plan(finished, changed=run, everything=True)
-    tables = {"frontier": 1, "dominance": 1, "frontier_figure": 1, "compute": 1, "compute_figure": 1}
+    tables = {**OF_EVALUATIONS, "compute": 1, "compute_figure": 1}
     assert jobs == {"frontier_run": 1, **tables, "all": 1}
 
 

@@ -235,6 +235,44 @@ rule training_figure:
         table_stage("training_figure --metrics {input} --out {output}")
 
 
+rule diagnosis:
+    input:
+        evaluations=runs_of_sweep,
+        metrics=lambda wildcards: targets.measured_metrics(config, wildcards.task),
+    output:
+        table=report(
+            "results/{task}_diagnosis.csv",
+            caption="../report/diagnosis.rst",
+            category="Training",
+            labels={"task": "{task}", "what": "what became of every run's texts"},
+        ),
+        page=report(
+            "results/{task}_diagnosis.md",
+            caption="../report/diagnosis.rst",
+            category="Training",
+            labels={"task": "{task}", "what": "which runs collapsed, and what helps"},
+        ),
+    log:
+        "logs/{task}/diagnosis.log",
+    benchmark:
+        "logs/benchmarks/{task}/diagnosis.jsonl"
+    wildcard_constraints:
+        task=one_of(with_frontier),
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        **recipe("diagnosis"),
+        code=fingerprint("prefopt.analysis.diagnosis"),
+    shell:
+        table_stage(
+            "diagnosis --evaluations {input.evaluations} --metrics {input.metrics} --recipe {params.recipe}"
+            " --out {output.table} --page {output.page}"
+        )
+
+
 rule examples:
     input:
         prompts="results/data/{task}/prompts.parquet",

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from made_up import words
+from made_up import MEASURES, words
 from prefopt.analysis import compute, compute_figure
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.errors import UserError
@@ -127,6 +127,7 @@ def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
 ) -> None:
     path = tmp_path / "frontier" / "imdb" / "dpo_1.parquet"
     named = {"run": "dpo_1", "method": "dpo", "seed": 0, "conservativeness": 1.0, "sample_index": 0, "tokens": 5}
+    named |= MEASURES
     rows = [
         {**named, "step": step, "prompt_id": f"p{i}", "reward": 0.5 + 0.1 * step + 0.02 * i, "kl": 2.0 * step}
         for step in (0, 1)
@@ -208,7 +209,7 @@ def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
 
 def test_every_number_of_a_run(arguments: argparse.Namespace, tmp_path: Path) -> None:
     path = tmp_path / "frontier" / "imdb" / "ppo_3.parquet"
-    named = {"run": "ppo_3", "method": "ppo", "seed": 0, "conservativeness": 3.0, "tokens": 5}
+    named = {"run": "ppo_3", "method": "ppo", "seed": 0, "conservativeness": 3.0, "tokens": 5, **MEASURES}
     rows = [
         {**named, "step": step, "prompt_id": f"p{p}", "sample_index": k, "reward": 0.1 * p + 0.2 * k, "kl": 3.0 + k}
         for step, prompts in ((0, 9), (20, 4), (3, 7))

@@ -113,6 +113,7 @@ OTHERS = {
         "optimal_frontier": "prefopt.analysis.optimal_frontier",
         "dominance": "prefopt.analysis.dominance",
         "frontier_figure": "prefopt.analysis.frontier_figure",
+        "diagnosis": "prefopt.analysis.diagnosis",
     },
     "hh": {
         "prepare": "prefopt.data.prepare",
@@ -130,7 +131,7 @@ OTHERS = {
 
 
 # Those of a frontier, which any task may have.
-OF_A_FRONTIER = ("ceiling_samples", "true_rewards", "optimal_frontier", "dominance", "frontier_figure")
+OF_A_FRONTIER = ("ceiling_samples", "true_rewards", "optimal_frontier", "dominance", "frontier_figure", "diagnosis")
 
 
 @pytest.mark.parametrize("stage", OF_A_FRONTIER)

@@ -65,6 +65,18 @@ def test_a_run_that_is_left_out_needs_no_model(config: dict[str, Any]) -> None:
     assert not targets.has_candidates(few, "tldr")
 
 
+def test_metrics_stand_in_the_order_of_the_runs_that_are_evaluated_by_step() -> None:
+    names = {"dpo_2": {"method": "dpo", "beta": 2}}
+    config = resolve({**with_value("tasks.hh.runs", names), "seeds": [0, 1]})
+    assert targets.measured(config, "hh") == ["dpo", "dpo_2"]
+    assert targets.measured_metrics(config, "hh") == [
+        *("results/training/hh/dpo.jsonl", "results/training/hh/dpo_2.jsonl"),
+        *("results/seed_1/training/hh/dpo.jsonl", "results/seed_1/training/hh/dpo_2.jsonl"),
+    ]
+    assert targets.measured_metrics(config, "imdb")[0] == "results/training/imdb/frontier/dpo_0.05.jsonl"
+    assert targets.measured_metrics(config, "cnndm") == []
+
+
 def test_the_sweep_is_the_runs_that_are_not_null() -> None:
     config = resolve(with_value("tasks.imdb.runs", {"ppo_12": None, "dpo_2": {"method": "dpo", "beta": 2}}))
     names = runs.runs(config, "imdb")
@@ -72,6 +84,8 @@ def test_the_sweep_is_the_runs_that_are_not_null() -> None:
     files = targets.result_files(config)
     assert "results/frontier/imdb/dpo_2.parquet" in files and "results/imdb_dominance.csv" in files
     assert "results/frontier/imdb/ppo_12.parquet" not in files
+    assert "results/imdb_diagnosis.csv" in files and "results/tldr_diagnosis.md" in files
+    assert "results/cnndm_diagnosis.csv" not in files
     assert targets.trainers(config, "imdb") == ["base", "sft", "reward_model"]
     without = {f"ppo_{target}": None for target in (3, 6, 9, 12)}
     assert "reward_model" not in targets.trainers(resolve(with_value("tasks.imdb.runs", without)), "imdb")

@@ -425,6 +425,18 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "seed": config["seeds"][0],
         "at_kl": _frontier(task)["at_kl"],
     },
+    "diagnosis": lambda config, task, name: {
+        "task": name,
+        "runs": targets.measured(config, name),
+        "seeds": config["seeds"],
+        "confidence": task["evaluation"]["confidence"],
+        "seed": config["seeds"][0],
+        "values": {
+            method: objective_values(method)
+            for method in dict.fromkeys(runs.method(config, name, run) for run in targets.measured(config, name))
+            if methods.METHODS[method].objective
+        },
+    },
     "human_study": lambda config, task, name: {
         "task": name,
         "suffix": TASKS[task["form"]].suffix,

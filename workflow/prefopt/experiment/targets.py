@@ -81,6 +81,12 @@ def measured(config: Config, task: str) -> list[str]:
     return [run for run in stepped(config, task) if entry(config, task, run).starts_from == "reference"]
 
 
+def measured_metrics(config: Config, task: str) -> list[str]:
+    """The metrics file of the training of each of these runs, for each seed."""
+    folder = f"{task}/frontier" if kind(config["tasks"][task]) == "frontier" else task
+    return [f"results/{seed}training/{folder}/{run}.jsonl" for seed in seeds(config) for run in measured(config, task)]
+
+
 def tasks_of(config: Config, *kinds: str) -> list[str]:
     """Names of the tasks of these kinds, in the config's order."""
     return [task for task, section in config["tasks"].items() if kind(section) in kinds]
@@ -352,7 +358,8 @@ def result_files(config: Config) -> list[str]:
     files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
     for task, section in config["tasks"].items():
         if measures_frontier(section):
-            files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance")]
+            files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance", "diagnosis")]
+            files.append(f"results/{task}_diagnosis.md")
             files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png")]
             files += [
                 f"results/{seed}frontier/{task}/{run}.parquet"

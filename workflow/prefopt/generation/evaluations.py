@@ -11,6 +11,7 @@ import pandas as pd
 
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json, to_dict
+from prefopt.generation.measures import completion_measures
 from prefopt.generation.sample import reference_logps
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.lm.precision import DTYPES
@@ -35,7 +36,11 @@ class EvaluationsRecipe:
 
 
 def evaluations_of(
-    samples: pd.DataFrame, reference: list[float], reward: SampleReward, recipe: EvaluationsRecipe
+    samples: pd.DataFrame,
+    prompts: pd.DataFrame,
+    reference: list[float],
+    reward: SampleReward,
+    recipe: EvaluationsRecipe,
 ) -> pd.DataFrame:
     """Rows of an evaluations table.
 
@@ -44,6 +49,7 @@ def evaluations_of(
 
     Args:
         samples: rows of a samples table at temperature 1, whose runs are the run's name, "_step_" and a number of steps.
+        prompts: rows of the prompts table.
         reference: log-probability of each under the reference policy.
         reward: of rows of a samples table.
         recipe: see `EvaluationsRecipe`.
@@ -52,7 +58,14 @@ def evaluations_of(
         UserError: a reward or KL is not finite: names the prompts.
     """
     conservativeness = float("nan") if recipe.conservativeness is None else recipe.conservativeness
-    table = samples[["prompt_id", "sample_index", "tokens"]].assign(
+    ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
+    measures = [
+        completion_measures(ids[prompt], completion, text, reason != "length")
+        for prompt, completion, text, reason in zip(
+            *(samples[name] for name in ("prompt_id", "token_ids", "text", "finish_reason")), strict=True
+        )
+    ]
+    table = samples[["prompt_id", "sample_index", "tokens", "logp"]].assign(
         run=recipe.run,
         method=recipe.method,
         seed=recipe.seed,
@@ -60,6 +73,7 @@ def evaluations_of(
         step=samples["run"].str.removeprefix(f"{recipe.run}_step_").astype(int),
         reward=reward(samples).numpy(),
         kl=samples["logp"].to_numpy() - reference,
+        **pd.DataFrame(measures, index=samples.index),
     )
     for name in ("reward", "kl"):
         require_finite(table[name], table["prompt_id"], f"A sample's {name}", "look at these prompts and the run")
@@ -90,7 +104,9 @@ def run(args: argparse.Namespace) -> None:
     model, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
     rows = [{str(name): value for name, value in row.items()} for row in samples.to_dict("records")]
     logps = reference_logps(model, prompts, rows, [len(rows)], recipe.token_budget, recipe.dtype)
-    table = evaluations_of(samples, logps, sample_reward(reward, prompts, args.true_reward_model, device), recipe)
+    table = evaluations_of(
+        samples, prompts, logps, sample_reward(reward, prompts, args.true_reward_model, device), recipe
+    )
     write_table(
         args.out,
         "evaluations",

@@ -117,6 +117,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("reward", pa.float32()),
             ("kl", pa.float32()),
             ("tokens", pa.int32()),
+            ("logp", pa.float32()),
+            *((name, pa.bool_()) for name in ("ended", "repeats", "copies", "empty")),
+            ("text_hash", pa.string()),
         ],
         nullable=["conservativeness"],  # of methods that have none
     ),

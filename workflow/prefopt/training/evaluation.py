@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt.generation.measures import completion_measures
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.chat import end_tokens
+from prefopt.lm.continuations import decode_continuation
 from prefopt.lm.kl import completion_kls
 from prefopt.lm.precision import autocast
 from prefopt.lm.sampling import Completion, sample
@@ -53,7 +55,8 @@ def evaluate_policy(
         recipe: see `EvaluationRecipe`.
 
     Returns:
-        A mapping a sample: prompt_id, sample_index, reward, kl (nats per completion) and tokens.
+        A mapping a sample: prompt_id, sample_index, reward, kl (nats per completion), tokens, logp, and what
+        `completion_measures` gives.
 
     Raises:
         UserError: one of these is not finite: names the prompts.
@@ -80,7 +83,8 @@ def evaluate_policy(
         with autocast(recipe.dtype, device):
             kls[batch] = completion_kls(policy, reference, [rows[i] for i in batch]).view(len(batch), -1)
     rewards = true_reward(completed_texts(tokenizer, rows)).view(len(rows), -1)
-    for what, values in (("log-probability", _logps(sampled)), ("KL", kls), ("true reward", rewards)):
+    logps = _logps(sampled)
+    for what, values in (("log-probability", logps), ("KL", kls), ("true reward", rewards)):
         require_finite(
             *(values, prompts["prompt_id"], f"An evaluated sample's {what}"),
             "the policy has come apart, so lower the learning rate, or look at these prompts",
@@ -91,10 +95,16 @@ def evaluate_policy(
             "sample_index": k,
             "reward": float(rewards[i, k]),
             "kl": float(kls[i, k]),
-            "tokens": len(completion),
+            "tokens": len(completion.token_ids),
+            "logp": float(logps[i, k]),
+            **completion_measures(
+                *(prompt, completion.token_ids),
+                decode_continuation(tokenizer, prompt, completion.token_ids),
+                completion.finish_reason == "eos",
+            ),
         }
-        for i, (prompt_id, row) in enumerate(zip(prompts["prompt_id"], rows, strict=True))
-        for k, completion in enumerate(row.completions)
+        for i, (prompt_id, prompt) in enumerate(zip(prompts["prompt_id"], prompt_ids, strict=True))
+        for k, completion in enumerate(sampled[i])
     ]
 
 
