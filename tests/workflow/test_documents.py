@@ -22,7 +22,7 @@ from prefopt.store.fingerprint import reached
 
 RULES = sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))
 ENVIRONMENTS = sorted((REPOSITORY / "envs").glob("*.yaml"))
-CONDA_NAMES = {"torch": "pytorch", "yaml": "pyyaml"}
+CONDA_NAMES = {"torch": "pytorch", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 
 
 def read(name: str) -> str:
