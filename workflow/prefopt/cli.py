@@ -21,6 +21,7 @@ STAGES = {
         "prefopt.experiment.verify",
         "which results were made by other values, code or inputs than a config asks for",
     ),
+    "config": ("prefopt.experiment.explained", "every value of a config, and where it comes from"),
     "plan": ("prefopt.planning.report", "what every stage of a config will take, before anything runs"),
     "power": ("prefopt.analysis.power", "which difference of win rates so many prompts and seeds can show"),
     "records": ("prefopt.data.records", "raw records to raw tables"),
