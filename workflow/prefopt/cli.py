@@ -71,6 +71,7 @@ STAGES = {
     "compute_figure": ("prefopt.analysis.compute_figure", "win rate against cost"),
     "paper": ("prefopt.analysis.paper", "the paper's printed numbers and their counterparts"),
     "diff": ("prefopt.analysis.diff", "two result folders side by side"),
+    "export": ("prefopt.analysis.export", "results in the forms of other tools"),
     "examples": ("prefopt.analysis.examples", "what the methods wrote, side by side"),
 }
 
