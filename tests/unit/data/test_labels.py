@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_prepare import recipe
+from test_prepare import TABLES, WORDS, recipe
 from test_records import RECIPE
 from transformers import LlamaConfig, PreTrainedTokenizerBase
 
@@ -88,6 +89,49 @@ def test_mismatched_completions_are_of_the_same_split_and_fit(model: Path) -> No
         assert all(row["completion_ids"] != row["mismatched_ids"] for row in own)
     with pytest.raises(UserError, match=r"^2 of 3 examples of raw, split 'train', are of the prompt 'p0'"):
         labels_of(load_tokenizer(model), [label(0), label(1), label(2, prompt_id="p0")])
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_task_of_thumbs_alone(model: Path, tmp_path: Path, chat: bool) -> None:
+    """Not one pair: labels to learn from, what pleased as demonstrations and references, and empty tables of pairs."""
+    base = tmp_path / "base"
+    shutil.copytree(model, base)
+    if chat:
+        tokenizer = load_tokenizer(base)
+        tokenizer.chat_template = (
+            "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+            "{% if add_generation_prompt %}assistant: {% endif %}"
+        )
+        tokenizer.save_pretrained(base)
+
+    def prompt(i: int) -> Any:
+        return [{"role": "user", "content": f"cat {i}"}] if chat else f"cat {i}"
+
+    thumbs = [{"prompt": prompt(i), "completion": f"shoe {i}", "label": i % 3 > 0} for i in range(60)]
+    (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, thumbs)))
+    nothing = dict.fromkeys(("path", "hub", "format", "configuration", "split", "revision", "as", "weight", "count"))
+    sources = [{**nothing, "path": str(tmp_path / "thumbs.jsonl")}]
+    text = json.dumps({**RECIPE, "source": "records", "records": sources, "gold_fraction": 0.0})
+    for name in ("demonstrations", "preferences", "gold_preferences", "labels"):
+        table = ["--table", name, "--out", str(tmp_path / f"raw/{name}.parquet")]
+        assert main(["records", "--task", "own", "--form", "tldr", "--recipe", text, *table]) == 0
+        names = ["demonstrations", "prompts"] if name == "demonstrations" else [name]
+        made = ["--out", *(str(tmp_path / f"{each}.parquet") for each in names)]
+        lengths = ["--model", str(base), "--recipe", json.dumps(vars(recipe(suffix="")))]
+        assert main(["prepare", "--raw", str(tmp_path / f"raw/{name}.parquet"), *lengths, *made]) == 0
+    tables = [str(tmp_path / f"{name}.parquet") for name in (*TABLES, "labels")]
+    words = ["--recipe", json.dumps(WORDS), "--out", str(tmp_path / "summary.json")]
+    assert main(["summary", "--tables", *tables, *words]) == 0
+    counts = json.loads((tmp_path / "summary.json").read_text())["tables"]
+    labels = read_table(tmp_path / "labels.parquet", "labels")
+    assert counts["preferences"]["kept"] == counts["gold_preferences"]["kept"] == 0
+    assert counts["labels"]["read"] == 60 and counts["labels"]["dropped"].keys() == {"test_split"}
+    assert counts["demonstrations"]["kept"] == 40
+    held_back = set(read_table(tmp_path / "prompts.parquet", "prompts").query("split == 'test'")["prompt"])
+    assert len(held_back) > 2 and not held_back & set(labels["prompt"])
+    assert all(row.label == (int(row.completion.split()[-1]) % 3 > 0) for row in labels.itertuples())
+    assert (labels["completion_ids"].map(list) != labels["mismatched_ids"].map(list)).all()
+    assert {ids[-1] for ids in labels["completion_ids"]} == {load_tokenizer(base).eos_token_id}
 
 
 def test_the_stages_make_the_table_of_embedded_pairs(model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from prefopt.data.labels import taken_apart
 from prefopt.data.raw.hub import hub_rows, saved_rows
 from prefopt.data.raw.limits import Limits
 from prefopt.data.raw.opened import kind_of
-from prefopt.data.raw.parsing import RawTables
+from prefopt.data.raw.parsing import Account, RawTables
 from prefopt.data.raw.record import Records
 from prefopt.data.raw.sources import describe_files, read_rows
 from prefopt.data.synthetic import dialogues, news, posts
@@ -198,8 +198,11 @@ def _table(name: str, tables: RawTables, source: str) -> tuple[str, list[dict[st
     rows = tables.demonstrations if schema == "raw_demonstrations" else tables.preferences
     rows = [{"messages": "", "source": source, **row} for row in rows]  # what not every format says
     if name == "labels":
-        rows = list(taken_apart(rows))
-        account["read"] += len(rows) - account["kept"]
+        rows = [*taken_apart(rows), *tables.labels]
+        # Here thumbs without a counterpart are rows like others.
+        dropped = Counter(account["dropped"]) + tables.accounts.get("raw_labels", Account()).dropped
+        del dropped["unpaired"]
+        account = {"read": dropped.total() + len(rows), "dropped": dropped}
     gold = [row for row in rows if row["split"].startswith("gold_")]
     if name == "gold_preferences":
         return schema, gold, {"read": len(gold), "kept": len(gold), "dropped": {}}
