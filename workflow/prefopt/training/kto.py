@@ -16,6 +16,7 @@ from prefopt.experiment.recipes import from_json
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import tokenizer_hash
 from prefopt.objectives import kto
+from prefopt.runtime import processes
 from prefopt.store.tables import read_table
 from prefopt.training import by_step, stage
 from prefopt.training.fine_tuning import fine_tune
@@ -121,7 +122,8 @@ def run(args: argparse.Namespace) -> None:
         return label_examples(rows, reference.loc[rows.index], recipe)
 
     training, validation = examples("train"), examples("validation")
-    if warning := balance_warning(split_of(labels, "train", args.data), recipe):
+    warning = balance_warning(split_of(labels, "train", args.data), recipe)
+    if warning and processes.is_main():
         logger.warning("warning: %s", warning)
     inputs = {"data": labels.attrs["manifest"]["content_hash"], **stage.model_hashes("reference", args.model)}
     fine_tune(args, __name__, "kto", recipe, training, validation, inputs)
