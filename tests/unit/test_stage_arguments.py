@@ -47,6 +47,7 @@ STAGES: dict[str, dict[str, str]] = {
     "judging.stage": {"path": "samples prompts demonstrations out", "text": "recipe"},
     "rewards.stage": {"path": "samples prompts out", "text": "recipe"},
     "training.classifier": {"path": "model reviews table work out metrics", "text": "recipe"},
+    "training.kto": {"path": "model data reference work out metrics", "text": "recipe"},
     "training.preference": {"path": "model data work out metrics", "text": "recipe"},
     "training.frontier_run": {"path": "model data reference prompts work out metrics", "text": "recipe"},
     "training.model_card": {"path": "model out"},
@@ -83,7 +84,7 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
         "shard": ("text", None),
     },
     "rewards.stage": {"true-reward-model": ("path", None), "shard": ("text", None)},
-    **dict.fromkeys(("training.ppo", "training.sft"), BY_STEP),
+    **dict.fromkeys(("training.kto", "training.ppo", "training.sft"), BY_STEP),
     "training.preference": {**BY_STEP, "reference": ("path", None)},
     "training.frontier_run": dict.fromkeys(("reward-model", "true-reward-model"), ("path", None)),
 }

@@ -85,6 +85,21 @@ def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
     assert not jobs.keys() & {"preferred_ft", "reward_model", "ppo", "candidates", "gold_reward_model"}
 
 
+def test_kto_adds_a_table_of_labels_and_what_the_reference_policy_says_of_it(tmp_path: Path) -> None:
+    path = overlay(tmp_path, {"tasks": {"tldr": {"runs": {"kto": {"method": "kto"}}}}})
+    plain = planned("results/tldr_winrates.csv", folder=tmp_path)
+    more = planned("results/tldr_winrates.csv", "--configfile", path, folder=tmp_path)
+    added = {
+        "records": 1,
+        "prepare_preferences": 1,
+        "reference_labels": 1,
+        "kto_with_samples": 1,
+        "sample": 1,
+        "judge": 1,
+    }
+    assert more == plain | {rule: plain.get(rule, 0) + count for rule, count in added.items()}
+
+
 def test_a_task_that_is_null_makes_nothing(tmp_path: Path) -> None:
     path = overlay(tmp_path, {"tasks": {"imdb": None, "hh": None, "cnndm": None}})
     jobs = planned("all", "--configfile", path, folder=tmp_path)

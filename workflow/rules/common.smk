@@ -118,11 +118,12 @@ def records_params():
 
 
 def prepared_tables(wildcards):
-    """The tokenized tables of a task; a transfer task has no pairs."""
+    """The tokenized tables of a task; a transfer task has no pairs, and single labels are there where a run asks for them."""
     names = ["demonstrations", "prompts"]
     names += (
         ["preferences", "gold_preferences"] if targets.kind(config["tasks"][wildcards.task]) == "comparison" else []
     )
+    names += ["labels"] if targets.learns_labels(config, wildcards.task) else []
     return [f"results/data/{wildcards.task}/{name}.parquet" for name in names]
 
 

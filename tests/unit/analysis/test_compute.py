@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,26 @@ def test_totals_are_sums_of_the_stages_and_answers_are_per_prompt(arguments: arg
     assert stages == ["sft", "reference_logprobs", "dpo", "sampling", "total"]
     sampling = table[table["stage"] == "sampling"].set_index("run")
     assert sampling.loc["dpo", "generated_tokens"] == 4 and sampling.loc["best_of_4", "generated_tokens"] == 20
+
+
+def test_each_table_of_the_reference_policy_is_the_cost_of_who_reads_it(
+    arguments: argparse.Namespace, tmp_path: Path
+) -> None:
+    labels = arguments.reference[0].with_name("reference_labels.parquet")
+    row = {"example_id": "a", "completion_logp": 0.0, "mismatched_logp": 0.0, "completion_tokens": 1}
+    write_table(labels, "reference_label_logprobs", [{**row, "mismatched_tokens": 1}], used=used(150))
+    arguments.reference.append(labels)
+    kto = tmp_path / "models" / "tldr" / "kto"
+    kto.mkdir()
+    (kto / "manifest.json").write_text(json.dumps({"used": used(700)}))
+    arguments.models.append(kto)
+    arguments.samples.append(shutil.copy(arguments.samples[0], tmp_path / "samples" / "tldr" / "kto.parquet"))
+    made = {"run": "kto", "stages": ["sft", "reference_label_logprobs", "kto"], "n": None}
+    arguments.recipe = json.dumps({**RECIPE, "runs": {"tldr": [*RECIPE["runs"]["tldr"], made]}})
+    compute.run(arguments)
+    table = pd.read_csv(arguments.out)
+    totals = table[table["stage"] == "total"].set_index("run")["training_flops"]
+    assert (totals["dpo"], totals["kto"]) == (300 + 100 + 600, 300 + 150 + 700)
 
 
 def test_a_model_of_the_users_own_has_no_cost_and_neither_has_the_total(arguments: argparse.Namespace) -> None:

@@ -192,7 +192,7 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         (
             "tasks.tldr.runs.mine",
             {"method": "rlhf"},
-            "tasks.tldr.runs.mine.method is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, simpo, orpo, "
+            "tasks.tldr.runs.mine.method is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, simpo, orpo, kto, "
             "ppo or best_of_n.",
         ),
         ("tasks.tldr.runs.mine", {}, "tasks.tldr.runs.mine.method is missing; allowed: base, *"),
@@ -540,6 +540,7 @@ INHERITED: typing.Final = (
     "tasks.hh.by_step.runs",  # null: DPO
     "tasks.*.simpo.*",  # of no run of the paper
     "tasks.*.orpo.*",
+    "tasks.*.kto.*",
     "tasks.*.dpo.nll_weight",  # 0: came after it
     "tasks.*.dpo.length_normalized",
     "tasks.tldr.reference",

@@ -9,8 +9,8 @@ from prefopt.experiment.methods import METHODS
 def test_the_papers_cast() -> None:
     assert methods.swept() == ["dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
     assert [name for name in METHODS if METHODS[name].opponent] == ["sft", "preferred_ft", "dpo"]
-    assert methods.names("transfers") == ["base", "sft", "preferred_ft", "dpo", "simpo", "orpo", "ppo"]
-    assert methods.trained() == ["sft", "preferred_ft", "dpo", "simpo", "orpo", "ppo"]
+    assert methods.names("transfers") == ["base", "sft", "preferred_ft", "dpo", "simpo", "orpo", "kto", "ppo"]
+    assert methods.trained() == ["sft", "preferred_ft", "dpo", "simpo", "orpo", "kto", "ppo"]
     assert methods.trained_by("ppo") == ["ppo", "ppo_gt", "ppo_gt_trl"]
     assert {name: METHODS[name].models for name in methods.swept()} == {
         **{"dpo": 2, "unlikelihood": 2, "preferred_ft": 2, "ppo": 4, "ppo_gt": 3, "ppo_gt_trl": 3},

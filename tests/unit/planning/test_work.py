@@ -94,6 +94,10 @@ def test_counts_of_prepared_tables_are_read(
     account.write_text(json.dumps({"tables": {name: {"splits": table} for name, table in splits.items()}}))
     found = work.counts(paper, "tldr")
     assert (found.pairs["train"], found.gold["test"], found.demonstrations["train"]) == (5, 1, 7)
+    assert found.labels == {"train": 10, "validation": 4}
+    splits["labels"] = {"train": 13, "validation": 3}
+    account.write_text(json.dumps({"tables": {name: {"splits": table} for name, table in splits.items()}}))
+    assert work.counts(paper, "tldr").labels == {"train": 13, "validation": 3}
 
 
 def test_lengths_keep_the_limits_of_the_config(config: dict[str, Any]) -> None:
@@ -134,6 +138,22 @@ def test_operations_of_a_trainer_by_hand(config: dict[str, Any]) -> None:
     row = reading_flops(shape(from_folder(SHIPPED)), 103, [18, 17])
     assert one.flops == 3 * 5000 * row + 256 * (1 + 4) * row
     assert (one.name, one.parameters, one.processes) == ("shipped base", 987_008, 1)
+
+
+def test_operations_of_kto_by_hand() -> None:
+    """Two examples a pair, each read once for the estimate of the KL and three passes' worth to learn; the reference
+    policy reads both completions after one prompt."""
+    kto = {"runs": {"kto": {"method": "kto"}}, "frontier": None, "by_step": None}
+    config = config_of(tasks__tldr=kto)
+    model = shape(from_folder(SHIPPED))
+    row = reading_flops(model, 103, [18])  # of 18 and 17 the mean
+    # 79 steps of 128 examples, looked at before the first, after every 20, and after the last.
+    assert estimate(config, "tldr", "kto").flops == 4 * 10_000 * row + 2 * 512 * (1 + 4) * row
+    assert estimate(config, "tldr", "reference_labels").flops == (10_000 + 512) * reading_flops(model, 103, [18, 18])
+    stages = {one.stage for one in estimates(config, "tldr")}
+    assert {"kto", "reference", "reference_labels", "sample kto"} <= stages
+    few = config_of(tasks__tldr={**kto, "runs": {"kto": {"method": "kto"}, "dpo": None}})
+    assert "reference" not in {one.stage for one in estimates(few, "tldr")}
 
 
 def test_checkpointing_takes_a_third_more_and_adapters_a_third_less(config: dict[str, Any]) -> None:

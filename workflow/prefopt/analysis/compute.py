@@ -41,7 +41,7 @@ class Records:
     """What the stages recorded of themselves under `used`, by task and name; figures are means over seeds."""
 
     models: Mapping[tuple[str, str], Mapping[str, Any]]
-    reference: Mapping[str, Mapping[str, Any]]
+    reference: Mapping[tuple[str, str], Mapping[str, Any]]  # by task and name of the table
     samples: Mapping[tuple[str, str], Mapping[str, Any]]  # whole manifests
     win_rates: pd.DataFrame
     curves: pd.DataFrame
@@ -55,7 +55,7 @@ def run_rows(task: str, run: Mapping[str, Any], records: Records, recipe: Comput
     home, name = recipe.home[task], run["run"]
     rows = []
     for stage in run["stages"]:
-        used = records.reference.get(home) if stage == "reference_logprobs" else records.models.get((home, stage))
+        used = {**records.models, **records.reference}.get((home, stage))
         rows.append({"stage": stage, **_figures(used)})
     sampling = _sampling(task, run, recipe.reference[home], records)
     selected = records.win_rates.query("task == @task and run == @name and selected")
@@ -168,7 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `compute`."""
     files = {"type": Path, "nargs": "*", "default": []}
     parser.add_argument("--models", help="model folders, results/models/TASK/NAME", **files)  # type: ignore[arg-type]
-    parser.add_argument("--reference", help="tables results/logprobs/TASK/reference.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--reference", help="tables results/logprobs/TASK/NAME.parquet", **files)  # type: ignore[arg-type]
     parser.add_argument("--samples", help="tables results/samples/TASK/RUN.parquet", **files)  # type: ignore[arg-type]
     parser.add_argument("--candidates", help="results/candidates/TASK.parquet and TASK_scores.parquet", **files)  # type: ignore[arg-type]
     parser.add_argument("--win-rates", help="CSVs of win rates", **files)  # type: ignore[arg-type]
@@ -188,7 +188,10 @@ def run(args: argparse.Namespace) -> None:
     curves = _joined(args.curves, ["task", "n", "temperature", "flops", "generated_tokens"])
     records = Records(
         models={name: _mean([_used(path) for path in paths]) for name, paths in _by_name(args.models).items()},
-        reference={task: _mean_manifest(paths)["used"] for (task, _), paths in _by_name(args.reference).items()},
+        reference={
+            (task, read_manifest(paths[0])["table"]): _mean_manifest(paths)["used"]
+            for (task, _), paths in _by_name(args.reference).items()
+        },
         samples=samples,
         win_rates=_joined(args.win_rates, ["task", "run", "temperature", "selected", "win_rate"]),
         curves=curves.groupby(["task", "n", "temperature"])[["flops", "generated_tokens"]].mean().reset_index(),

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-Need = Literal["reference_logprobs", "reward_model", "candidates"]
+Need = Literal["reference_logprobs", "reference_label_logprobs", "reward_model", "candidates"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Method:
 
     label: str  # for a reader
     style: int  # of its lines, see `analysis.style`; methods that stand in no figure together may share one
-    trainer: Literal["sft", "preference", "ppo"] | None = None  # None: nothing is trained for it alone
+    trainer: Literal["sft", "preference", "kto", "ppo"] | None = None  # None: nothing is trained for it alone
     values: tuple[tuple[str, str], ...] = ()  # keys and values of the trainer's recipe that make this method of it
     objective: str | None = None  # of the trainer `preference`, a key of `objectives.OBJECTIVES`
     starts_from: Literal["base", "reference"] = "base"  # the model that is trained or, without a trainer, taken
@@ -97,6 +97,16 @@ METHODS: dict[str, Method] = {
         style=5,
         trainer="preference",
         objective="orpo",
+        varies="beta",
+        reported=True,
+        transfers=True,
+    ),
+    "kto": Method(
+        label="KTO",
+        style=7,
+        trainer="kto",
+        starts_from="reference",
+        needs=("reference_label_logprobs",),
         varies="beta",
         reported=True,
         transfers=True,

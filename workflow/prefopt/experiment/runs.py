@@ -87,7 +87,7 @@ def is_brought(config: Config, task: str, run: str) -> bool:
 
 
 def stages_of(config: Config, task: str, run: str) -> list[str]:
-    """What is trained for a run, in its order, by the names of the models; `reference_logprobs` is the cached table.
+    """What is trained for a run, in its order, by the names of the models; `reference_..logprobs` is a cached table.
 
     Nothing before the base is counted: it is given to all of them alike.
     """

@@ -224,6 +224,7 @@ _EMBEDDED = {
     "demonstrations": ("demonstrations", "validation_prompts", "test_prompts"),
     "training/demonstrations": ("demonstrations", "validation_prompts"),
     "preferences": ("pairs", "validation_pairs"),
+    "labels": ("pairs", "validation_pairs"),
     "gold_preferences": ("gold_pairs", "gold_test_pairs"),
     "pretraining": ("pretraining_documents", "train", "unlabelled"),
     "training/reviews": ("train", "unlabelled", "validation"),
@@ -334,6 +335,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "evaluation_only": targets.kind(task) == "transfer",
     },
     "reference": lambda config, task, name: _engine(config),
+    "reference_labels": lambda config, task, name: _engine(config),
     "by_step": lambda config, task, name: {
         "points": task["by_step"]["points"],
         "sampling": _sampling(config, task, validation_prompts=0, temperatures=task["by_step"]["temperatures"]),

@@ -37,6 +37,9 @@ _LEARNED = ("classifier", "ngrams")  # from the task's labelled reviews
 PROGRAMS = ("rule", "ngrams")
 _ONCE = ("base", "gold_reward_model", "classifier")
 
+# Tables of the reference policy's log-probabilities, as methods need them, and the names of their files.
+REFERENCE_TABLES = {"reference_logprobs": "reference", "reference_label_logprobs": "reference_labels"}
+
 # What makes the judge of each kind.
 _JUDGES = {
     "oracle": "prefopt.judging.oracle:OracleJudge",
@@ -159,9 +162,10 @@ def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, 
     elif dict(one.values).get("completion") == "response":
         files = {"data": f"{data}/training/demonstrations.parquet"}
     else:
-        files = {"data": f"{data}/preferences.parquet"}
-    if "reference_logprobs" in one.needs:
-        files["reference"] = f"results/{seed}logprobs/{task}/reference.parquet"
+        files = {"data": f"{data}/{'labels' if one.trainer == 'kto' else 'preferences'}.parquet"}
+    for name in REFERENCE_TABLES:
+        if name in one.needs:
+            files["reference"] = f"results/{seed}logprobs/{task}/{REFERENCE_TABLES[name]}.parquet"
     if "reward_model" in one.needs:
         files["reward_model"] = model_folder(config, task, "reward_model", "", seed)
     return files
@@ -280,11 +284,17 @@ def models(config: Config, task: str) -> list[str]:
     return [f"results/{seed}models/{task}/{name}" for seed, name in every if seed == "" or name not in _ONCE]
 
 
-def caches_reference(config: Config, task: str) -> bool:
-    """Whether some model that a task trains needs the reference policy's log-probabilities."""
+def reference_tables(config: Config, task: str) -> list[str]:
+    """Names of the files of the reference policy's log-probabilities that models of a task need."""
     if kind(config["tasks"][task]) != "comparison":
-        return False
-    return any("reference_logprobs" in entry(config, task, run).needs for run in runs(config, task))
+        return []
+    needed = {need for run in runs(config, task) for need in entry(config, task, run).needs}
+    return [name for table, name in REFERENCE_TABLES.items() if table in needed]
+
+
+def learns_labels(config: Config, task: str) -> bool:
+    """Whether a run of a task learns from single labels."""
+    return "reference_labels" in reference_tables(config, task)
 
 
 def has_candidates(config: Config, task: str) -> bool:
@@ -333,7 +343,7 @@ def compute_files(config: Config) -> dict[str, list[str]]:
     files = {
         "models": [path for task in config["tasks"] for path in models(config, task)],
         "reference": of_seeds(
-            f"logprobs/{task}/reference.parquet" for task in compared if caches_reference(config, task)
+            f"logprobs/{task}/{name}.parquet" for task in compared for name in reference_tables(config, task)
         ),
         "samples": of_seeds(samples),
         "candidates": of_seeds(f"candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")),

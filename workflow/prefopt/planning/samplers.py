@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prefopt.experiment import runs, targets
 from prefopt.planning import memory, work
@@ -17,12 +17,12 @@ from prefopt.planning.work import Phase
 
 def reference(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The reference policy's log-probabilities of all pairs."""
-    name, model = task.model("reference")
-    engine, pairs, parameters = task.engine(stage), sum(task.counts.pairs.values()), language_model_parameters(model)
-    batch = micro_batch(task.pair_rows(long=True), engine, pairs)
-    parts = memory.reading([Resident(parameters)], model, batch, engine)
-    phases = [Phase(work.reading(model, task.pair_rows(long=False), pairs))]
-    return Estimate(stage, name, parameters, engine.processes, parts, phases)
+    return _cached(task, stage, task.pair_rows, sum(task.counts.pairs.values()))
+
+
+def reference_labels(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The same of all labelled completions and, after the same prompts, of mismatched ones."""
+    return _cached(task, stage, lambda long: task.label_rows(long, 2), sum(task.counts.labels.values()))
 
 
 def sample(task: Task, stage: str, run: str | None) -> Estimate:
@@ -146,6 +146,14 @@ def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     texts = (pairs["train_prompts"] + pairs["validation_prompts"]) * pairs["completions"]
     texts += ceiling["prompts"] * ceiling["samples"]
     phases = [Phase(work.reading(model, Rows(task.text_tokens(long=False), ()), texts, 2))]
+    return Estimate(stage, name, parameters, engine.processes, parts, phases)
+
+
+def _cached(task: Task, stage: str, rows: Callable[[bool], Rows], count: int) -> Estimate:
+    name, model = task.model("reference")
+    engine, parameters = task.engine(stage), language_model_parameters(model)
+    parts = memory.reading([Resident(parameters)], model, micro_batch(rows(True), engine, count), engine)
+    phases = [Phase(work.reading(model, rows(False), count))]
     return Estimate(stage, name, parameters, engine.processes, parts, phases)
 
 

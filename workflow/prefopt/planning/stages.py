@@ -22,6 +22,7 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "classifier": trainers.classifier,
     "frontier_run": trainers.frontier_run,
     "reference": samplers.reference,
+    "reference_labels": samplers.reference_labels,
     "sample": samplers.sample,
     "candidates": samplers.candidates,
     "pair_samples": samplers.pair_samples,
@@ -70,7 +71,7 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
         stages = ["pair_samples", "ceiling_samples", "reference"]
         stages += [] if section["true_reward"]["source"] in targets.PROGRAMS else ["true_rewards"]
         return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
-    stages = ["reference"] if targets.caches_reference(config, task) else []
+    stages = targets.reference_tables(config, task)
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
     measured = targets.measured(config, task)
     if measured:

@@ -115,6 +115,11 @@ class Task:
         length = at_most(self.sampled(longest), longest, long)
         return Rows(self.rows(long=long).prompt, (length, length))
 
+    def label_rows(self, long: bool, completions: int = 1) -> Rows:
+        """A prompt with so many labelled completions, which are as often desirable as not."""
+        both = self.pair_rows(long)
+        return Rows(both.prompt, (round(sum(both.completions) / 2),) * completions)
+
     @property
     def long_prompt(self) -> int:
         """Tokens of a long prompt."""

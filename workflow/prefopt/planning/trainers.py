@@ -40,12 +40,17 @@ def of_run(task: Task, stage: str, run: str | None) -> Estimate:
         made = _ppo(task, stage, values)
     else:
         completion = dict(method.values).get("completion")
-        table = task.counts.demonstrations if completion == "response" else task.counts.pairs
+        labels = method.trainer == "kto"
+        by_completion = {"response": task.counts.demonstrations, "chosen": task.counts.pairs}
+        table = task.counts.labels if labels else by_completion.get(completion or "", task.counts.pairs)
 
         def rows(long: bool) -> Rows:
+            if labels:
+                return task.label_rows(long)
             return task.rows(completion, long=long) if completion else task.pair_rows(long)
 
-        made = _on_examples(task, stage, method.starts_from, values, table["train"], table["validation"], rows)
+        counts = (table["train"], table["validation"])
+        made = _on_examples(task, stage, method.starts_from, values, *counts, rows, read_before=labels)
     if run not in targets.stepped(task.config, task.name):
         return made
     sampling, by_step = task.section["sampling"], task.section["by_step"]
@@ -127,8 +132,12 @@ def _on_examples(
     validation: int,
     rows: RowsOf,
     outputs: int | None = None,
+    read_before: bool = False,
 ) -> Estimate:
-    """A trainer on a fixed set of examples, with its evaluations on validation data."""
+    """A trainer on a fixed set of examples, with its evaluations on validation data.
+
+    With `read_before` as much is read without gradients before each step and evaluation (KTO's mismatched completions).
+    """
     name, model = task.model(start)
     engine = task.engine(stage)
     one = trained(model, section, outputs)
@@ -137,7 +146,10 @@ def _on_examples(
     learning = work.reading(model, rows(False), examples * section["epochs"], outputs)
     evaluations = 1 + math.ceil(steps_of(section, examples) / section["evaluate_every"])
     looking = work.reading(model, rows(False), validation * evaluations, outputs)
-    phases = [Phase(passes(section, engine.checkpointing) * learning), Phase(looking)]
+    phases = [
+        Phase((passes(section, engine.checkpointing) + read_before) * learning),
+        Phase((1 + read_before) * looking),
+    ]
     return Estimate(stage, name, one.parameters, engine.processes, parts, phases)
 
 

@@ -42,6 +42,15 @@ _RAW_PREFERENCES = [
     ("split", pa.string()),
     ("source", pa.string()),
 ]
+_RAW_LABELS = [
+    ("example_id", pa.string()),
+    ("prompt_id", pa.string()),
+    ("prompt", pa.string()),
+    ("completion", pa.string()),
+    ("label", pa.bool_()),
+    ("split", pa.string()),
+    ("source", pa.string()),
+]
 
 
 def _schema(columns: list[tuple[str, pa.DataType]], nullable: Sequence[str] = ()) -> pa.Schema:
@@ -55,6 +64,7 @@ _MESSAGES = ("messages", pa.string())
 SCHEMAS: dict[str, pa.Schema] = {
     "raw_demonstrations": _schema([*_RAW_DEMONSTRATIONS, ("source", pa.string()), _MESSAGES]),
     "raw_preferences": _schema([*_RAW_PREFERENCES, _MESSAGES]),
+    "raw_labels": _schema([*_RAW_LABELS, _MESSAGES]),
     "raw_reviews": _schema(
         [("review_id", pa.string()), ("text", pa.string()), ("label", pa.int32()), ("split", pa.string())]
     ),
@@ -62,6 +72,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "ngrams": _schema([("ngram", pa.string()), ("idf", pa.float64()), ("weight", pa.float64())]),
     "demonstrations": _schema([*_RAW_DEMONSTRATIONS, ("prompt_ids", _IDS), ("response_ids", _IDS)]),
     "preferences": _schema([*_RAW_PREFERENCES, ("prompt_ids", _IDS), ("chosen_ids", _IDS), ("rejected_ids", _IDS)]),
+    # `mismatched_ids` are a completion of another prompt.
+    "labels": _schema([*_RAW_LABELS, ("prompt_ids", _IDS), ("completion_ids", _IDS), ("mismatched_ids", _IDS)]),
     "prompts": _schema(
         [
             ("prompt_id", pa.string()),
@@ -79,6 +91,15 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("rejected_logp", pa.float32()),
             ("chosen_tokens", pa.int32()),
             ("rejected_tokens", pa.int32()),
+        ]
+    ),
+    "reference_label_logprobs": _schema(
+        [
+            ("example_id", pa.string()),
+            ("completion_logp", pa.float32()),
+            ("mismatched_logp", pa.float32()),
+            ("completion_tokens", pa.int32()),
+            ("mismatched_tokens", pa.int32()),
         ]
     ),
     "samples": _schema(
@@ -179,12 +200,15 @@ SCHEMAS: dict[str, pa.Schema] = {
 _KEYS: dict[str, list[str]] = {
     "raw_demonstrations": ["prompt_id"],
     "raw_preferences": ["pair_id"],
+    "raw_labels": ["example_id"],
     "raw_reviews": ["review_id"],
     "ngrams": ["ngram"],
     "demonstrations": ["prompt_id"],
     "preferences": ["pair_id"],
+    "labels": ["example_id"],
     "prompts": ["prompt_id"],
     "reference_logprobs": ["pair_id"],
+    "reference_label_logprobs": ["example_id"],
     "samples": ["prompt_id", "run", "temperature", "sample_index"],
     "scores": ["prompt_id", "temperature", "sample_index"],
     "evaluations": ["run", "step", "prompt_id", "sample_index"],

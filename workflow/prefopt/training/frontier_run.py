@@ -157,7 +157,6 @@ def _examples(
     """Training and validation examples of a method that learns from the preference pairs, and their hash."""
     pairs = read_table(args.data, "preferences", tokenizer_hash=tokenizer_hash(args.model))
     reference = read_reference(args.reference, args.model, pairs)
-    reference.index = pairs.index
 
     def examples(split: str) -> Examples:
         rows = split_of(pairs, split, args.data)

@@ -85,8 +85,6 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(PreferenceRecipe, args.recipe)
     pairs = read_table(args.data, "preferences", tokenizer_hash=tokenizer_hash(args.model))
     reference = None if args.reference is None else read_reference(args.reference, args.model, pairs)
-    if reference is not None:
-        reference.index = pairs.index
 
     def examples(split: str) -> Examples:
         rows = split_of(pairs, split, args.data)
