@@ -50,6 +50,7 @@ include: "workflow/rules/best_of_n.smk"
 include: "workflow/rules/human.smk"
 include: "workflow/rules/frontier.smk"
 include: "workflow/rules/sentiment.smk"
+include: "workflow/rules/rounds.smk"
 include: "workflow/rules/analysis.smk"
 
 
