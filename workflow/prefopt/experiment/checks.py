@@ -377,7 +377,7 @@ def _check_rounds(section: Config, task: str) -> Iterator[str]:
             start is None or METHODS[section["runs"].get(start, own)["method"]].objective != "dpo"
         ):
             yield (
-                f"runs.{run}.labels is 'implicit', but runs.{run}.start is {start!r}; name a run of DPO, since the implicit "
+                f"runs.{run}.labels is 'implicit', but runs.{run}.start is {'null' if start is None else repr(start)}; name a run of DPO, since the implicit "
                 f"reward of a policy that DPO has not trained is zero or no reward."
             )
         if values["labels"] == "true_reward" and "frontier" not in section:

@@ -427,11 +427,8 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "test_prompts": 0,
         "seed": _seed(config, task["pairs"]),
     },
-    "sampled_pairs": lambda config, task, name: {
-        "pairs": "all",
-        "length_penalty": 0.0,
-        "seed": _seed(config, task["pairs"]),
-    },
+    # Of all pairs none is drawn.
+    "sampled_pairs": lambda config, task, name: {"pairs": "all", "length_penalty": 0.0, "seed": 0},
     "ceiling_samples": lambda config, task, name: {
         **_engine(config),
         "temperatures": [1.0],
