@@ -191,11 +191,11 @@ def test_operations_of_rounds_by_hand() -> None:
     stages = {one.stage: one for one in estimates(config_of(tasks__tldr=mine), "tldr")}
     model = shape(from_folder(SHIPPED))
     scorer = shape(from_folder(SHIPPED), 1)
-    pair = reading_flops(model, 103, [17, 17])
+    pair = reading_flops(model, 103, [22, 22])
     by_hand = {
-        "round_samples mine": 688 * sampling_flops(model, 103, [17] * 8),
-        "round_scores mine": 688 * reading_flops(scorer, 103, [17] * 8),
-        "round_implicit_rewards own": 2 * 688 * reading_flops(model, 103, [17] * 8),
+        "round_samples mine": 688 * sampling_flops(model, 103, [22] * 8),
+        "round_scores mine": 688 * reading_flops(scorer, 103, [22] * 8),
+        "round_implicit_rewards own": 2 * 688 * reading_flops(model, 103, [22] * 8),
         "round_reference mine": 688 * pair,
         # Ten steps, evaluated before the first and after every fifth.
         "mine": (3 * 640 + 3 * 48) * pair,

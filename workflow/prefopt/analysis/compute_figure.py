@@ -98,9 +98,9 @@ def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]], rewa
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, x: str, styles: Mapping[str, LineStyle], y: str = "bought") -> dict[str, Any]:
-    """Draws the runs that have this cost; one that was not trained has none of training."""
+    """Draws the runs that have this cost and what it bought; one that was not trained has none of training."""
     handles: dict[str, Any] = {}
-    for _, row in rows[rows[x].fillna(0) > 0].iterrows():
+    for _, row in rows[(rows[x].fillna(0) > 0) & rows[y].notna()].iterrows():
         style, name = styles[row["run"]], display_name(str(row["run"]))
         spread = [[row[y] - row[f"{y}_low"]], [row[f"{y}_high"] - row[y]]]
         handles[name] = axes.errorbar(

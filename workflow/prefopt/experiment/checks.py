@@ -373,12 +373,13 @@ def _check_rounds(section: Config, task: str) -> Iterator[str]:
         at_once = [name for name, other in section["runs"].items() if _is_trained_at_once(other)]
         if start is not None and start not in at_once:
             yield f"runs.{run}.start is {start!r}; allowed: a run that is trained at once, which are {', '.join(at_once)}."
+        starts = "null" if start is None else repr(start)
         if values["labels"] == "implicit" and (
             start is None or METHODS[section["runs"].get(start, own)["method"]].objective != "dpo"
         ):
             yield (
-                f"runs.{run}.labels is 'implicit', but runs.{run}.start is {'null' if start is None else repr(start)}; name a run of DPO, since the implicit "
-                f"reward of a policy that DPO has not trained is zero or no reward."
+                f"runs.{run}.labels is 'implicit', but runs.{run}.start is {starts}; name a run of DPO, since the implicit "
+                f"reward of any other policy is zero or none that it was trained by."
             )
         if values["labels"] == "true_reward" and "frontier" not in section:
             yield f"runs.{run}.labels is 'true_reward', but frontier is missing; this section says which reward it is."
