@@ -188,7 +188,7 @@ rule iterative_dpo:
         **recipe_params(
             lambda wildcards: stage_recipes.training_recipe(seeded(wildcards), wildcards.task, wildcards.run)
         ),
-        code=lambda wildcards: fingerprint(*targets.trainer_code(config, wildcards.task, wildcards.run)),
+        code=fingerprint("prefopt.training.preference", apart=targets.BY_STEP),
     shell:
         model_stage(
             "preference --model {params.model} --reference-model {params.reference_policy} --data {input.data}"

@@ -104,7 +104,7 @@ METHODS: dict[str, Method] = {
     ),
     "iterative_dpo": Method(
         label="Iterative DPO",
-        style=4,
+        style=7,
         trainer="preference",
         objective="dpo",
         starts_from="reference",

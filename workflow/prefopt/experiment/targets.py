@@ -38,6 +38,8 @@ PROMPTS = Path(__file__).parents[2] / "prompts"
 _PARTS = ("base", "true_reward", "reward_model", "gold_reward_model")  # whose sections say where they come from
 _ONCE = ("base", "gold_reward_model", "classifier")
 
+# What samples a policy while it trains.
+BY_STEP = frozenset({"prefopt.training.by_step:step_sampler"})
 # What makes the judge of each kind.
 _JUDGES = {
     "oracle": "prefopt.judging.oracle:OracleJudge",
@@ -203,8 +205,7 @@ def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, 
 def trainer_code(config: Config, task: str, run: str) -> tuple[Any, ...]:
     """Arguments of `fingerprint` for a run's trainer, which samples nothing where that is not asked for."""
     module = f"prefopt.training.{entry(config, task, run).trainer}"
-    without = frozenset() if run in stepped(config, task) else frozenset({"prefopt.training.by_step:step_sampler"})
-    return module, PACKAGE, without
+    return module, PACKAGE, frozenset() if run in stepped(config, task) else BY_STEP
 
 
 def judge_kinds(section: Config) -> set[str]:
