@@ -30,13 +30,15 @@ STAGES: dict[str, dict[str, str]] = {
     "data.prepare": {"path": "raw model", "paths": "out", "text": "recipe"},
     "data.records": {"path": "out", "text": "task recipe", "form": "form", "table": "table"},
     "data.reviews": {"path": "out", "text": "recipe", "reviews": "table"},
-    "data.sampled_pairs": {"path": "samples scores prompts out summary"},
+    "data.round_prompts": {"path": "prompts out", "text": "recipe"},
+    "data.sampled_pairs": {"path": "samples scores prompts out summary", "text": "recipe"},
     "data.summary": {"path": "out", "paths": "tables", "text": "recipe"},
     "generation.best_of_n": {
         **{"path": "candidates scores greedy prompts reference-model out", "number": "n"},
         "text": "run recipe",
     },
     "generation.evaluations": {"path": "samples prompts reference-model out", "text": "recipe"},
+    "generation.implicit_rewards": {"path": "model reference-model prompts samples out", "text": "recipe"},
     "generation.sample": {"path": "model prompts out", "text": "run recipe"},
     "generation.score": {"path": "model prompts samples out", "text": "recipe"},
     "generation.subsets": {"path": "candidates scores out", "text": "recipe"},
@@ -66,7 +68,8 @@ BY_STEP: dict[str, tuple[str, Any]] = {
 OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     "analysis.best_of_n_curve": dict.fromkeys(("judged", "one-sample", "one-sample-verdicts"), ("path", None)),
     "analysis.compute": dict.fromkeys(
-        ("models", "reference", "samples", "candidates", "win-rates", "curves", "runs"), ("paths", [])
+        ("models", "reference", "rounds", "rewards", "samples", "candidates", "win-rates", "curves", "runs"),
+        ("paths", []),
     ),
     "generation.evaluations": {"true-reward-model": ("path", None)},
     "generation.sample": {
@@ -75,6 +78,7 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
         "shots": ("number", 0),
     },
     "generation.score": {"shard": ("text", None)},
+    "generation.implicit_rewards": {"shard": ("text", None)},
     "judging.human.study": {"secret": ("path", None)},
     "judging.items": JUDGE,
     "judging.stage": {
@@ -85,7 +89,7 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     },
     "rewards.stage": {"true-reward-model": ("path", None), "shard": ("text", None)},
     **dict.fromkeys(("training.kto", "training.ppo", "training.sft"), BY_STEP),
-    "training.preference": {**BY_STEP, "reference": ("path", None)},
+    "training.preference": {**BY_STEP, **dict.fromkeys(("reference", "reference-model"), ("path", None))},
     "training.frontier_run": dict.fromkeys(("reward-model", "true-reward-model"), ("path", None)),
 }
 # One of several words.

@@ -103,9 +103,10 @@ def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:
     of_models = {name for name, text in rules().items() if STAGE.search(text)[1] != "table"}  # type: ignore[index]
     # A rule that inherits another, and so the text after it, overrides its resources.
     inherited = {
-        "pair_samples": ["ceiling_samples"],
         "reference": ["reference_labels"],
-        "subsets": ["judge_candidates"],
+        **{"pair_samples": ["ceiling_samples"], "subsets": ["judge_candidates"], "true_rewards": ["run_rewards"]},
+        "round_prompts": ["round_samples", "round_scores", "round_true_rewards"],
+        "round_implicit_rewards": ["round_reference"],
     }
     judging = {"judge_items": ["judge"], "train": ["method"]}
     for name, stages in asked.items():

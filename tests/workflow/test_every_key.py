@@ -76,7 +76,7 @@ READ_BY = {
     r".*\.data\.(?!source|embedded).*": "",
     r".*\.(base|sft|true_reward|reward_model|gold_reward_model)\.(path|name|revision)": "",
     # Trainers.
-    r".*\.(simpo|orpo|kto)\..*": "",  # of no run
+    r".*\.(simpo|orpo|kto|iterative_dpo)\..*": "",  # of no run
     r"tasks\.hh\.gold_reward_model\..*": "",  # no judge of hh is one
     r"tasks\.(?:hh|tldr)\.(dpo|ppo)\.(?:beta|kl_target|seed)": r"\1_with_samples evaluations",
     r"tasks\.(?:hh|tldr)\.(dpo|ppo)\..*": r"\1_with_samples",

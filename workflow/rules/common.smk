@@ -28,6 +28,7 @@ os.environ.update(
 )
 
 NOTHING = "(?!)"  # a wildcard's constraint that no text fits
+ROUND = "[1-9][0-9]*"
 
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
@@ -141,6 +142,35 @@ def started_from(wildcards):
 def policy(wildcards):
     """The model of a run."""
     return wildcards.run
+
+
+def policy_of_round(wildcards):
+    """The policy that a round of a run samples and trains: the one before it, or what the run starts from."""
+    return runs.round_name(wildcards.run, int(wildcards.round) - 1)
+
+
+def reference_of_round(wildcards):
+    """The reference policy of a round's training."""
+    moving = runs.values(config, wildcards.task, wildcards.run)["reference"] == "moving"
+    return policy_of_round(wildcards) if moving else "reference"
+
+
+def recipe_of_round(stage):
+    """Params of a stage of a round, see `recipe`."""
+    return recipe_params(
+        lambda wildcards: stage_recipes.round_recipe(
+            seeded(wildcards), wildcards.task, wildcards.run, stage, int(wildcards.round)
+        )
+    )
+
+
+def runs_in_rounds(labels=None):
+    """Function of a task: its runs that are trained in rounds, all or those with such labels."""
+    return lambda task: [
+        run
+        for run in dict.fromkeys(run for run, _ in targets.rounds(config, task))
+        if labels in (None, runs.values(config, task, run)["labels"])
+    ]
 
 
 def training_files(wildcards):
@@ -388,6 +418,11 @@ def with_runs(of_task, suffix=""):
     return "|".join(rf"{task}(?=/({one_of(names)}){ending})" for task, names in found.items() if names) or NOTHING
 
 
+def trained_at_once():
+    """The methods of which a rule trains a run; what is trained in rounds has rules of its own."""
+    return [name for name in methods.trained() if not methods.METHODS[name].rounds]
+
+
 def trained_runs(method, sampled):
     """Function of a task: its runs of a method that are trained here, those that are sampled meanwhile or the others."""
     return lambda task: [
@@ -404,8 +439,8 @@ def sampled_runs(task):
 
 # Tables below results/ that are made in shards where a scatter process has several, by that process.
 SCATTERED = {
-    "sampling": rf"{runs.SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples)",
-    "scoring": rf"{runs.SEED}(candidates|pairs|ceiling)/[a-z]+_scores",
+    "sampling": rf"{runs.SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples|rounds/[a-z0-9_]+/{runs.NAME}/{ROUND}/samples)",
+    "scoring": rf"{runs.SEED}((candidates|pairs|ceiling)/[a-z]+_scores|rewards/[a-z0-9_]+/{runs.NAME}|rounds/[a-z0-9_]+/{runs.NAME}/{ROUND}/scores)",
     "judging": rf"{runs.SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts)",
 }
 

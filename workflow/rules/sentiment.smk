@@ -138,6 +138,24 @@ rule true_rewards:
         )
 
 
+# What each run of a task with win rates writes in the end.
+use rule true_rewards as run_rewards with:
+    input:
+        unpack(made(true_reward_files)),
+        samples="results/{seed}samples/{task}/{run}.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        shard_table("scoring", "results/{seed}rewards/{task}/{run}.parquet"),
+    log:
+        of_shard("scoring", "logs/{seed}{task}/rewards_{run}.log"),
+    benchmark:
+        of_shard("scoring", "logs/benchmarks/{seed}{task}/rewards_{run}.jsonl")
+    wildcard_constraints:
+        task=with_runs(lambda task: targets.rewarded(config, task)),
+    resources:
+        **model_needs("run_rewards"),
+
+
 rule sampled_pairs:
     input:
         samples="results/{seed}pairs/{task}_samples.parquet",
@@ -158,11 +176,12 @@ rule sampled_pairs:
     resources:
         **TABLE_RESOURCES,
     params:
+        **recipe("sampled_pairs"),
         code=fingerprint("prefopt.data.sampled_pairs"),
     shell:
         table_stage(
             "sampled_pairs --samples {input.samples} --scores {input.scores} --prompts {input.prompts}"
-            " --out {output.preferences} --summary {output.summary}"
+            " --recipe {params.recipe} --out {output.preferences} --summary {output.summary}"
         )
 
 

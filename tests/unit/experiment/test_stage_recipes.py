@@ -19,6 +19,7 @@ from prefopt.experiment.stage_recipes import (
     judge_recipe,
     recipe_json,
     records_recipe,
+    round_recipe,
     stage_recipe,
     training_recipe,
 )
@@ -289,3 +290,30 @@ def test_candidates_are_drawn_at_temperatures_above_zero(config: dict[str, Any])
     recipe = stage_recipe(config, "tldr", "candidates")
     assert recipe["n"] == 128 and recipe["temperatures"] == [0.25, 0.5, 0.75, 1.0]
     assert stage_recipe(config, "tldr", "sample")["n"] == 1
+
+
+ROUND = {
+    "round_prompts": "prefopt.data.round_prompts:RoundPromptsRecipe",
+    "round_samples": "prefopt.generation.sample:SampleRecipe",
+    "round_implicit_rewards": "prefopt.generation.implicit_rewards:ImplicitRewardsRecipe",
+    "round_pairs": "prefopt.data.sampled_pairs:SampledPairsRecipe",
+}
+
+
+@pytest.mark.parametrize("stage", ROUND)
+def test_each_stage_of_a_round_accepts_its_recipe_which_does_not_know_how_many_there_are(stage: str) -> None:
+    module, name = ROUND[stage].split(":")
+    recipe_type = getattr(importlib.import_module(module), name)
+    recipes = [
+        round_recipe(resolve(with_value("tasks.tldr.runs.mine", own)), "tldr", "mine", stage, 2)
+        for own in ({"method": "iterative_dpo"}, {"method": "iterative_dpo", "rounds": 9})
+    ]
+    assert recipes[0] == recipes[1] == json.loads(json.dumps(dataclasses.asdict(from_dict(recipe_type, recipes[0]))))
+
+
+def test_a_round_is_trained_as_dpo_is() -> None:
+    own = {"dpo": {"method": "dpo"}, "mine": {"method": "iterative_dpo", "loss": "ipo", "beta": 0.5, "rounds": 9}}
+    config = resolve(with_value("tasks.tldr.runs", own))
+    dpo, mine = (training_recipe(config, "tldr", run) for run in ("dpo", "mine"))
+    assert mine.keys() == dpo.keys() and mine["objective"] == "dpo"
+    assert mine["values"] == {**dpo["values"], "loss": "ipo", "beta": 0.5}

@@ -198,3 +198,28 @@ def test_a_fetched_model_is_measured_by_its_own_config(
     values = {"model_type": "gpt2", "vocab_size": 50, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
     (folder / "config.json").write_text(json.dumps(values))
     assert estimate(paper, "hh", "dpo").parameters == 50 * 16 + 64 * 16 + 12 * 16 * 16 + 13 * 16 + 2 * 16
+
+
+def test_operations_of_rounds_by_hand() -> None:
+    """Three rounds of 640 prompts with eight completions each, and 48 that the trainer evaluates on."""
+    mine = {
+        "runs": {
+            "mine": {"method": "iterative_dpo"},
+            "own": {"method": "iterative_dpo", "labels": "implicit", "start": "dpo"},
+        }
+    }
+    stages = {one.stage: one for one in estimates(config_of(tasks__tldr=mine), "tldr")}
+    model = shape(from_folder(SHIPPED))
+    scorer = shape(from_folder(SHIPPED), 1)
+    pair = reading_flops(model, 103, [22, 22])
+    by_hand = {
+        "round_samples mine": 688 * sampling_flops(model, 103, [22] * 8),
+        "round_scores mine": 688 * reading_flops(scorer, 103, [22] * 8),
+        "round_implicit_rewards own": 2 * 688 * reading_flops(model, 103, [22] * 8),
+        "round_reference mine": 688 * pair,
+        # Ten steps, evaluated before the first and after every fifth.
+        "mine": (3 * 640 + 3 * 48) * pair,
+    }
+    assert {name: stages[name].flops for name in by_hand} == by_hand
+    assert all(stages[name].jobs == 3 for name in by_hand)
+    assert "round_scores own" not in stages

@@ -83,7 +83,9 @@ def run(name: str, task: Path, out: Path, **values: Any) -> None:
     paths = {"work": out / "work" / name, "out": out / name, "metrics": out / f"{name}.jsonl"}
     paths |= {"table": out / f"{name}.csv"}
     recipe = json.dumps({**VALUES[name], **values})
-    MODULES[name].run(argparse.Namespace(**inputs(name, task), **paths, by_step=None, recipe=recipe))  # type: ignore[attr-defined]
+    MODULES[name].run(
+        argparse.Namespace(**inputs(name, task), **paths, reference_model=None, by_step=None, recipe=recipe)
+    )  # type: ignore[attr-defined]
 
 
 def make_inputs(task: Path, out: Path) -> None:

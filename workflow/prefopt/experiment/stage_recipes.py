@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.experiment import methods, runs, targets
-from prefopt.experiment.config import objective_values
+from prefopt.experiment.config import objective_values, round_values
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
 from prefopt.store.files import canonical_json
 
@@ -39,10 +39,44 @@ def training_recipe(config: Config, task: str, run: str) -> Config:
     """
     method, values = runs.entry(config, task, run), runs.values(config, task, run)
     of_kind = _ppo if method.trainer == "ppo" else _training
+    if method.rounds:
+        values = {key: value for key, value in values.items() if key not in round_values()}
     if method.trainer == "preference":
         own = {key: values.pop(key) for key in objective_values(runs.method(config, task, run))}
         return {**of_kind(config, values), "objective": method.objective, "values": own}
     return {**of_kind(config, values), **dict(method.values)}
+
+
+def round_recipe(config: Config, task: str, run: str, stage: str, number: int) -> Config:
+    """The values of a stage of a round of a run.
+
+    Nothing in it depends on how many rounds there are, so that a further one makes itself alone.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        run: key of its `runs` that is trained in rounds.
+        stage: a rule of rules/rounds.smk.
+        number: of the round, from 1.
+    """
+    values = runs.values(config, task, run)
+    seed = _seed(config, values)
+    of_prompts = {key: values[key] for key in ("prompts", "validation_prompts")}
+    if stage == "round_prompts":
+        return {**of_prompts, "round": number, "seed": seed}
+    if stage == "round_samples":
+        return {
+            **_engine(config),
+            **{key: values[key] for key in ("n", "max_new_tokens", "validation_prompts")},
+            "temperatures": [values["temperature"]],
+            "stop": config["tasks"][task]["sampling"]["stop"],
+            "train_prompts": values["prompts"],
+            "test_prompts": 0,
+            "seed": seed,
+        }
+    if stage == "round_implicit_rewards":
+        return {**_engine(config), **{key: values[key] for key in ("beta", "length_normalized")}}
+    return {**{key: values[key] for key in ("pairs", "length_penalty")}, "seed": seed}
 
 
 def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
@@ -395,6 +429,8 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "test_prompts": 0,
         "seed": _seed(config, task["pairs"]),
     },
+    # Of all pairs none is drawn.
+    "sampled_pairs": lambda config, task, name: {"pairs": "all", "length_penalty": 0.0, "seed": 0},
     "ceiling_samples": lambda config, task, name: {
         **_engine(config),
         "temperatures": [1.0],

@@ -13,11 +13,15 @@ from prefopt.experiment.runs import (
     choices,
     entry,
     home,
+    in_rounds,
     is_brought,
     known,
     method,
+    needs,
     policies,
     reference,
+    round_name,
+    round_of,
     runs,
     seeds,
     values,
@@ -39,7 +43,8 @@ _ONCE = ("base", "gold_reward_model", "classifier")
 
 # Tables of the reference policy's log-probabilities, as methods need them, and the names of their files.
 REFERENCE_TABLES = {"reference_logprobs": "reference", "reference_label_logprobs": "reference_labels"}
-
+# What samples a policy while it trains.
+BY_STEP = frozenset({"prefopt.training.by_step:step_sampler"})
 # What makes the judge of each kind.
 _JUDGES = {
     "oracle": "prefopt.judging.oracle:OracleJudge",
@@ -90,6 +95,12 @@ def measured_metrics(config: Config, task: str) -> list[str]:
     return [f"results/{seed}training/{folder}/{run}.jsonl" for seed in seeds(config) for run in measured(config, task)]
 
 
+def rewarded(config: Config, task: str) -> list[str]:
+    """The runs whose samples the frontier's reward is told of, of a task with win rates."""
+    section = config["tasks"][task]
+    return runs(config, task) if kind(section) == "comparison" and measures_frontier(section) else []
+
+
 def tasks_of(config: Config, *kinds: str) -> list[str]:
     """Names of the tasks of these kinds, in the config's order."""
     return [task for task, section in config["tasks"].items() if kind(section) in kinds]
@@ -101,7 +112,7 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
     Args:
         config: a resolved config.
         task: key of `tasks`.
-        name: base, reference, a run, reward_model, gold_reward_model or true_reward.
+        name: base, reference, a run, a round of one (`runs.round_name`), reward_model, gold_reward_model or true_reward.
         shipped: folder of the base model that the repository holds.
         seed: folder of the seed, see `runs.seeds`.
     """
@@ -111,6 +122,13 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
         name = reference(config, task)
     if name in section["runs"] and entry(config, task, name).trainer is None:
         name = entry(config, task, name).starts_from
+    if name in in_rounds(config, task):
+        name = round_name(name, in_rounds(config, task)[name])
+    if of_round := round_of(name):
+        run, number = of_round
+        if number:
+            return f"{round_folder(task, run, number, seed)}/model"
+        name = values(config, task, run)["start"] or reference(config, task)
     if name == "true_reward" and section["true_reward"]["source"] == "classifier":
         return f"results/models/{task}/classifier"
     if name == "true_reward" and section["true_reward"]["source"] == "ngrams":
@@ -129,11 +147,38 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
     return f"results/{'' if name in _ONCE else seed}models/{task}/{name}"
 
 
+def round_folder(task: str, run: str, number: int | str, seed: str) -> str:
+    """The folder of a round: its tables, and the model that it ends with."""
+    return f"results/{seed}rounds/{task}/{run}/{number}"
+
+
+def rounds(config: Config, task: str) -> list[tuple[str, int]]:
+    """Run and number of every round of a task's runs that are trained so."""
+    if kind(config["tasks"][task]) != "comparison":
+        return []
+    return [(run, number) for run, count in in_rounds(config, task).items() for number in range(1, count + 1)]
+
+
+def round_files(config: Config, task: str) -> list[str]:
+    """What a task's rounds make and keep, for each seed: tables that took a model, pairs, and a model each."""
+    tables = [f"{name}.parquet" for name in ("samples", "scores", "preferences", "reference")]
+    return [
+        f"{round_folder(task, run, number, seed)}/{name}"
+        for seed in seeds(config)
+        for run, number in rounds(config, task)
+        for name in (*tables, "model")
+    ]
+
+
 def trained(config: Config, task: str) -> list[str]:
-    """The runs whose models this workflow trains; those of a sweep leave evaluations, and only its reference a model."""
+    """The runs whose models this workflow trains at once; those of a sweep leave evaluations, and only its reference a model.
+
+    What is trained in rounds has a model for each of them: see `rounds`.
+    """
     by_kind = {"comparison": known(config, task), "frontier": [reference(config, task)], "transfer": []}
     own = by_kind[kind(config["tasks"][task])]
-    return [run for run in own if entry(config, task, run).trainer and not is_brought(config, task, run)]
+    at_once = (run for run in own if not entry(config, task, run).rounds)
+    return [run for run in at_once if entry(config, task, run).trainer and not is_brought(config, task, run)]
 
 
 def trainers(config: Config, task: str) -> list[str]:
@@ -142,8 +187,8 @@ def trainers(config: Config, task: str) -> list[str]:
     if kind(section) == "transfer":
         return []
     own = trained(config, task)
-    rewarded = [name for name in own if "reward_model" in entry(config, task, name).needs]
-    learned = any("reward_model" in entry(config, task, name).needs for name in runs(config, task))
+    rewarded = [name for name in own if "reward_model" in needs(config, task, name)]
+    learned = any("reward_model" in needs(config, task, name) for name in runs(config, task))
     return [
         *(["base"] if section["base"]["source"] == "scratch" else []),
         *(name for name in own if name not in rewarded),
@@ -174,8 +219,7 @@ def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, 
 def trainer_code(config: Config, task: str, run: str) -> tuple[Any, ...]:
     """Arguments of `fingerprint` for a run's trainer, which samples nothing where that is not asked for."""
     module = f"prefopt.training.{entry(config, task, run).trainer}"
-    without = frozenset() if run in stepped(config, task) else frozenset({"prefopt.training.by_step:step_sampler"})
-    return module, PACKAGE, without
+    return module, PACKAGE, frozenset() if run in stepped(config, task) else BY_STEP
 
 
 def judge_kinds(section: Config) -> set[str]:
@@ -269,11 +313,12 @@ def study_files(config: Config) -> list[str]:
 
 
 def training_metrics(config: Config, task: str) -> list[str]:
-    """The metrics file of each of a task's trainers."""
+    """The metrics file of each of a task's trainers, and of each round."""
+    of_rounds = [round_name(run, number) for run, number in rounds(config, task)]
     return [
         f"results/{'' if name in _ONCE else seed}training/{task}/{'pretrain' if name == 'base' else name}.jsonl"
         for seed in seeds(config)
-        for name in trainers(config, task)
+        for name in (*trainers(config, task), *of_rounds)
         if seed == "" or name not in _ONCE
     ]
 
@@ -308,7 +353,10 @@ def judges_subsets(config: Config, task: str) -> bool:
 
 
 def stepped(config: Config, task: str) -> list[str]:
-    """The runs that are sampled while they train: those that the config names, else those of DPO (Fig. 3)."""
+    """The runs that are sampled while they train: those that the config names, else those of DPO (Fig. 3).
+
+    What is trained in rounds is sampled at the end of each alone.
+    """
     by_step = config["tasks"][task].get("by_step")
     if by_step is None:
         return []
@@ -319,7 +367,8 @@ def stepped(config: Config, task: str) -> list[str]:
 
     def by_default(run: str) -> bool:
         one = entry(config, task, run)
-        return method(config, task, run) == "dpo" or (moving and bool(one.trainer) and one.starts_from == "reference")
+        at_once = bool(one.trainer) and not one.rounds
+        return method(config, task, run) == "dpo" or (moving and at_once and one.starts_from == "reference")
 
     return [run for run in runs(config, task) if by_default(run)]
 
@@ -347,6 +396,8 @@ def compute_files(config: Config) -> dict[str, list[str]]:
         ),
         "samples": of_seeds(samples),
         "candidates": of_seeds(f"candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")),
+        "rounds": [path for task in compared for path in round_files(config, task)],
+        "rewards": of_seeds(f"rewards/{task}/{run}.parquet" for task in compared for run in rewarded(config, task)),
         "win_rates": [f"results/{task}_winrates.csv" for task in compared],
         "curves": of_seeds(f"candidates/{task}_curve.csv" for task in candidates),
         "runs": of_seeds(
@@ -391,4 +442,5 @@ def result_files(config: Config) -> list[str]:
             files += [f"results/{task}_winrate_by_step.{ending}" for ending in ("csv", "svg", "png")]
         files += [f"results/{task}_training.svg"] if trainers(config, task) else []
         files += models(config, task)
+        files += round_files(config, task)
     return files

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefopt.experiment import runs, targets
 from prefopt.experiment.methods import Method
-from prefopt.planning import memory, work
+from prefopt.planning import memory, samplers, work
 from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
 from prefopt.planning.estimate import Estimate
 from prefopt.planning.memory import Engine, MicroBatch, Parts, Resident, Rows, micro_batch
@@ -33,11 +33,18 @@ def pretrain(task: Task, stage: str, _: str | None = None) -> Estimate:
 
 
 def of_run(task: Task, stage: str, run: str | None) -> Estimate:
-    """A run's trainer, perhaps with the samples that are drawn from its float32 weights while it trains."""
+    """A run's trainer, or that of one of its rounds, perhaps with samples of its float32 weights while it trains."""
     run = run or stage
     method, values = runs.entry(task.config, task.name, run), runs.values(task.config, task.name, run)
     if method.trainer == "ppo":
         made = _ppo(task, stage, values)
+    elif method.rounds:
+        pairs = samplers.round_pairs(values)
+
+        def sampled(long: bool) -> Rows:
+            return task.sampled_pair_rows(values, long)
+
+        made = _on_examples(task, stage, "reference", values, pairs["train"], pairs["validation"], sampled)
     else:
         completion = dict(method.values).get("completion")
         labels = method.trainer == "kto"
