@@ -102,7 +102,10 @@ def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:
     asked = {name: re.findall(r"\*\*(?:model|judge)_needs\(\"?(\w+)\"?\)", text) for name, text in rules().items()}
     of_models = {name for name, text in rules().items() if STAGE.search(text)[1] != "table"}  # type: ignore[index]
     # A rule that inherits another, and so the text after it, overrides its resources.
-    inherited = {"pair_samples": ["ceiling_samples"], "subsets": ["judge_candidates"]}
+    inherited = {
+        **{"pair_samples": ["ceiling_samples"], "subsets": ["judge_candidates"]},
+        "true_rewards": ["candidate_rewards"],
+    }
     judging = {"judge_items": ["judge"], "train": ["method"]}
     for name, stages in asked.items():
         own = judging.get(name, [name] if name in of_models else [])

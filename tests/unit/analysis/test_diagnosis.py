@@ -45,6 +45,7 @@ def completions(step: int, ids: list[list[int]], logp: float = -1.0, **values: A
             "tokens": len(one),
             "logp": logp * len(one) + i % 5,
         }
+        | {"learned_reward": None}
         | completion_measures(PROMPT, one, " ".join(str(token) for token in one if token != EOS), one[-1] == EOS)
         | values
         for i, one in enumerate(ids)

@@ -174,6 +174,20 @@ def compute_recipe(config: Config) -> Config:
     }
 
 
+def overoptimization_recipe(config: Config) -> Config:
+    """The values of the stage `overoptimization`, which reads all tasks: whose its tables are, in their order."""
+    tasks = dict.fromkeys(task for task, _, _ in targets.optimized(config))
+    confidence = config["tasks"][next(iter(tasks))]["evaluation"]["confidence"] if tasks else 0.95
+    numbers = runs.seeds(config)
+    return {
+        "runs": [[task, numbers[seed], run] for task, seed, run in targets.optimized(config)],
+        "candidates": [[task, numbers[seed]] for task, seed in targets.rewarded_candidates(config)],
+        "titles": {task: config["tasks"][task]["words"]["title"] for task in tasks},
+        "confidence": confidence,
+        "seed": config["seeds"][0],
+    }
+
+
 def paper_recipe(config: Config) -> Config:
     """The values of the stage `paper`: the scale of each task with win rates, in words."""
     scale = {}

@@ -32,6 +32,7 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "judge_candidates": samplers.judge,
     "best_of_n": samplers.best_of_n,
     "true_rewards": samplers.true_rewards,
+    "candidate_rewards": samplers.candidate_rewards,
 }
 
 
@@ -76,6 +77,7 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
     if measured:
         learned = section["frontier"]["reward"] == "gold_reward_model"
         stages += ["ceiling_samples", *(["true_rewards"] if learned else [])]
+        stages += ["candidate_rewards"] if learned and targets.has_candidates(config, task) else []
     return [
         *made,
         *(estimate(config, task, stage) for stage in stages),
