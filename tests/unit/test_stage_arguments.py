@@ -19,7 +19,7 @@ STAGES: dict[str, dict[str, str]] = {
     "analysis.human_agreement": {"path": "out", "paths": "votes verdicts", "text": "recipe"},
     "analysis.judge_agreement": {"path": "out", "paths": "verdicts", "text": "recipe"},
     "analysis.optimal_frontier": {"path": "out", "paths": "scores", "text": "recipe"},
-    "analysis.overoptimization": {"path": "table fits", "paths": "evaluations out", "text": "recipe"},
+    "analysis.overoptimization": {"path": "table fits", "paths": "evaluations summaries out", "text": "recipe"},
     "analysis.win_rates": {
         "path": "summary out by-seed comparisons manifest",
         "paths": "verdicts samples",

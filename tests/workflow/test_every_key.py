@@ -127,8 +127,9 @@ READ_BY = {
     r".*\.evaluation\.(examples|example_characters)": "examples",
     r"tasks\.tldr\.evaluation\.confidence": (
         "win_rates best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance diagnosis"
+        " overoptimization"
     ),
-    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step dominance diagnosis",
+    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step dominance diagnosis overoptimization",
     r"tasks\.cnndm\.evaluation\.confidence": "win_rates",
     r"tasks\.imdb\.evaluation\.confidence": "dominance diagnosis overoptimization",
     r"tasks\.imdb\.evaluation\.(bootstrap|at_kl)": "dominance",

@@ -354,9 +354,10 @@ def optimized_files(wildcards):
         "evaluations": [
             f"results/{seed}frontier/{task}/{run}.parquet" for task, seed, run in targets.optimized(config)
         ],
+        "summaries": [f"results/data/{task}/summary.json" for task in targets.optimized_tasks(config)],
         "candidates": [f"{start}.parquet" for start in candidates],
         "scores": [f"{start}_scores.parquet" for start in candidates],
-        "true": [f"{start}_true.parquet" for start in candidates],
+        "true": [f"{start}_true_rewards.parquet" for start in candidates],
     }
     return {name: paths for name, paths in files.items() if paths}
 

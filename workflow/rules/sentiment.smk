@@ -145,7 +145,7 @@ use rule true_rewards as candidate_rewards with:
         samples="results/{seed}candidates/{task}.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
-        "results/{seed}candidates/{task}_true.parquet",
+        "results/{seed}candidates/{task}_true_rewards.parquet",
     log:
         "logs/{seed}{task}/candidate_rewards.log",
     benchmark:

@@ -19,7 +19,6 @@ from prefopt.analysis import overoptimization
 from prefopt.analysis.overoptimization import (
     Form,
     Optimized,
-    OveroptimizationRecipe,
     alarm,
     coefficients,
     fit_row,
@@ -30,8 +29,6 @@ from prefopt.analysis.overoptimization import (
 )
 from prefopt.errors import UserError
 from prefopt.store.tables import write_table
-
-RECIPE = OveroptimizationRecipe(runs=(), candidates=(), titles={}, confidence=0.95, seed=0)
 
 
 def gain_at(kl: np.ndarray, a: float, b: float, form: Form) -> np.ndarray:
@@ -73,7 +70,7 @@ def test_intervals_hold_the_known_curve_in_95_of_100_simulations(form: Form, mon
         true = truth + slope + 0.4 * rng.standard_normal((prompts, len(at)))
         true[:, 0] = slope[:, 0]
         kls = kl * (rng.gamma(4.0, 0.25, (prompts, len(at))) if form == "rl" else np.ones((prompts, 1)))
-        row = fit_row([Optimized("t", "r", method, 0, at, kls, true, true, np.full_like(true, np.nan))], RECIPE)
+        row = fit_row([Optimized("t", "r", method, 0, at, kls, true, true, np.full_like(true, np.nan))], 0.95, 0)
         held += [row["a_low"] <= a <= row["a_high"], row["b_low"] <= b <= row["b_high"], False]
         held[2] += row["peak_kl_low"] <= peak_kl(a, b, form) <= row["peak_kl_high"]
     assert (held >= 0.93 * simulations).all() and (held <= 0.97 * simulations).all(), held
@@ -128,7 +125,7 @@ def test_an_alarm_is_a_true_reward_that_falls_while_the_other_rises() -> None:
 def test_of_the_best_of_n_powers_of_two_are_fitted_and_told() -> None:
     curve = made_up([0.0, 0.1, 0.9, 0.5, 0.2], [0.0, 1.0, 2.0, 3.0, 4.0], "best_of_n")
     curve = Optimized(**{**vars(curve), "at": [1, 2, 3, 4, 5]})
-    assert fit_row([curve], RECIPE)["points"] == 2
+    assert fit_row([curve], 0.95, 0)["points"] == 2
     assert alarm(curve, 0.95, 0) == "", "the third is no power of 2, and from the second to the fourth it rose"
 
 
@@ -159,9 +156,9 @@ def test_a_method_on_pairs_has_an_implicit_reward_and_no_other_has() -> None:
 def test_several_seeds_widen_the_intervals_by_what_lies_between_them() -> None:
     first = made_up([0.0, 0.6, 0.9, 0.4], [0.0, 1.0, 2.0, 3.0])
     other = Optimized(**{**vars(first), "seed": 1, "true": first.true * np.array([1.0, 1.5, 1.5, 1.5])})
-    one, both = fit_row([first], RECIPE), fit_row([first, other], RECIPE)
+    one, both = fit_row([first], 0.95, 0), fit_row([first, other], 0.95, 0)
     assert both["seeds"] == 2 and both["a_high"] - both["a_low"] > 2 * (one["a_high"] - one["a_low"])
-    assert both["a"] == pytest.approx((one["a"] + fit_row([other], RECIPE)["a"]) / 2)
+    assert both["a"] == pytest.approx((one["a"] + fit_row([other], 0.95, 0)["a"]) / 2)
 
 
 def test_the_stage_writes_points_fits_figure_and_alarms(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -177,15 +174,18 @@ def test_the_stage_writes_points_fits_figure_and_alarms(tmp_path: Path, caplog: 
     for name in ("s", "t"):
         scores = [row | {"reward": float(rng.standard_normal())} for row in key]
         write_table(tmp_path / f"{name}.parquet", "scores", scores, samples=content)
-    recipe = {"runs": [["hh", 0, "dpo"], ["hh", 0, "ppo"]], "candidates": [["hh", 0]], "titles": {"hh": "Dialogue"}}
+    recipe: dict[str, Any] = {"runs": [["hh", 0, "dpo"], ["hh", 0, "ppo"]], "candidates": [["hh", 0]]}
+    recipe["tasks"] = [["hh", "Dialogue", "dialogues", "oracle", 0.95]]
+    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
     out = {"table": tmp_path / "o.csv", "fits": tmp_path / "f.csv", "out": [tmp_path / "o.svg", tmp_path / "o.png"]}
     tables = {"candidates": "c", "scores": "s", "true": "t"}
     overoptimization.run(
         argparse.Namespace(
             evaluations=paths,
+            summaries=[tmp_path / "summary.json"],
             **{name: [tmp_path / f"{path}.parquet"] for name, path in tables.items()},
             **out,
-            recipe=json.dumps({**recipe, "confidence": 0.95, "seed": 0}),
+            recipe=json.dumps({**recipe, "seed": 0}),
         )
     )
     table, fits = pd.read_csv(out["table"]), pd.read_csv(out["fits"])

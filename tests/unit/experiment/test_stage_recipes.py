@@ -144,7 +144,8 @@ def test_what_reads_the_rewards_of_all_tasks_is_told_whose_they_are() -> None:
         ("tldr", seed, run) for seed in (3, 5) for run in ("dpo", "ppo")
     ]
     assert recipe.candidates == (("tldr", 3), ("tldr", 5), ("hh", 3), ("hh", 5))
-    assert set(recipe.titles) == {"imdb", "tldr", "hh"} and recipe.confidence == 0.95
+    told = {name: (reward, confidence) for name, _, _, reward, confidence in recipe.tasks}
+    assert told == {"tldr": ("oracle", 0.95), "hh": ("oracle", 0.95), "imdb": ("rule", 0.95)}
     own = json.loads(recipe_json(config, "imdb", "diagnosis"))["values"]
     assert "nll_weight" in own["dpo"] and own["unlikelihood"] == ["alpha"] and set(own) == {"dpo", "unlikelihood"}
 

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from statsmodels.stats.multitest import multipletests
 
 from prefopt.analysis.best_of_n_curve import best_of_n_weights
+from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
 from prefopt.analysis.statistics import mean_over_seeds, sign_flip_p
 from prefopt.analysis.style import annotate, display_name, figure_style, position_style, save
 from prefopt.analysis.texts import write_csv
@@ -44,12 +45,12 @@ Form = Literal["best_of_n", "rl"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OveroptimizationRecipe:
-    """Whose the tables are, in their order, and how sure an interval and an alarm are."""
+    """Whose the tables are, in their order, and what is said of their tasks."""
 
     runs: tuple[tuple[str, int, str], ...]  # task, seed and run of each evaluations table
     candidates: tuple[tuple[str, int], ...]  # task and seed of each table of candidates
-    titles: dict[str, str]  # of tasks
-    confidence: float
+    # Name, title, what is written where it is synthetic, true reward, and how sure an interval and an alarm are.
+    tasks: tuple[tuple[str, str, str, str, float], ...]
     seed: int  # of resamples
 
 
@@ -163,7 +164,7 @@ def peak_kl(a: float, b: float, form: Form) -> float:
     return math.exp(min(2 * (a / b - 1), 700.0))
 
 
-def fit_row(curves: Sequence[Optimized], recipe: OveroptimizationRecipe) -> dict[str, Any]:
+def fit_row(curves: Sequence[Optimized], confidence: float, seed: int) -> dict[str, Any]:
     """The fit of one run over its seeds: a, b and where the true reward peaks, with intervals.
 
     Of one seed intervals are the percentile bootstrap's over prompts, with all points of a prompt drawn together; of several
@@ -172,9 +173,10 @@ def fit_row(curves: Sequence[Optimized], recipe: OveroptimizationRecipe) -> dict
 
     Args:
         curves: of one task and run, one a seed.
-        recipe: confidence and seed.
+        confidence: e.g. 0.95.
+        seed: of the resamples.
     """
-    one, rng = curves[0], np.random.default_rng(recipe.seed)
+    one, rng = curves[0], np.random.default_rng(seed)
     prompts = len(one.true)
     counts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=_RESAMPLES)
     weights = np.vstack([np.full(prompts, 1 / prompts), counts / prompts])
@@ -188,20 +190,20 @@ def fit_row(curves: Sequence[Optimized], recipe: OveroptimizationRecipe) -> dict
     )
     row: dict[str, Any] = {"task": one.task, "run": one.run, "method": one.method, "form": one.form}
     row |= {"seeds": len(curves), "prompts": prompts, "points": len(places)}
-    tail = [(1 - recipe.confidence) / 2, (1 + recipe.confidence) / 2]
+    tail = [(1 - confidence) / 2, (1 + confidence) / 2]
     mean = of_seeds.mean(axis=0)
     for i, name in enumerate(("a", "b")):
         low, high = np.quantile(mean[1:, i], tail)
         if len(curves) > 1:
             error = float(mean[1:, i].std())
-            interval = mean_over_seeds(of_seeds[:, 0, i].tolist(), error, prompts, recipe.confidence).interval
+            interval = mean_over_seeds(of_seeds[:, 0, i].tolist(), error, prompts, confidence).interval
             low, high = interval.low, interval.high
         row |= {name: float(mean[0, i]), f"{name}_low": float(low), f"{name}_high": float(high)}
     peaks = np.array([peak_kl(float(a), float(b), one.form) for a, b in mean])
     low, high = np.quantile(peaks[1:], tail, method="nearest")  # some may be infinite
     largest = max(float(curve.kl.mean(axis=0).max()) for curve in curves)
     row |= {"peak_kl": peaks[0], "peak_kl_low": float(low), "peak_kl_high": float(high), "largest_kl": largest}
-    return row | {"peak_measured": bool(peaks[0] <= largest), "confidence": recipe.confidence}
+    return row | {"peak_measured": bool(peaks[0] <= largest), "confidence": confidence}
 
 
 def _fitted(curve: Optimized) -> list[int]:
@@ -253,13 +255,17 @@ def points(curve: Optimized, warning: str) -> Iterator[dict[str, Any]]:
         yield {**row, "alarm": warning}
 
 
-def overoptimization_figure(table: pd.DataFrame, titles: dict[str, str]) -> Figure:
+def overoptimization_figure(
+    table: pd.DataFrame, facts: Sequence[Mapping[str, Any]], rewards: Mapping[str, str]
+) -> Figure:
     """A row per task: the true reward on the left, what is maximised on the right, both against the root of KL.
 
     Args:
         table: rows of `points`.
-        titles: of the tasks.
+        facts: of each task, see `data_notes`.
+        rewards: the true reward of each task.
     """
+    titles = {str(one["task"]): f"{one['title']}{' (synthetic records)' if one['synthetic'] else ''}" for one in facts}
     tasks = list(dict.fromkeys(table["task"]))
     with figure_style():
         figure, panels = plt.subplots(
@@ -274,13 +280,20 @@ def overoptimization_figure(table: pd.DataFrame, titles: dict[str, str]) -> Figu
             right.set_ylabel("Learned or implicit reward")
             for axes in (left, right):
                 axes.set_xlabel("Square root of KL to the reference (nats)")
-            right.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
+            right.legend(*left.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
         alarms = table.drop_duplicates(["task", "run", "seed"]).query("alarm != ''")
+        note = (
+            "Rewards less the reference policy's. Of methods on pairs the implicit reward, beta times KL, is on the right. KL of "
+            f"the best of N: log N - (N - 1) / N. {prompts_note(table['prompts'].tolist())}"
+        )
         annotate(
             figure,
-            "Rewards less the reference policy's. Of methods on pairs the implicit reward, beta times KL, is on the right. KL of "
-            "the best of N: log N - (N - 1) / N.",
-            [f"{row.task}, {display_name(str(row.run))}, seed {row.seed}: {row.alarm}." for row in alarms.itertuples()],
+            " ".join([note, *data_notes(facts, rewards)]),
+            few_prompts(int(table["prompts"].min()))
+            + [
+                f"{row.task}, {display_name(str(row.run))}, seed {row.seed}: {row.alarm}."
+                for row in alarms.itertuples()
+            ],
         )
         plt.close(figure)
     return figure
@@ -310,6 +323,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", type=Path, nargs="+", default=[], help="samples tables of candidates")
     parser.add_argument("--scores", type=Path, nargs="+", default=[], help="their learned rewards")
     parser.add_argument("--true", type=Path, nargs="+", default=[], help="their true rewards")
+    parser.add_argument("--summaries", required=True, type=Path, nargs="+", help="summary of each task's data, JSON")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--table", required=True, type=Path, help="CSV of every point that is made")
     parser.add_argument("--fits", required=True, type=Path, help="CSV of the fits that is made")
@@ -319,6 +333,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the points, the fits and the figure; alarms are told in the log too."""
     recipe = from_json(OveroptimizationRecipe, args.recipe)
+    confidence = {task: sure for task, *_, sure in recipe.tasks}
     curves = [
         of_run(read_table(path, "evaluations"), task, seed)
         for path, (task, seed, _) in zip(args.evaluations, recipe.runs, strict=True)
@@ -331,7 +346,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     rows = []
     for curve in curves:
-        warning = alarm(curve, recipe.confidence, recipe.seed)
+        warning = alarm(curve, confidence[curve.task], recipe.seed)
         if warning:
             logger.warning("%s, %s, seed %d: %s", curve.task, curve.run, curve.seed, warning)
         rows += list(points(curve, warning))
@@ -340,8 +355,12 @@ def run(args: argparse.Namespace) -> None:
         by_run.setdefault((curve.task, curve.run, curve.method), []).append(curve)
     table = pd.DataFrame(rows)
     write_csv(args.table, table)
-    write_csv(args.fits, pd.DataFrame(fit_row(one, recipe) for one in by_run.values()))
-    figure = overoptimization_figure(table, recipe.titles)
+    write_csv(args.fits, pd.DataFrame(fit_row(one, confidence[one[0].task], recipe.seed) for one in by_run.values()))
+    facts = [
+        {**read_facts(path), "task": task, "title": title, "written": written}
+        for path, (task, title, written, *_) in zip(args.summaries, recipe.tasks, strict=True)
+    ]
+    figure = overoptimization_figure(table, facts, {task: reward for task, _, _, reward, _ in recipe.tasks})
     with figure_style():
         for path in args.out:
             save(figure, path)

@@ -176,14 +176,18 @@ def compute_recipe(config: Config) -> Config:
 
 def overoptimization_recipe(config: Config) -> Config:
     """The values of the stage `overoptimization`, which reads all tasks: whose its tables are, in their order."""
-    tasks = dict.fromkeys(task for task, _, _ in targets.optimized(config))
-    confidence = config["tasks"][next(iter(tasks))]["evaluation"]["confidence"] if tasks else 0.95
+    sections = config["tasks"]
     numbers = runs.seeds(config)
     return {
         "runs": [[task, numbers[seed], run] for task, seed, run in targets.optimized(config)],
         "candidates": [[task, numbers[seed]] for task, seed in targets.rewarded_candidates(config)],
-        "titles": {task: config["tasks"][task]["words"]["title"] for task in tasks},
-        "confidence": confidence,
+        "tasks": [
+            [
+                *(task, sections[task]["words"]["title"], TASKS[sections[task]["form"]].written),
+                *(_true_reward(config, sections[task])["kind"], sections[task]["evaluation"]["confidence"]),
+            ]
+            for task in targets.optimized_tasks(config)
+        ],
         "seed": config["seeds"][0],
     }
 

@@ -268,9 +268,14 @@ def optimized(config: Config) -> list[tuple[str, str, str]]:
     return [(task, seed, run) for task in config["tasks"] for seed in seeds(config) for run in measured(config, task)]
 
 
+def optimized_tasks(config: Config) -> list[str]:
+    """The tasks of these runs."""
+    return list(dict.fromkeys(task for task, _, _ in optimized(config)))
+
+
 def rewarded_candidates(config: Config) -> list[tuple[str, str]]:
     """Task and seed of all candidates that have a learned and a true reward."""
-    tasks = [task for task in config["tasks"] if measured(config, task) and has_candidates(config, task)]
+    tasks = [task for task in optimized_tasks(config) if has_candidates(config, task)]
     return [(task, seed) for task in tasks for seed in seeds(config)]
 
 
