@@ -19,6 +19,7 @@ STAGES: dict[str, dict[str, str]] = {
     "analysis.human_agreement": {"path": "out", "paths": "votes verdicts", "text": "recipe"},
     "analysis.judge_agreement": {"path": "out", "paths": "verdicts", "text": "recipe"},
     "analysis.optimal_frontier": {"path": "out", "paths": "scores", "text": "recipe"},
+    "analysis.overoptimization": {"path": "table fits", "paths": "evaluations summaries out", "text": "recipe"},
     "analysis.win_rates": {
         "path": "summary out by-seed comparisons manifest",
         "paths": "verdicts samples",
@@ -71,7 +72,8 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
         ("models", "reference", "rounds", "rewards", "samples", "candidates", "win-rates", "curves", "runs"),
         ("paths", []),
     ),
-    "generation.evaluations": {"true-reward-model": ("path", None)},
+    "analysis.overoptimization": dict.fromkeys(("candidates", "scores", "true"), ("paths", [])),
+    "generation.evaluations": dict.fromkeys(("true-reward-model", "reward-model"), ("path", None)),
     "generation.sample": {
         **dict.fromkeys(("reference-model", "earlier"), ("path", None)),
         "shard": ("text", None),

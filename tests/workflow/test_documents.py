@@ -104,7 +104,11 @@ def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:
     # A rule that inherits another, and so the text after it, overrides its resources.
     inherited = {
         "reference": ["reference_labels"],
-        **{"pair_samples": ["ceiling_samples"], "subsets": ["judge_candidates"], "true_rewards": ["run_rewards"]},
+        **{
+            "pair_samples": ["ceiling_samples"],
+            "subsets": ["judge_candidates"],
+            "true_rewards": ["run_rewards", "candidate_rewards"],
+        },
         "round_prompts": ["round_samples", "round_scores", "round_true_rewards"],
         "round_implicit_rewards": ["round_reference"],
     }

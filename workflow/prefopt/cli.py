@@ -69,6 +69,10 @@ STAGES = {
     "dominance": ("prefopt.analysis.dominance", "which method's frontier is above which"),
     "frontier_figure": ("prefopt.analysis.frontier_figure", "reward against KL"),
     "diagnosis": ("prefopt.analysis.diagnosis", "what became of every run's texts, and whether it collapsed"),
+    "overoptimization": (
+        "prefopt.analysis.overoptimization",
+        "learned and true reward against the square root of KL, and where they part",
+    ),
     "training_figure": ("prefopt.analysis.training_curves", "curves of every trainer"),
     "compute": ("prefopt.analysis.compute", "what each method cost, beside what it bought"),
     "compute_figure": ("prefopt.analysis.compute_figure", "win rate against cost"),

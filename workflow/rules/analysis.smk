@@ -273,6 +273,49 @@ rule diagnosis:
         )
 
 
+rule overoptimization:
+    input:
+        unpack(optimized_files),
+    output:
+        table=report(
+            "results/overoptimization.csv",
+            caption="../report/overoptimization.rst",
+            category="Over-optimisation",
+            labels={"task": "all", "what": "learned and true reward, and alarms"},
+        ),
+        fits=report(
+            "results/overoptimization_fits.csv",
+            caption="../report/overoptimization.rst",
+            category="Over-optimisation",
+            labels={"task": "all", "what": "fits and peaks"},
+        ),
+        svg=report(
+            "results/overoptimization.svg",
+            caption="../report/overoptimization.rst",
+            category="Over-optimisation",
+            labels={"task": "all", "what": "figure"},
+        ),
+        png="results/overoptimization.png",
+    log:
+        "logs/overoptimization.log",
+    benchmark:
+        "logs/benchmarks/overoptimization.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        files=arguments_of(optimized_files),
+        recipe=recipe_of_all(stage_recipes.overoptimization_recipe),
+        code=fingerprint("prefopt.analysis.overoptimization"),
+    shell:
+        table_stage(
+            "overoptimization {params.files} --recipe {params.recipe} --table {output.table} --fits {output.fits}"
+            " --out {output.svg} {output.png}"
+        )
+
+
 rule examples:
     input:
         prompts="results/data/{task}/prompts.parquet",

@@ -369,6 +369,30 @@ def reward_files(wildcards):
     return {**learned, **true_reward_files(wildcards)}
 
 
+def evaluation_files(wildcards):
+    """The rewards of what a run wrote while it trained: the true one, and the learned one where the task has it."""
+    learned = {"reward_model": model_folder("reward_model")(wildcards)}
+    return {
+        **(learned if targets.learns_reward(config, wildcards.task) else {}),
+        **true_reward_files(wildcards),
+    }
+
+
+def optimized_files(wildcards):
+    """What the stage `overoptimization` reads: evaluations of all tasks, and candidates with both their rewards."""
+    candidates = [f"results/{seed}candidates/{task}" for task, seed in targets.rewarded_candidates(config)]
+    files = {
+        "evaluations": [
+            f"results/{seed}frontier/{task}/{run}.parquet" for task, seed, run in targets.optimized(config)
+        ],
+        "summaries": [f"results/data/{task}/summary.json" for task in targets.optimized_tasks(config)],
+        "candidates": [f"{start}.parquet" for start in candidates],
+        "scores": [f"{start}_scores.parquet" for start in candidates],
+        "true": [f"{start}_true_rewards.parquet" for start in candidates],
+    }
+    return {name: paths for name, paths in files.items() if paths}
+
+
 def runs_of_sweep(wildcards):
     """The evaluations of each run of a frontier, for each seed."""
     return [

@@ -156,6 +156,30 @@ use rule true_rewards as run_rewards with:
         **model_needs("run_rewards"),
 
 
+# Of the candidates too, to see where the best of N by the learned reward has the most of it.
+use rule true_rewards as candidate_rewards with:
+    input:
+        unpack(made(true_reward_files)),
+        samples="results/{seed}candidates/{task}.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        "results/{seed}candidates/{task}_true_rewards.parquet",
+    log:
+        "logs/{seed}{task}/candidate_rewards.log",
+    benchmark:
+        "logs/benchmarks/{seed}{task}/candidate_rewards.jsonl"
+    wildcard_constraints:
+        task=one_of([task for task in with_frontier if targets.has_candidates(config, task)]),
+    resources:
+        **model_needs("candidate_rewards"),
+    params:
+        **recipe("true_rewards"),
+        true_reward=arguments_of(true_reward_files),
+        true_reward_content=brought(true_reward_files),
+        shard=[],
+        code=fingerprint("prefopt.rewards.stage"),
+
+
 rule sampled_pairs:
     input:
         samples="results/{seed}pairs/{task}_samples.parquet",

@@ -45,6 +45,7 @@ def completions(step: int, ids: list[list[int]], logp: float = -1.0, **values: A
             "tokens": len(one),
             "logp": logp * len(one) + i % 5,
         }
+        | {"learned_reward": None}
         | completion_measures(PROMPT, one, " ".join(str(token) for token in one if token != EOS), one[-1] == EOS)
         | values
         for i, one in enumerate(ids)
@@ -206,7 +207,12 @@ def test_the_words_of_a_verdict() -> None:
     )
     endless = table_of(good(0), completions(2, COLLAPSED["endless"]), good(4), metrics=[], method="ppo")
     found = verdict_of(endless, RECIPE)
-    assert found.sentence == "Collapsed: does not end first at step 2 (0% end at step 2, 100% at step 0)."
+    assert found.sentence == "Collapsed: does not end at step 2 (0% end at step 2, 100% at step 0)."
+    ill = completions(2, COLLAPSED["endless"]), [{**row, "step": 4} for row in completions(2, COLLAPSED["endless"])]
+    sentence = verdict_of(table_of(good(0), *ill, good(6)), RECIPE).sentence
+    assert sentence == "Collapsed: does not end at steps 2 to 4 (0% end at step 2, 100% at step 0)."
+    again = [{**row, "step": 8} for row in ill[0]]
+    assert "does not end first at step 2 (" in verdict_of(table_of(good(0), ill[0], good(6), again), RECIPE).sentence
     assert found.helps.endswith("a smaller `kl_target` or a larger `kl_coef`; a lower `missing_eos_reward`")
     assert endless["chosen_logp_change"].isna().all()
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from test_config import merged, read, with_value
 
+from prefopt.analysis.overoptimization import OveroptimizationRecipe
 from prefopt.experiment import runs
 from prefopt.experiment.config import resolve
 from prefopt.experiment.recipes import from_dict, from_json
@@ -17,12 +18,14 @@ from prefopt.experiment.stage_recipes import (
     compared,
     frontier_run_recipe,
     judge_recipe,
+    overoptimization_recipe,
     recipe_json,
     records_recipe,
     round_recipe,
     stage_recipe,
     training_recipe,
 )
+from prefopt.store.files import canonical_json
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +136,19 @@ OTHERS = {
 
 # Those of a frontier, which any task may have.
 OF_A_FRONTIER = ("ceiling_samples", "true_rewards", "optimal_frontier", "dominance", "frontier_figure", "diagnosis")
+
+
+def test_what_reads_the_rewards_of_all_tasks_is_told_whose_they_are() -> None:
+    config = resolve({**read("config.yaml"), "seeds": [3, 5]})
+    recipe = from_json(OveroptimizationRecipe, canonical_json(overoptimization_recipe(config)))
+    assert [one for one in recipe.runs if one[0] == "tldr"] == [
+        ("tldr", seed, run) for seed in (3, 5) for run in ("dpo", "ppo")
+    ]
+    assert recipe.candidates == (("tldr", 3), ("tldr", 5), ("hh", 3), ("hh", 5))
+    told = {name: (reward, confidence) for name, _, _, reward, confidence in recipe.tasks}
+    assert told == {"tldr": ("oracle", 0.95), "hh": ("oracle", 0.95), "imdb": ("rule", 0.95)}
+    own = json.loads(recipe_json(config, "imdb", "diagnosis"))["values"]
+    assert "nll_weight" in own["dpo"] and own["unlikelihood"] == ["alpha"] and set(own) == {"dpo", "unlikelihood"}
 
 
 @pytest.mark.parametrize("stage", OF_A_FRONTIER)

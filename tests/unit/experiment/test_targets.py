@@ -75,6 +75,10 @@ def test_metrics_stand_in_the_order_of_the_runs_that_are_evaluated_by_step() -> 
     ]
     assert targets.measured_metrics(config, "imdb")[0] == "results/training/imdb/frontier/dpo_0.05.jsonl"
     assert targets.measured_metrics(config, "cnndm") == []
+    assert targets.rewarded_candidates(config) == [(task, seed) for task in ("tldr", "hh") for seed in ("", "seed_1/")]
+    assert [one for one in targets.optimized(config) if one[0] == "hh"] == [
+        *(("hh", "", "dpo"), ("hh", "", "dpo_2"), ("hh", "seed_1/", "dpo"), ("hh", "seed_1/", "dpo_2"))
+    ]
 
 
 def test_the_sweep_is_the_runs_that_are_not_null() -> None:

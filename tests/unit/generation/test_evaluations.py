@@ -44,7 +44,15 @@ def samples(**values: Any) -> pd.DataFrame:
 
 
 def test_a_kl_is_the_log_ratio_of_a_sample_and_a_step_is_told_by_its_name() -> None:
-    table = evaluations_of(samples(), PROMPTS, [-2.0, -3.5, -4.0, -3.0], lambda rows: torch.arange(4.0), RECIPE)
+    table = evaluations_of(
+        samples(),
+        PROMPTS,
+        [-2.0, -3.5, -4.0, -3.0],
+        lambda rows: torch.arange(4.0),
+        lambda rows: -torch.ones(4),
+        RECIPE,
+    )
+    assert table["learned_reward"].tolist() == [-1.0] * 4
     assert table["kl"].tolist() == [0.0, 0.5, 2.0, 0.0] and table["reward"].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert table["step"].tolist() == [0, 0, 12, 12]
     assert table["logp"].tolist() == [-2.0, -3.0] * 2 and table["ended"].tolist() == [True, False] * 2
@@ -53,7 +61,9 @@ def test_a_kl_is_the_log_ratio_of_a_sample_and_a_step_is_told_by_its_name() -> N
         ("mine", "dpo", 3, 0.5)
     }
     with pytest.raises(UserError, match="A sample's reward is nan for p1"):
-        evaluations_of(samples(), PROMPTS, [-2.0] * 4, lambda rows: torch.tensor([0.0, float("nan"), 0.0, 0.0]), RECIPE)
+        evaluations_of(
+            samples(), PROMPTS, [-2.0] * 4, lambda rows: torch.tensor([0.0, float("nan"), 0.0, 0.0]), None, RECIPE
+        )
 
 
 def test_the_mean_log_ratio_is_the_kl_of_a_distribution_of_three() -> None:
@@ -64,7 +74,12 @@ def test_the_mean_log_ratio_is_the_kl_of_a_distribution_of_three() -> None:
         {"prompt_id": [f"p{i}" for i in range(10)], "sample_index": 0, "run": "mine_step_1", "tokens": 1}
     ).assign(token_ids=[[4]] * 10, text=" x", finish_reason="eos")
     rewards = evaluations_of(
-        frame.assign(logp=np.log(p)[drawn]), PROMPTS, np.log(q)[drawn].tolist(), lambda rows: torch.zeros(10), RECIPE
+        frame.assign(logp=np.log(p)[drawn]),
+        PROMPTS,
+        np.log(q)[drawn].tolist(),
+        lambda rows: torch.zeros(10),
+        None,
+        RECIPE,
     )
     assert rewards["kl"].mean() == pytest.approx(0.3 * np.log(2.5))
 
@@ -113,6 +128,7 @@ def test_the_stage_reads_temperature_1_alone(tmp_path: Path, task: Task) -> None
         prompts=tmp_path / "prompts.parquet",
         reference_model=task.model,
         true_reward_model=None,
+        reward_model=None,
         recipe=json.dumps({**values, "reward": recipe}),
         out=tmp_path / "out.parquet",
     )

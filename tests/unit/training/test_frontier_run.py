@@ -39,7 +39,7 @@ TRAINERS: dict[str, dict[str, Any]] = {
 }
 # One sample of a checkpoint, where its evaluation is not what is looked at.
 EVALUATED = {"prompt_id": "t0", "sample_index": 0, "reward": 0.5, "kl": 0.0, "tokens": 1, "logp": -1.0}
-EVALUATED |= completion_measures([1], [2], "a", True)
+EVALUATED |= completion_measures([1], [2], "a", True) | {"learned_reward": None}
 
 
 @pytest.fixture(scope="module")

@@ -317,8 +317,11 @@ def _flagged(measure: Measure, run: pd.DataFrame, flags: Sequence[set[str]]) -> 
     at = [i for i, each in enumerate(flags) if measure.flag in each]
     steps, values = run["step"].tolist(), run[measure.column].tolist()
     worst = max(at, key=lambda i: measure.worse * values[i])
-    start, end = steps[at[0]], steps[at[-1]]
-    when = f"from step {start} on" if end == steps[-1] and len(at) == len(flags) - at[0] else f"first at step {start}"
+    start, end, whole = steps[at[0]], steps[at[-1]], len(at) == at[-1] - at[0] + 1
+    if whole and end == steps[-1]:
+        when = f"from step {start} on"
+    else:
+        when = f"at steps {start} to {end}" if whole and len(at) > 1 else f"{'' if whole else 'first '}at step {start}"
     value, before = (f"{x:.0f} tokens" if measure.unit == "tokens" else f"{x:.0%}" for x in (values[worst], values[0]))
     of_what = {"endless": " end", "alike": " distinct"}.get(measure.flag, "")
     return f"{measure.words} {when} ({value}{of_what} at step {steps[worst]}, {before} at step 0)"

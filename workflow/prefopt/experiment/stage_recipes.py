@@ -208,6 +208,24 @@ def compute_recipe(config: Config) -> Config:
     }
 
 
+def overoptimization_recipe(config: Config) -> Config:
+    """The values of the stage `overoptimization`, which reads all tasks: whose its tables are, in their order."""
+    sections = config["tasks"]
+    numbers = runs.seeds(config)
+    return {
+        "runs": [[task, numbers[seed], run] for task, seed, run in targets.optimized(config)],
+        "candidates": [[task, numbers[seed]] for task, seed in targets.rewarded_candidates(config)],
+        "tasks": [
+            [
+                *(task, sections[task]["words"]["title"], TASKS[sections[task]["form"]].written),
+                *(_true_reward(config, sections[task])["kind"], sections[task]["evaluation"]["confidence"]),
+            ]
+            for task in targets.optimized_tasks(config)
+        ],
+        "seed": config["seeds"][0],
+    }
+
+
 def paper_recipe(config: Config) -> Config:
     """The values of the stage `paper`: the scale of each task with win rates, in words."""
     scale = {}

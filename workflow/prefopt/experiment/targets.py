@@ -188,11 +188,10 @@ def trainers(config: Config, task: str) -> list[str]:
         return []
     own = trained(config, task)
     rewarded = [name for name in own if "reward_model" in needs(config, task, name)]
-    learned = any("reward_model" in needs(config, task, name) for name in runs(config, task))
     return [
         *(["base"] if section["base"]["source"] == "scratch" else []),
         *(name for name in own if name not in rewarded),
-        *(["reward_model"] if learned and section["reward_model"]["source"] == "train" else []),
+        *(["reward_model"] if learns_reward(config, task) and section["reward_model"]["source"] == "train" else []),
         *rewarded,
         *(["gold_reward_model"] if learns_gold(section) and section["gold_reward_model"]["source"] == "train" else []),
         *(["classifier"] if section.get("true_reward", {}).get("source") == "classifier" else []),
@@ -226,6 +225,11 @@ def judge_kinds(section: Config) -> set[str]:
     """Kinds of all the judges of a task; a sweep has none."""
     own = [section["judge"]] if "judge" in section else []
     return {judge["kind"] for judge in [*own, *section.get("other_judges", {}).values()]}
+
+
+def learns_reward(config: Config, task: str) -> bool:
+    """Whether some run of a task needs its reward model."""
+    return any("reward_model" in needs(config, task, run) for run in runs(config, task))
 
 
 def learns_gold(section: Config) -> bool:
@@ -310,6 +314,22 @@ def study_files(config: Config) -> list[str]:
     counted = counted_studies(config)
     files += [f"results/human/{task}/{name}" for task in counted for name in ("votes.parquet", "raters.csv")]
     return [*files, "results/human_agreement.csv"] if counted and study_tables(config) else files
+
+
+def optimized(config: Config) -> list[tuple[str, str, str]]:
+    """Task, seed and run of every run whose reward is measured while it trains, in the order of their evaluations."""
+    return [(task, seed, run) for task in config["tasks"] for seed in seeds(config) for run in measured(config, task)]
+
+
+def optimized_tasks(config: Config) -> list[str]:
+    """The tasks of these runs."""
+    return list(dict.fromkeys(task for task, _, _ in optimized(config)))
+
+
+def rewarded_candidates(config: Config) -> list[tuple[str, str]]:
+    """Task and seed of all candidates that have a learned and a true reward."""
+    tasks = [task for task in optimized_tasks(config) if has_candidates(config, task)]
+    return [(task, seed) for task in tasks for seed in seeds(config)]
 
 
 def training_metrics(config: Config, task: str) -> list[str]:
@@ -415,6 +435,8 @@ def result_files(config: Config) -> list[str]:
     files.append("results/compute.csv")
     if tasks_of(config, "comparison", "transfer"):
         files += ["results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
+    if optimized(config):
+        files += [f"results/overoptimization{ending}" for ending in (".csv", "_fits.csv", ".svg", ".png")]
     files += study_files(config)
     files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
     for task, section in config["tasks"].items():

@@ -152,15 +152,17 @@ def ceiling_samples(task: Task, stage: str, _: str | None = None) -> Estimate:
 
 
 def evaluations(task: Task, stage: str, run: str | None = None) -> Estimate:
-    """The reference policy, and perhaps the gold reward model, on what a run wrote while it trained."""
+    """The reference policy, and perhaps reward models, on what a run wrote while it trained."""
     engine, sampled = task.engine(stage), task.sampled(task.section["sampling"]["max_new_tokens"])
     name, model = task.model("reference")
     texts = task.section["evaluation"]["test_prompts"] * (task.section["by_step"]["points"] + 1)
     parameters, rows = language_model_parameters(model), Rows(task.tokens["prompt"], (sampled,))
     batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
     resident, phases = [Resident(parameters, task.compute["dtype"])], [Phase(work.reading(model, rows, texts))]
-    if task.section["frontier"]["reward"] == "gold_reward_model":
-        _, scorer = task.model("gold_reward_model")
+    learned = ["reward_model"] if targets.learns_reward(task.config, task.name) else []
+    gold = ["gold_reward_model"] if task.section["frontier"]["reward"] == "gold_reward_model" else []
+    for reward in learned + gold:
+        _, scorer = task.model(reward)
         resident.append(Resident(scorer_parameters(scorer)))
         phases.append(Phase(work.reading(scorer, rows, texts, 1)))
     return Estimate(stage, name, parameters, engine.processes, memory.reading(resident, model, batch, engine), phases)
@@ -172,6 +174,15 @@ def score(task: Task, stage: str, _: str | None = None) -> Estimate:
     return _scored(
         task, stage, "reward_model", n=task.section["best_of_n"]["n"], groups=_prompts(task) * len(temperatures)
     )
+
+
+def candidate_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The true reward of all candidates; a program takes next to nothing."""
+    if task.section["frontier"]["reward"] == "oracle":
+        return Estimate(stage, "oracle", 0, task.engine(stage).processes, {}, [])
+    temperatures = [temperature for temperature in task.section["sampling"]["temperatures"] if temperature > 0]
+    groups = _prompts(task) * len(temperatures) * task.section["best_of_n"]["n"]
+    return _scored(task, stage, "gold_reward_model", n=1, groups=groups)
 
 
 def judge(task: Task, stage: str, _: str | None = None) -> Estimate:

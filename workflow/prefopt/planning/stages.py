@@ -39,6 +39,7 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "judge_candidates": samplers.judge,
     "best_of_n": samplers.best_of_n,
     "true_rewards": samplers.true_rewards,
+    "candidate_rewards": samplers.candidate_rewards,
 }
 
 
@@ -82,6 +83,7 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
     measured, learned = targets.measured(config, task), section.get("frontier", {}).get("reward") == "gold_reward_model"
     if measured:
         stages += ["ceiling_samples", *(["true_rewards"] if learned else [])]
+        stages += ["candidate_rewards"] if learned and targets.has_candidates(config, task) else []
     rewarded = targets.rewarded(config, task) if learned else []
     return [
         *made,

@@ -70,17 +70,7 @@ def sample_reward(
     if recipe.kind == "gold_reward_model":
         if folder is None:
             raise UserError("The true reward is a gold reward model; give its folder by --true-reward-model.")
-        ids, model = (
-            by_id["prompt_ids"].map(lambda ids: tuple(ids.tolist())).to_dict(),
-            load_scorer(folder, device=device),
-        )
-
-        def scores(rows: pd.DataFrame) -> Tensor:
-            named = zip(rows["prompt_id"], rows["token_ids"], strict=True)
-            read = [Row(ids[name], (tuple(completion.tolist()),)) for name, completion in named]
-            return score_rows(model, read, recipe.token_budget).flatten()
-
-        return scores
+        return scored_by(folder, prompts, recipe.token_budget, device)
     starts = by_id["prompt"].to_dict()
     reward = load_true_reward(
         kind=recipe.kind, folder=folder, max_length=recipe.max_length, batch_size=recipe.batch_size, device=device
@@ -88,6 +78,26 @@ def sample_reward(
     return lambda rows: reward(
         [starts[name] + text for name, text in zip(rows["prompt_id"], rows["text"], strict=True)]
     )
+
+
+def scored_by(folder: Path, prompts: pd.DataFrame, token_budget: int, device: torch.device) -> SampleReward:
+    """The reward that a reward model gives to samples, in float32.
+
+    Args:
+        folder: of the reward model.
+        prompts: rows of the prompts table.
+        token_budget: tokens per micro-batch.
+        device: where it runs.
+    """
+    ids = prompts.set_index("prompt_id")["prompt_ids"].map(lambda ids: tuple(ids.tolist())).to_dict()
+    model = load_scorer(folder, device=device)
+
+    def scores(rows: pd.DataFrame) -> Tensor:
+        named = zip(rows["prompt_id"], rows["token_ids"], strict=True)
+        read = [Row(ids[name], (tuple(completion.tolist()),)) for name, completion in named]
+        return score_rows(model, read, token_budget).flatten()
+
+    return scores
 
 
 def _tokenized_by(recipe: TrueRewardsRecipe, folder: Path | None) -> dict[str, str]:

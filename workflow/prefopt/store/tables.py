@@ -141,8 +141,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("logp", pa.float32()),
             *((name, pa.bool_()) for name in ("ended", "repeats", "copies", "empty")),
             ("text_hash", pa.string()),
+            ("learned_reward", pa.float32()),
         ],
-        nullable=["conservativeness"],  # of methods that have none
+        nullable=["conservativeness", "learned_reward"],  # of methods that have none, of runs without a reward model
     ),
     "verdicts": _schema(
         [

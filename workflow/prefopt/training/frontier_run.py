@@ -96,10 +96,12 @@ def run(args: argparse.Namespace) -> None:
 
     if trainer.activation_checkpointing:
         recompute_activations(policy)
+    learned = None
     if isinstance(trainer, ppo.PPORecipe):
         models, reward_inputs = _ppo_models(args, recipe, trainer, policy, reference, tokenizer, true_reward)
         inputs |= reward_inputs
         trained = [models.policy, models.value]
+        learned = models.reward if recipe.learned_reward else None
     else:
         training, validation, data_inputs = _examples(args, recipe, trainer)
         inputs |= data_inputs
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         def evaluate(step: int) -> None:
             if step % recipe.interval:
                 return
-            rows = evaluate_policy(policy, reference, tokenizer, test, true_reward, evaluation)
+            rows = evaluate_policy(policy, reference, tokenizer, test, true_reward, evaluation, learned)
             named = {"run": recipe.run, "method": recipe.method, "seed": trainer.seed, "step": step}
             value = math.nan if recipe.conservativeness is None else recipe.conservativeness
             write_table(
