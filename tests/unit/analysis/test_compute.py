@@ -89,6 +89,7 @@ def arguments(tmp_path: Path) -> argparse.Namespace:
         runs=[],
         rounds=[],
         rewards=[],
+        written=[],
         recipe=json.dumps(RECIPE),
         out=tmp_path / "compute.csv",
     )
@@ -410,6 +411,7 @@ def in_rounds(arguments: argparse.Namespace, tmp_path: Path) -> argparse.Namespa
     write_table(scores, "scores", rewards, samples=made["content_hash"])
     arguments.samples.append(samples)
     arguments.rewards.append(scores)
+    arguments.written.append(samples)
     (rates,) = arguments.win_rates
     table = pd.read_csv(rates)
     row = {

@@ -199,6 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--candidates", help="results/candidates/TASK.parquet and TASK_scores.parquet", **files)  # type: ignore[arg-type]
     parser.add_argument("--rounds", help="tables and models results/rounds/TASK/RUN/ROUND/NAME", **files)  # type: ignore[arg-type]
     parser.add_argument("--rewards", help="tables results/rewards/TASK/RUN.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--written", help="the samples of each of these, also of choices among N", **files)  # type: ignore[arg-type]
     parser.add_argument("--win-rates", help="CSVs of win rates", **files)  # type: ignore[arg-type]
     parser.add_argument("--curves", help="CSVs of the best of N", **files)  # type: ignore[arg-type]
     parser.add_argument("--runs", help="tables results/frontier/TASK/RUN.parquet", **files)  # type: ignore[arg-type]
@@ -215,7 +216,7 @@ def run(args: argparse.Namespace) -> None:
         samples[name.removesuffix("_scores"), kind] = _mean_manifest(paths)
     curves = _joined(args.curves, ["task", "n", "temperature", "flops", "generated_tokens"])
     models = {name: _mean([_used(path) for path in paths]) for name, paths in _by_name(args.models).items()}
-    written = _by_name(args.samples)
+    written = _by_name(args.written)
     records = Records(
         models=models | _rounds(args.rounds),
         reference={

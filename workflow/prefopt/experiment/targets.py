@@ -418,6 +418,7 @@ def compute_files(config: Config) -> dict[str, list[str]]:
         "candidates": of_seeds(f"candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")),
         "rounds": [path for task in compared for path in round_files(config, task)],
         "rewards": of_seeds(f"rewards/{task}/{run}.parquet" for task in compared for run in rewarded(config, task)),
+        "written": of_seeds(f"samples/{task}/{run}.parquet" for task in compared for run in rewarded(config, task)),
         "win_rates": [f"results/{task}_winrates.csv" for task in compared],
         "curves": of_seeds(f"candidates/{task}_curve.csv" for task in candidates),
         "runs": of_seeds(
