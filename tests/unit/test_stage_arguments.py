@@ -69,7 +69,7 @@ BY_STEP: dict[str, tuple[str, Any]] = {
 OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     "analysis.best_of_n_curve": dict.fromkeys(("judged", "one-sample", "one-sample-verdicts"), ("path", None)),
     "analysis.compute": dict.fromkeys(
-        ("models", "reference", "rounds", "rewards", "samples", "candidates", "win-rates", "curves", "runs"),
+        ("models", "reference", "rounds", "rewards", "samples", "written", "candidates", "win-rates", "curves", "runs"),
         ("paths", []),
     ),
     "analysis.overoptimization": dict.fromkeys(("candidates", "scores", "true"), ("paths", [])),
