@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import pickle
@@ -15,12 +16,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import metadata as torch_metadata
 
 from prefopt.errors import UserError
 from prefopt.store.files import sha256_of_file
 from prefopt.store.tables import write_table
 from prefopt.training.checkpoint import RunFolder, TrainingState
-from prefopt.training.checkpoint_files import require_own
+from prefopt.training.checkpoint_files import _IndexUnpickler, require_own
 
 IDENTITY = {"run": 1}
 OBJECTIVES = [0.5, 0.9, 0.2]  # of steps 0, 1 and 2: the middle one is the best
@@ -244,6 +246,25 @@ def test_an_index_that_was_planted_runs_nothing(
     replant(last(work, "checkpoint"))
     assert train(work, 2, finish=True) == undisturbed
     assert why in caplog.text and not (tmp_path / "sign").exists()
+
+
+class Asked:
+    """An attribute that is asked for on unpickling, as Python 3.11.2 writes an enum's member."""
+
+    def __init__(self, of: Any, name: str) -> None:
+        self._asked = of, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, self._asked
+
+
+def test_an_index_that_an_early_python_3_11_wrote_is_read() -> None:
+    formats = torch_metadata._MEM_FORMAT_ENCODING
+    written = pickle.dumps([Asked(formats, one.name) for one in formats])
+    assert _IndexUnpickler(io.BytesIO(written)).load() == list(formats)
+    for of, name in ((formats, "__init__"), (formats, "mro"), (torch_metadata.Metadata, "__init__")):
+        with pytest.raises(pickle.UnpicklingError, match=f"for {name!r}, which no checkpoint does"):
+            _IndexUnpickler(io.BytesIO(pickle.dumps(Asked(of, name)))).load()
 
 
 def test_a_value_that_was_planted_runs_nothing(work: Path, tmp_path: Path) -> None:

@@ -26,6 +26,14 @@ from torch.serialization import _get_layout
 
 from prefopt.errors import UserError
 
+
+def _member(kind: Any, name: str) -> Any:
+    """What `getattr` is taken for: a memory format, an enum's member as early releases of Python 3.11 write it (Debian 12's)."""
+    if kind is not torch_metadata._MEM_FORMAT_ENCODING or name not in kind.__members__:
+        raise pickle.UnpicklingError(f"it asks {kind!r} for {name!r}, which no checkpoint does")
+    return kind[name]
+
+
 # All that the index of a checkpoint is made of; a data type is one of torch's, a layout is named by a text.
 _CLASSES: dict[tuple[str, str], Any] = {
     **{
@@ -37,6 +45,7 @@ _CLASSES: dict[tuple[str, str], Any] = {
             *(torch_metadata._MEM_FORMAT_ENCODING, _StorageInfo, _get_layout),
         )
     },
+    ("builtins", "getattr"): _member,
     ("torch", "Size"): torch.Size,
     ("pathlib", "PosixPath"): pathlib.PosixPath,
     ("pathlib._local", "PosixPath"): pathlib.PosixPath,  # as Python 3.13 names it
