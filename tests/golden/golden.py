@@ -57,6 +57,7 @@ _STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("dpo", _LONG),
     "dpo_conservative": ("dpo", {**_LONG, "values": {**_DPO, "label_smoothing": 0.1}}),
     "dpo_ipo": ("dpo", {**_LONG, "values": {**_DPO, "loss": "ipo"}}),
+    "kto": ("kto", {**_LONG, "batch_size": 5}),
     "reward_model": ("reward", _LONG),
     "classifier": ("classifier", _LONG),
     "ppo": ("ppo", {**_PPO, "keep": "last"}),
@@ -248,7 +249,7 @@ def _compute(win_rates: pd.DataFrame) -> pd.DataFrame:
     sampled = {"sft": 40, "dpo": 20, "candidates": 70, "candidate_scores": 50}
     records = Records(
         models={("tldr", name): figures for name, figures in trained.items()},
-        reference={"tldr": used(100)},
+        reference={("tldr", "reference_logprobs"): used(100)},
         samples={("tldr", name): {"rows": 2, "used": used(n, generated_tokens=8)} for name, n in sampled.items()},
         win_rates=win_rates,
         curves=pd.DataFrame(

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,6 +17,7 @@ from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, save_model
 from prefopt.objectives import Pairs, odds_ratio_loss, simpo
+from prefopt.training.kto import KTORecipe, label_examples
 from prefopt.training.loop import accumulate_gradients
 from prefopt.training.preference import PreferenceRecipe, preference_examples
 from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
@@ -87,19 +89,42 @@ def trl_loss(folder: Path, model: nn.Module, reference: nn.Module, pairs: list[t
     return loss.item(), batch
 
 
+def completions_of(batch: dict[str, torch.Tensor], prefix: str = "") -> list[tuple[list[int], list[int]]]:
+    """Token ids of each prompt and completion of a batch."""
+    columns = (batch[f"{prefix}{name}"] for name in ("input_ids", "attention_mask", "completion_mask"))
+    return [
+        (ids[attention.bool() & ~completion.bool()].tolist(), ids[completion.bool()].tolist())
+        for ids, attention, completion in zip(*columns, strict=True)
+    ]
+
+
 def rows_of(batch: dict[str, torch.Tensor]) -> list[Row]:
     """The batch's own tokens, chosen in its first half and rejected in its second."""
-    prompts, completions = [], []
-    for ids, attention, completion in zip(
-        batch["input_ids"], batch["attention_mask"].bool(), batch["completion_mask"].bool(), strict=True
-    ):
-        prompts.append(tuple(ids[attention & ~completion].tolist()))
-        completions.append(tuple(ids[completion].tolist()))
+    prompts, completions = zip(*completions_of(batch), strict=True)
     half = len(prompts) // 2
     assert prompts[:half] == prompts[half:]
     return [
         Row(p, pair) for p, pair in zip(prompts, zip(completions[:half], completions[half:], strict=True), strict=False)
     ]
+
+
+def models(folder: Path) -> tuple[Any, Any, Any, Any]:
+    """A policy and another one as the reference, and the same two with transformers' own attention, as a TRL user has."""
+    ours, _ = load_policy(folder / "model")
+    reference = copy.deepcopy(ours)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    theirs, their_reference = (type(ours).from_pretrained(folder / "model") for _ in range(2))
+    their_reference.load_state_dict(reference.state_dict())
+    return ours, reference, theirs, their_reference
+
+
+def same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize(
@@ -121,15 +146,7 @@ def rows_of(batch: dict[str, torch.Tensor]) -> list[Row]:
 def test_loss_and_gradients_equal_trls(
     values: dict[str, Any], options: dict[str, Any], pairs: list[tuple[str, str, str]], folder: Path
 ) -> None:
-    ours, _ = load_policy(folder / "model")
-    reference = copy.deepcopy(ours)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    # transformers' own attention, so that TRL runs what a TRL user would.
-    theirs, their_reference = (type(ours).from_pretrained(folder / "model") for _ in range(2))
-    their_reference.load_state_dict(reference.state_dict())
+    ours, reference, theirs, their_reference = models(folder)
     their_loss, batch = trl_loss(folder, theirs, their_reference, pairs, beta=0.3, **options)
 
     rows = rows_of(batch)
@@ -150,9 +167,71 @@ def test_loss_and_gradients_equal_trls(
     figures = accumulate_gradients(ours, examples, range(len(rows)), recipe)
 
     assert figures["loss"] == pytest.approx(their_loss, abs=1e-5)
-    gradients = {name: p.grad for name, p in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+    same_gradients(ours, theirs)
+
+
+LABELS = [
+    ("my dog", " ate the red shoe", True),
+    ("i feel sad because my dog", " is gone", False),
+    ("should i buy", " a shoe", True),
+    ("my dog", " barked", False),
+    ("should i buy", " a dog and a new one because my dog is gone", True),
+]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("budget", [40, 1000])
+def test_kto_in_micro_batches_is_trls_on_the_whole_batch(turned: bool, budget: int, folder: Path) -> None:
+    """TRL estimates the KL on one micro-batch, which is the whole batch here; turned, the estimate is below zero."""
+    ours, reference, theirs, their_reference = models(folder)
+    if turned:
+        ours, reference = reference, ours
+        theirs, their_reference = their_reference, theirs
+    arguments = trl.KTOConfig(
+        output_dir=str(folder / "trl"),
+        per_device_train_batch_size=len(LABELS),
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        beta=0.3,
+        desirable_weight=1.25,
+        undesirable_weight=0.75,
+    )
+    columns = {name: [row[i] for row in LABELS] for i, name in enumerate(("prompt", "completion", "label"))}
+    trainer = trl.KTOTrainer(
+        model=theirs,
+        ref_model=their_reference,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_dict(columns),
+        processing_class=load_policy(folder / "model")[1],
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    their_loss = trainer.compute_loss(theirs, batch)
+    their_loss.backward()
+
+    matched, others = completions_of(batch), completions_of(batch, "KL_")
+    assert [prompt for prompt, _ in matched] == [prompt for prompt, _ in others]
+    rows = [Row(prompt, (completion, other)) for (prompt, completion), (_, other) in zip(matched, others, strict=True)]
+    with torch.no_grad():
+        logps = completion_logprobs(reference, rows).sums.view(-1, 2)
+    labels = pd.DataFrame(
+        {
+            "example_id": [str(i) for i in range(len(rows))],
+            "label": [bool(label) for label in batch["label"]],
+            "prompt_ids": [np.array(row.prompt) for row in rows],
+            "completion_ids": [np.array(row.completions[0]) for row in rows],
+            "mismatched_ids": [np.array(row.completions[1]) for row in rows],
+        }
+    )
+    table = pd.DataFrame({"completion_logp": logps[:, 0], "mismatched_logp": logps[:, 1]})
+    values = {**TRAINING, "token_budget": budget}
+    recipe = KTORecipe(**values, beta=0.3, desirable_weight=1.25, undesirable_weight=0.75)
+    figures = accumulate_gradients(ours, label_examples(labels, table, recipe), range(len(rows)), recipe)
+    assert figures["loss"] == pytest.approx(their_loss.item(), abs=1e-5)
+    assert figures["kl"] == pytest.approx(trainer._metrics["eval"]["kl"][-1], abs=1e-5)
+    assert (figures["kl"] == 0) == turned
+    same_gradients(ours, theirs)
 
 
 def test_simpo_and_orpo_are_those_of_trls_own_losses() -> None:

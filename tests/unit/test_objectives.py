@@ -119,6 +119,34 @@ class TestOthers:
         assert torch.isfinite(objectives.odds_ratio_loss(torch.tensor([0.0]), torch.tensor([-1.0]))).all()
 
 
+class TestKTO:
+    """Log-ratios of 2 and -1 of desirable completions and of 1 of an undesirable one; a beta of 0.5."""
+
+    ratios = torch.tensor([2.0, -1.0, 1.0], requires_grad=True)
+    desirable = torch.tensor([True, True, False])
+
+    def made(self, mean: float) -> tuple[torch.Tensor, torch.Tensor]:
+        return objectives.kto(self.ratios, self.desirable, mean, 0.5, desirable_weight=1.5, undesirable_weight=2.0)
+
+    def test_losses_and_margins_by_hand(self) -> None:
+        losses, margins = self.made(0.4)
+        assert margins.tolist() == pytest.approx([0.5 * 1.6, 0.5 * -1.4, 0.5 * -0.6])
+        expected = [1.5 * (1 - sigmoid(0.8)), 1.5 * (1 - sigmoid(-0.7)), 2.0 * (1 - sigmoid(-0.3))]
+        assert losses.tolist() == pytest.approx(expected)
+
+    def test_an_estimate_below_zero_is_zero(self) -> None:
+        losses, margins = self.made(-3.0)
+        assert margins.tolist() == pytest.approx([1.0, -0.5, -0.5])
+        assert losses.tolist() == pytest.approx([1.5 * sigmoid(-1.0), 1.5 * sigmoid(0.5), 2.0 * sigmoid(0.5)])
+
+    def test_gradient_by_hand(self) -> None:
+        """-w_D beta s (1 - s) of a desirable completion at s = sigmoid(margin), and the same upwards of another."""
+        losses, _ = self.made(0.4)
+        (gradient,) = torch.autograd.grad(losses.sum(), self.ratios)
+        slope = [sigmoid(margin) * sigmoid(-margin) for margin in (0.8, -0.7, -0.3)]
+        assert gradient.tolist() == pytest.approx([-0.75 * slope[0], -0.75 * slope[1], 1.0 * slope[2]])
+
+
 def test_bradley_terry_by_hand() -> None:
     losses = objectives.bradley_terry_loss(torch.tensor([1.0]), torch.tensor([3.0]))
     assert losses.item() == pytest.approx(math.log(1 + math.e**2))

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import yaml
+from transformers import pipeline
 
 from prefopt.data.synthetic.posts import generate
 from prefopt.experiment.config import resolve
 from prefopt.experiment.recipes import from_json
 from prefopt.experiment.stage_recipes import recipe_json
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
+from prefopt.lm.sampling import sample
 from prefopt.store import tables
 from prefopt.training.pretrain import PretrainRecipe, recipe_hash, train_tokenizer
 
@@ -41,3 +43,14 @@ def test_it_is_small() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) <= 8 * 2**20
     model, _ = load_policy(SHIPPED)
     assert sum(parameter.numel() for parameter in model.parameters()) == MANIFEST["parameters"]
+
+
+def test_transformers_pipeline_takes_a_models_folder_as_it_is() -> None:
+    """As other tools do; greedy, it writes what the engine samples."""
+    prompt = "SUBREDDIT: r/cats\n\nTITLE: My cat\n\nPOST: It sleeps.\n\nTL;DR:"
+    written = pipeline("text-generation", model=str(SHIPPED))(prompt, max_new_tokens=12, do_sample=False)
+    model, tokenizer = load_policy(SHIPPED)
+    ids = tokenizer(prompt)["input_ids"]
+    ((own,),) = sample(model, [ids], n=1, temperature=0.0, max_new_tokens=12, ends=[tokenizer.eos_token_id], seeds=[0])
+    text = tokenizer.decode([*ids, *own.token_ids], skip_special_tokens=True)
+    assert written[0]["generated_text"] == text and len(text) > len(prompt)

@@ -13,11 +13,13 @@ import pytest
 STAGES: dict[str, dict[str, str]] = {
     "analysis.best_of_n_curve": {"path": "candidates scores verdicts prompts out", "text": "recipe"},
     "analysis.compute": {"path": "out", "text": "recipe"},
+    "analysis.diagnosis": {"path": "out page", "paths": "evaluations metrics", "text": "recipe"},
     "analysis.dominance": {"path": "out", "paths": "evaluations", "text": "recipe"},
     "analysis.frontier": {"path": "ceiling out", "paths": "scores evaluations", "text": "recipe"},
     "analysis.human_agreement": {"path": "out", "paths": "votes verdicts", "text": "recipe"},
     "analysis.judge_agreement": {"path": "out", "paths": "verdicts", "text": "recipe"},
     "analysis.optimal_frontier": {"path": "out", "paths": "scores", "text": "recipe"},
+    "analysis.overoptimization": {"path": "table fits", "paths": "evaluations summaries out", "text": "recipe"},
     "analysis.win_rates": {
         "path": "summary out by-seed comparisons manifest",
         "paths": "verdicts samples",
@@ -29,13 +31,15 @@ STAGES: dict[str, dict[str, str]] = {
     "data.prepare": {"path": "raw model", "paths": "out", "text": "recipe"},
     "data.records": {"path": "out", "text": "task recipe", "form": "form", "table": "table"},
     "data.reviews": {"path": "out", "text": "recipe", "reviews": "table"},
-    "data.sampled_pairs": {"path": "samples scores prompts out summary"},
+    "data.round_prompts": {"path": "prompts out", "text": "recipe"},
+    "data.sampled_pairs": {"path": "samples scores prompts out summary", "text": "recipe"},
     "data.summary": {"path": "out", "paths": "tables", "text": "recipe"},
     "generation.best_of_n": {
         **{"path": "candidates scores greedy prompts reference-model out", "number": "n"},
         "text": "run recipe",
     },
     "generation.evaluations": {"path": "samples prompts reference-model out", "text": "recipe"},
+    "generation.implicit_rewards": {"path": "model reference-model prompts samples out", "text": "recipe"},
     "generation.sample": {"path": "model prompts out", "text": "run recipe"},
     "generation.score": {"path": "model prompts samples out", "text": "recipe"},
     "generation.subsets": {"path": "candidates scores out", "text": "recipe"},
@@ -46,6 +50,7 @@ STAGES: dict[str, dict[str, str]] = {
     "judging.stage": {"path": "samples prompts demonstrations out", "text": "recipe"},
     "rewards.stage": {"path": "samples prompts out", "text": "recipe"},
     "training.classifier": {"path": "model reviews table work out metrics", "text": "recipe"},
+    "training.kto": {"path": "model data reference work out metrics", "text": "recipe"},
     "training.preference": {"path": "model data work out metrics", "text": "recipe"},
     "training.frontier_run": {"path": "model data reference prompts work out metrics", "text": "recipe"},
     "training.model_card": {"path": "model out"},
@@ -64,15 +69,18 @@ BY_STEP: dict[str, tuple[str, Any]] = {
 OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     "analysis.best_of_n_curve": dict.fromkeys(("judged", "one-sample", "one-sample-verdicts"), ("path", None)),
     "analysis.compute": dict.fromkeys(
-        ("models", "reference", "samples", "candidates", "win-rates", "curves", "runs"), ("paths", [])
+        ("models", "reference", "rounds", "rewards", "samples", "written", "candidates", "win-rates", "curves", "runs"),
+        ("paths", []),
     ),
-    "generation.evaluations": {"true-reward-model": ("path", None)},
+    "analysis.overoptimization": dict.fromkeys(("candidates", "scores", "true"), ("paths", [])),
+    "generation.evaluations": dict.fromkeys(("true-reward-model", "reward-model"), ("path", None)),
     "generation.sample": {
         **dict.fromkeys(("reference-model", "earlier"), ("path", None)),
         "shard": ("text", None),
         "shots": ("number", 0),
     },
     "generation.score": {"shard": ("text", None)},
+    "generation.implicit_rewards": {"shard": ("text", None)},
     "judging.human.study": {"secret": ("path", None)},
     "judging.items": JUDGE,
     "judging.stage": {
@@ -82,8 +90,8 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
         "shard": ("text", None),
     },
     "rewards.stage": {"true-reward-model": ("path", None), "shard": ("text", None)},
-    **dict.fromkeys(("training.ppo", "training.sft"), BY_STEP),
-    "training.preference": {**BY_STEP, "reference": ("path", None)},
+    **dict.fromkeys(("training.kto", "training.ppo", "training.sft"), BY_STEP),
+    "training.preference": {**BY_STEP, **dict.fromkeys(("reference", "reference-model"), ("path", None))},
     "training.frontier_run": dict.fromkeys(("reward-model", "true-reward-model"), ("path", None)),
 }
 # One of several words.

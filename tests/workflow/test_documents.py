@@ -22,7 +22,7 @@ from prefopt.store.fingerprint import reached
 
 RULES = sorted((REPOSITORY / "workflow" / "rules").glob("*.smk"))
 ENVIRONMENTS = sorted((REPOSITORY / "envs").glob("*.yaml"))
-CONDA_NAMES = {"torch": "pytorch", "yaml": "pyyaml"}
+CONDA_NAMES = {"torch": "pytorch", "yaml": "pyyaml", "sklearn": "scikit-learn"}
 
 
 def read(name: str) -> str:
@@ -35,13 +35,13 @@ def edges(mermaid: str) -> set[tuple[str, str]]:
     return {(names.get(a, a), names.get(b, b)) for a, b in re.findall(r"(\w+) --> (\w+)", mermaid)}
 
 
-def test_the_rule_graph_in_the_readme_is_the_rule_graph(tmp_path: Path) -> None:
+def test_the_rule_graph_in_the_documents_is_the_rule_graph(tmp_path: Path) -> None:
     result = snakemake("results/tldr_winrates.csv", "--rulegraph", "mermaid-js", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     expected = edges(result.stdout)
-    shown = read("README.md").partition("```mermaid")[2].partition("```")[0]
+    shown = read("docs/stages.md").partition("```mermaid")[2].partition("```")[0]
     lines = "\n".join(f"    {a} --> {b}" for a, b in sorted(expected))
-    assert edges(shown) == expected, f"README.md should hold:\n{lines}"
+    assert edges(shown) == expected, f"docs/stages.md should hold:\n{lines}"
 
 
 def specifications() -> dict[str, str]:
@@ -102,7 +102,16 @@ def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:
     asked = {name: re.findall(r"\*\*(?:model|judge)_needs\(\"?(\w+)\"?\)", text) for name, text in rules().items()}
     of_models = {name for name, text in rules().items() if STAGE.search(text)[1] != "table"}  # type: ignore[index]
     # A rule that inherits another, and so the text after it, overrides its resources.
-    inherited = {"pair_samples": ["ceiling_samples"], "subsets": ["judge_candidates"]}
+    inherited = {
+        "reference": ["reference_labels"],
+        **{
+            "pair_samples": ["ceiling_samples"],
+            "subsets": ["judge_candidates"],
+            "true_rewards": ["run_rewards", "candidate_rewards"],
+        },
+        "round_prompts": ["round_samples", "round_scores", "round_true_rewards"],
+        "round_implicit_rewards": ["round_reference"],
+    }
     judging = {"judge_items": ["judge"], "train": ["method"]}
     for name, stages in asked.items():
         own = judging.get(name, [name] if name in of_models else [])
@@ -211,8 +220,8 @@ def test_commands_name_their_targets_before_options_that_take_many_values() -> N
 
 
 def test_the_snakefile_is_a_table_of_contents() -> None:
-    lines = read("Snakefile").splitlines()
-    assert len(lines) <= 60
+    lines = read("workflow/Snakefile").splitlines()
+    assert len(lines) <= 70
     included = {Path(line.split('"')[1]).name for line in lines if line.startswith("include:")}
     assert included == {path.name for path in RULES}
 
@@ -229,3 +238,28 @@ def test_ci_runs_the_readmes_test_command() -> None:
     (command,) = re.findall(r"^    (.*&& pytest)$", read("README.md"), re.MULTILINE)
     assert command.startswith("python3 -m venv .venv")
     assert "README.md" in read(".ci/run")
+
+
+def anchors(text: str) -> set[str]:
+    """What a Markdown page's headings are linked by."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("*/README.md")]
+    assert len(pages) > 20
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+            if re.match(r"https?:|mailto:", link):
+                continue
+            name, _, anchor = link.partition("#")
+            found = (page.parent / name).resolve() if name else page
+            assert found.exists(), f"{page.relative_to(REPOSITORY)}: {link}"
+            if anchor:
+                assert anchor in anchors(found.read_text(encoding="utf-8")), f"{page.relative_to(REPOSITORY)}: {link}"
+
+
+def test_the_readme_names_every_document() -> None:
+    linked = set(re.findall(r"\]\(docs/([^)#]+\.md)", read("README.md")))
+    assert linked == {path.name for path in REPOSITORY.glob("docs/*.md")}

@@ -70,6 +70,16 @@ def test_the_paper_config_fetches_its_models_and_expands_to_every_job(tmp_path: 
     assert jobs["judge"] == METHODS + 4 + 1 + 2  # tldr, hh and its steps, news
 
 
+def test_objectives_after_the_paper_and_rounds_are_runs_of_one_task(tmp_path: Path) -> None:
+    jobs = planned("all", "--configfile", REPOSITORY / "config" / "beyond.yaml", folder=tmp_path)
+    assert jobs["dpo"] + jobs["dpo_with_samples"] == 8 and jobs["simpo_with_samples"] == jobs["orpo"] == 1
+    # Three runs of three rounds, two of them labelled by the reward model.
+    rounds = ("round_prompts", "round_samples", "round_pairs", "round_reference", "iterative_dpo")
+    assert {jobs[rule] for rule in rounds} == {9}
+    assert (jobs["round_scores"], jobs["round_implicit_rewards"]) == (6, 3) and "round_true_rewards" not in jobs
+    assert jobs["run_rewards"] == jobs["sample"] == 17 and "pretrain" not in jobs
+
+
 def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -83,6 +93,21 @@ def test_only_what_the_methods_need_is_trained(tmp_path: Path) -> None:
     path = overlay(tmp_path, {"tasks": {"tldr": {"runs": only("tldr", "sft", "dpo"), "other_judges": {"gold": None}}}})
     jobs = planned("results/tldr_winrates.svg", "results/tldr_training.svg", "--configfile", path, folder=tmp_path)
     assert not jobs.keys() & {"preferred_ft", "reward_model", "ppo", "candidates", "gold_reward_model"}
+
+
+def test_kto_adds_a_table_of_labels_and_what_the_reference_policy_says_of_it(tmp_path: Path) -> None:
+    path = overlay(tmp_path, {"tasks": {"tldr": {"runs": {"kto": {"method": "kto"}}}}})
+    plain = planned("results/tldr_winrates.csv", folder=tmp_path)
+    more = planned("results/tldr_winrates.csv", "--configfile", path, folder=tmp_path)
+    added = {
+        "records": 1,
+        "prepare_preferences": 1,
+        "reference_labels": 1,
+        "kto_with_samples": 1,
+        "sample": 1,
+        "judge": 1,
+    }
+    assert more == plain | {rule: plain.get(rule, 0) + count for rule, count in added.items()}
 
 
 def test_a_task_that_is_null_makes_nothing(tmp_path: Path) -> None:
@@ -179,7 +204,17 @@ def test_lint_finds_nothing(workflow_copy: Path) -> None:
 
 
 def test_rules_are_formatted() -> None:
-    command = [sys.executable, "-m", "snakefmt", "--line-length", "120", "--check", "Snakefile", "workflow/rules"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakefmt",
+        "--line-length",
+        "120",
+        "--check",
+        "Snakefile",
+        "workflow/Snakefile",
+        "workflow/rules",
+    ]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 

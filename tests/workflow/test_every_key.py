@@ -76,7 +76,7 @@ READ_BY = {
     r".*\.data\.(?!source|embedded).*": "",
     r".*\.(base|sft|true_reward|reward_model|gold_reward_model)\.(path|name|revision)": "",
     # Trainers.
-    r".*\.(simpo|orpo)\..*": "",  # of no run
+    r".*\.(simpo|orpo|kto|iterative_dpo)\..*": "",  # of no run
     r"tasks\.hh\.gold_reward_model\..*": "",  # no judge of hh is one
     r"tasks\.(?:hh|tldr)\.(dpo|ppo)\.(?:beta|kl_target|seed)": r"\1_with_samples evaluations",
     r"tasks\.(?:hh|tldr)\.(dpo|ppo)\..*": r"\1_with_samples",
@@ -116,8 +116,8 @@ READ_BY = {
     r".*\.human\.seed": "human_study simulated_votes",
     r".*\.human\..*": "human_study",
     # Tables.
-    r"tasks\.imdb\.words\.title": "frontier_figure",
-    r"tasks\.(tldr|hh)\.words\.title": "summary frontier_figure",
+    r"tasks\.imdb\.words\.title": "frontier_figure overoptimization",
+    r"tasks\.(tldr|hh)\.words\.title": "summary frontier_figure overoptimization",
     r".*\.words\..*": "summary",
     r"tasks\.tldr\.evaluation\.against": "judge judge_candidates other_judge:gold other_judge:hosted examples paper",
     r"tasks\.hh\.evaluation\.against": "judge judge_candidates examples paper",
@@ -126,11 +126,13 @@ READ_BY = {
     r".*\.evaluation\.opponents": "win_rates",
     r".*\.evaluation\.(examples|example_characters)": "examples",
     r"tasks\.tldr\.evaluation\.confidence": (
-        "win_rates best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance"
+        "win_rates best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance diagnosis"
+        " overoptimization"
     ),
-    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step dominance",
+    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step dominance diagnosis overoptimization",
     r"tasks\.cnndm\.evaluation\.confidence": "win_rates",
-    r"tasks\.imdb\.evaluation\.(confidence|bootstrap|at_kl)": "dominance",
+    r"tasks\.imdb\.evaluation\.confidence": "dominance diagnosis overoptimization",
+    r"tasks\.imdb\.evaluation\.(bootstrap|at_kl)": "dominance",
     r"tasks\.imdb\.evaluation\.(max_new_tokens|seed)": f"{EVERY_RUN} ceiling_samples",
     r"tasks\.imdb\.evaluation\..*": EVERY_RUN,
 }
@@ -151,11 +153,11 @@ GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
     "a run less": (
         {"tldr": {"runs": {"ppo": None}, "human": None}},
         "win_rates examples training_figure judge_agreement compute paper all win_rates@cnndm examples@cnndm"
-        " win_rate_by_step frontier dominance",
+        " win_rate_by_step frontier dominance diagnosis overoptimization",
     ),
     "a run more": (
         {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}},
-        "frontier_run:dpo_2 frontier dominance compute all",
+        "frontier_run:dpo_2 frontier dominance diagnosis overoptimization compute all",
     ),
     "a learned judge": (
         {"tldr": {"judge": {"kind": "reward_model"}}},
@@ -301,7 +303,7 @@ SEEDED = (
     "sft preferred_ft dpo_with_samples ppo_with_samples reward_model sample candidates pair_samples ceiling_samples evaluations"
     f" {EVERY_RUN.removesuffix(PREFERRED_FT).strip()}"
 )
-OVER_SEEDS = "win_rates win_rate_by_step frontier dominance judge_agreement"
+OVER_SEEDS = "win_rates win_rate_by_step frontier dominance diagnosis overoptimization judge_agreement"
 
 
 def test_another_seed_makes_all_that_is_trained_or_sampled(rules: Rules, jobs: dict[Name, Job]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ configfile: "config.yaml"
 
 before = json.dumps(config)
 module prefopt:
-    snakefile: "REPOSITORY/Snakefile"
+    snakefile: "REPOSITORY/workflow/Snakefile"
     config: config["study"]
 use rule * from prefopt as dpo_*
 
@@ -46,3 +48,15 @@ def test_it_changes_nothing_of_the_other_workflow(outer: Path) -> None:
     result = snakemake("--cores", "1", "own.txt", folder=outer)
     assert result.returncode == 0, result.stderr
     assert (outer / "own.txt").read_text() == "True none\n"
+
+
+def test_a_catalogue_finds_the_workflow_and_draws_its_rules() -> None:
+    """The Snakemake workflow catalogue looks for these files, and draws the graph by this command."""
+    about = yaml.safe_load((REPOSITORY / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert {"mandatory-flags", "software-stack-deployment", "report"} <= about.keys()
+    command = ["-m", "snakemake", "-s", "workflow/Snakefile", "-c", "1", "-d", ".test", "--forceall", "--rulegraph"]
+    drawn = subprocess.run([sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert drawn.returncode == 0, drawn.stderr
+    assert 'label = "win_rates"' in drawn.stdout and "frontier_run" not in drawn.stdout, (
+        "its own config leaves out imdb"
+    )

@@ -59,3 +59,29 @@ def test_conversations_become_a_tasks_tables(tmp_path: Path) -> None:
     training = pd.read_parquet(tmp_path / targets[1])
     assert len(training) > 10 and not set(training["prompt"]) & set(test.index)
     assert planned(*targets, "--configfile", path, folder=tmp_path) == {}
+
+
+@pytest.mark.workflow
+def test_a_task_of_thumbs_alone_trains_kto(tmp_path: Path) -> None:
+    thumbs = [{"prompt": f"post {i}", "completion": f"text {i}", "label": i % 3 > 0} for i in range(90)]
+    (tmp_path / "thumbs.jsonl").write_text("\n".join(map(json.dumps, thumbs)))
+    trained = {"batch_size": 16, "warmup_steps": 1, "evaluate_every": 2}
+    support = {
+        "like": "hh",
+        "data": {"source": "records", "records": ["thumbs.jsonl"]},
+        "runs": {**dict.fromkeys(only("hh")), "sft": {"method": "sft"}, "kto": {"method": "kto"}},
+        "reference": "sft",
+        "base": {"source": "path", "path": str(REPOSITORY / "workflow" / "models" / "tldr_base")},
+        "sft": {"epochs": 1, **trained, "learning_rate": 1e-4},
+        "kto": {**trained, "undesirable_weight": 2.0},
+    }
+    path = overlay(tmp_path, {"tasks": {"support": support, **dict.fromkeys(("hh", "tldr", "cnndm", "imdb"))}})
+    targets = ("results/models/support/kto", "results/data/support/summary.json")
+    result = snakemake("--cores", "1", "--show-failed-logs", *targets, "--configfile", path, folder=tmp_path)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    counts = json.loads((tmp_path / targets[1]).read_text())["tables"]
+    assert (counts["labels"]["read"], counts["preferences"]["kept"], counts["demonstrations"]["kept"]) == (90, 0, 60)
+    metrics = [json.loads(line) for line in (tmp_path / "results/training/support/kto.jsonl").read_text().splitlines()]
+    learnt = sum(pd.read_parquet(tmp_path / "results/data/support/labels.parquet")["split"] == "train")
+    assert metrics[0]["kl"] < 1e-3 and max(row["step"] for row in metrics) == -(-learnt // 16)
+    assert planned(*targets, "--configfile", path, folder=tmp_path) == {}

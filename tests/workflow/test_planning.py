@@ -10,7 +10,8 @@ import pytest
 from running import REPOSITORY, only, overlay, snakemake
 
 from prefopt.experiment.config import resolve
-from prefopt.planning.report import DEFAULT, merged
+from prefopt.experiment.explained import merged
+from prefopt.experiment.like import DEFAULTS
 
 PAPER = REPOSITORY / "config" / "paper.yaml"
 
@@ -36,7 +37,7 @@ def test_the_plans_config_is_the_one_that_snakemake_resolves(workflow_copy: Path
     result = snakemake("--dry-run", "--quiet", "--configfile", PAPER, own, folder=workflow_copy)
     assert result.returncode == 0, result.stderr
     snakemakes = json.loads((workflow_copy / "resolved.json").read_text())
-    assert resolve(merged([DEFAULT, PAPER, own])) == snakemakes
+    assert resolve(merged([DEFAULTS, PAPER, own])) == snakemakes
     assert snakemakes["seeds"] == [3] and snakemakes["compute"]["hardware"]["tflops"] == 989
 
 

@@ -17,7 +17,7 @@ SCATTER = ("--set-scatter", "sampling=3", "scoring=2", "judging=2")
 def test_every_table_that_is_made_in_shards_is_gathered(tmp_path: Path) -> None:
     whole, cut = (planned("all", *more, folder=tmp_path) for more in ((), SCATTER))
     times = {"sample": 3, "candidates": 3, "pair_samples": 3, "ceiling_samples": 3, "score": 2, "true_rewards": 2}
-    times |= {"judge": 2, "judge_candidates": 2, "other_judge": 2}
+    times |= {"judge": 2, "judge_candidates": 2, "other_judge": 2, "run_rewards": 2}
     scattered = {rule: count for rule, count in whole.items() if rule in times}
     assert scattered.keys() == times.keys()
     expected = {rule: count * times.get(rule, 1) for rule, count in whole.items()}

@@ -36,7 +36,8 @@ CURVE = {"best_of_n_curve": 1}
 # What hangs on the samples that people compare.
 STUDY = {"human_study": 1, "simulated_votes": 1, "human_votes": 1}
 # What hangs on what DPO writes while it trains, with a judge's verdicts on it.
-BY_STEP = {"win_rate_by_step": 1, "evaluations": 1, "frontier": 1, "dominance": 1, "frontier_figure": 1}
+OF_EVALUATIONS = {"frontier": 1, "dominance": 1, "frontier_figure": 1, "diagnosis": 1}
+BY_STEP = {"win_rate_by_step": 1, "evaluations": 1, **OF_EVALUATIONS}
 DPO_AND_BELOW = {
     **dict.fromkeys(("dpo_with_samples", "sample", "training_figure"), 1),
     "judge": 2,
@@ -154,6 +155,13 @@ def test_the_sweep_has_a_row_per_run_and_checkpoint(finished: Path) -> None:
     assert (start["kl"].abs() < 1e-5).all() and start["reward"].nunique() == 1
     assert (table.loc[table["step"] > 0, "kl"] > 0).all() and table["reward"].nunique() > 1
     assert (table["above_ceiling_z"].dropna() < 4).all()
+    diagnosis = pd.read_csv(finished / "results/imdb_diagnosis.csv")
+    assert len(diagnosis) == len(table) and set(diagnosis["run"]) == set(RUNS)
+    assert diagnosis.loc[diagnosis["step"] == 0, "chosen_logp_change"].dropna().eq(0).all()
+    gains = pd.read_csv(finished / "results/overoptimization.csv").set_index(["task", "run"])
+    assert gains.loc[[("tldr", "best_of_n"), ("tldr", "ppo"), ("tldr", "dpo")], "learned_gain"].notna().all()
+    assert gains.loc[("imdb", "ppo_6"), "learned_gain"].notna().all()
+    assert gains.loc[("hh", "best_of_n"), "n"].tolist() == [1, 2, 3, 4]
     pairs = pd.read_csv(finished / "results/imdb_dominance.csv")
     assert len(pairs) == 15 and pairs[["method", "other"]].drop_duplicates().shape == (15, 2)
     ceiling = pd.read_csv(finished / "results/imdb_ceiling.csv")
@@ -185,7 +193,7 @@ def test_a_change_of_tldr_reaches_news_and_no_other_task(finished: Path) -> None
 def test_another_run_of_the_sweep_runs_alone(finished: Path) -> None:
     run = {"tasks": {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}}}
     jobs = plan(finished, changed=run, everything=True)
-    tables = {"frontier": 1, "dominance": 1, "frontier_figure": 1, "compute": 1, "compute_figure": 1}
+    tables = {**OF_EVALUATIONS, "overoptimization": 1, "compute": 1, "compute_figure": 1}
     assert jobs == {"frontier_run": 1, **tables, "all": 1}
 
 

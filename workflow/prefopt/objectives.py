@@ -363,6 +363,37 @@ def orpo(pairs: Pairs, beta: float) -> PairLoss:
     return PairLoss(losses, beta * chosen.detach(), beta * rejected.detach())
 
 
+def kto(
+    log_ratios: Tensor,
+    desirable: Tensor,
+    mean_mismatched: float,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """KTO's loss (Ethayarajh et al. 2024, equation 7) on completions with a label each, and no pairs.
+
+    With r = log pi(y|x)/pi_ref(y|x) and z0 = max(0, the mean of the same of completions that answer other prompts), an
+    estimate of KL(pi || pi_ref) that is a constant to the gradient, a desirable completion has the loss
+    w_D (1 - sigmoid(beta (r - z0))), an undesirable one w_U (1 - sigmoid(beta (z0 - r))).
+
+    Args:
+        log_ratios: float [n], r above.
+        desirable: bool [n], the labels.
+        mean_mismatched: the mean log-ratio of mismatched completions over the whole batch, before it is cut off at 0.
+        beta: how soon a completion far from z0 has nothing more to give, > 0.
+        desirable_weight: w_D above, > 0.
+        undesirable_weight: w_U above, > 0.
+
+    Returns:
+        losses float [n]; beta (r - z0) of a desirable completion and beta (z0 - r) of another, float [n], detached.
+    """
+    signs = desirable.to(log_ratios.dtype) * 2 - 1
+    margins = signs * beta * (log_ratios - max(0.0, mean_mismatched))
+    weights = torch.where(desirable, desirable_weight, undesirable_weight)
+    return weights * torch.sigmoid(-margins), margins.detach()
+
+
 def unlikelihood(pairs: Pairs, alpha: float) -> PairLoss:
     """See `unlikelihood_loss`; averaged over the chosen completions' tokens, as Preferred-FT is."""
     return PairLoss(unlikelihood_loss(pairs.chosen_logp, pairs.rejected_logp, alpha))

@@ -1,4 +1,13 @@
 # Win rates with intervals, figures, and what the runs wrote.
+import time
+
+STARTED = time.time()
+
+
+onsuccess:
+    from prefopt.analysis.shown import shown  # and pandas, which every start of Snakemake would wait for
+
+    print(shown(Path("results"), STARTED), file=sys.stderr)
 
 
 rule win_rates:
@@ -224,6 +233,87 @@ rule training_figure:
         code=fingerprint("prefopt.analysis.training_curves"),
     shell:
         table_stage("training_figure --metrics {input} --out {output}")
+
+
+rule diagnosis:
+    input:
+        evaluations=runs_of_sweep,
+        metrics=lambda wildcards: targets.measured_metrics(config, wildcards.task),
+    output:
+        table=report(
+            "results/{task}_diagnosis.csv",
+            caption="../report/diagnosis.rst",
+            category="Training",
+            labels={"task": "{task}", "what": "what became of every run's texts"},
+        ),
+        page=report(
+            "results/{task}_diagnosis.md",
+            caption="../report/diagnosis.rst",
+            category="Training",
+            labels={"task": "{task}", "what": "which runs collapsed, and what helps"},
+        ),
+    log:
+        "logs/{task}/diagnosis.log",
+    benchmark:
+        "logs/benchmarks/{task}/diagnosis.jsonl"
+    wildcard_constraints:
+        task=one_of(with_frontier),
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        **recipe("diagnosis"),
+        code=fingerprint("prefopt.analysis.diagnosis"),
+    shell:
+        table_stage(
+            "diagnosis --evaluations {input.evaluations} --metrics {input.metrics} --recipe {params.recipe}"
+            " --out {output.table} --page {output.page}"
+        )
+
+
+rule overoptimization:
+    input:
+        unpack(optimized_files),
+    output:
+        table=report(
+            "results/overoptimization.csv",
+            caption="../report/overoptimization.rst",
+            category="Over-optimisation",
+            labels={"task": "all", "what": "learned and true reward, and alarms"},
+        ),
+        fits=report(
+            "results/overoptimization_fits.csv",
+            caption="../report/overoptimization.rst",
+            category="Over-optimisation",
+            labels={"task": "all", "what": "fits and peaks"},
+        ),
+        svg=report(
+            "results/overoptimization.svg",
+            caption="../report/overoptimization.rst",
+            category="Over-optimisation",
+            labels={"task": "all", "what": "figure"},
+        ),
+        png="results/overoptimization.png",
+    log:
+        "logs/overoptimization.log",
+    benchmark:
+        "logs/benchmarks/overoptimization.jsonl"
+    conda:
+        "../../envs/analysis.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        files=arguments_of(optimized_files),
+        recipe=recipe_of_all(stage_recipes.overoptimization_recipe),
+        code=fingerprint("prefopt.analysis.overoptimization"),
+    shell:
+        table_stage(
+            "overoptimization {params.files} --recipe {params.recipe} --table {output.table} --fits {output.fits}"
+            " --out {output.svg} {output.png}"
+        )
 
 
 rule examples:

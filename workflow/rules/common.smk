@@ -28,6 +28,7 @@ os.environ.update(
 )
 
 NOTHING = "(?!)"  # a wildcard's constraint that no text fits
+ROUND = "[1-9][0-9]*"
 
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
@@ -118,11 +119,12 @@ def records_params():
 
 
 def prepared_tables(wildcards):
-    """The tokenized tables of a task; a transfer task has no pairs."""
+    """The tokenized tables of a task; a transfer task has no pairs, and single labels are there where a run asks for them."""
     names = ["demonstrations", "prompts"]
     names += (
         ["preferences", "gold_preferences"] if targets.kind(config["tasks"][wildcards.task]) == "comparison" else []
     )
+    names += ["labels"] if targets.learns_labels(config, wildcards.task) else []
     return [f"results/data/{wildcards.task}/{name}.parquet" for name in names]
 
 
@@ -140,6 +142,35 @@ def started_from(wildcards):
 def policy(wildcards):
     """The model of a run."""
     return wildcards.run
+
+
+def policy_of_round(wildcards):
+    """The policy that a round of a run samples and trains: the one before it, or what the run starts from."""
+    return runs.round_name(wildcards.run, int(wildcards.round) - 1)
+
+
+def reference_of_round(wildcards):
+    """The reference policy of a round's training."""
+    moving = runs.values(config, wildcards.task, wildcards.run)["reference"] == "moving"
+    return policy_of_round(wildcards) if moving else "reference"
+
+
+def recipe_of_round(stage):
+    """Params of a stage of a round, see `recipe`."""
+    return recipe_params(
+        lambda wildcards: stage_recipes.round_recipe(
+            seeded(wildcards), wildcards.task, wildcards.run, stage, int(wildcards.round)
+        )
+    )
+
+
+def runs_in_rounds(labels=None):
+    """Function of a task: its runs that are trained in rounds, all or those with such labels."""
+    return lambda task: [
+        run
+        for run in dict.fromkeys(run for run, _ in targets.rounds(config, task))
+        if labels in (None, runs.values(config, task, run)["labels"])
+    ]
 
 
 def training_files(wildcards):
@@ -338,6 +369,30 @@ def reward_files(wildcards):
     return {**learned, **true_reward_files(wildcards)}
 
 
+def evaluation_files(wildcards):
+    """The rewards of what a run wrote while it trained: the true one, and the learned one where the task has it."""
+    learned = {"reward_model": model_folder("reward_model")(wildcards)}
+    return {
+        **(learned if targets.learns_reward(config, wildcards.task) else {}),
+        **true_reward_files(wildcards),
+    }
+
+
+def optimized_files(wildcards):
+    """What the stage `overoptimization` reads: evaluations of all tasks, and candidates with both their rewards."""
+    candidates = [f"results/{seed}candidates/{task}" for task, seed in targets.rewarded_candidates(config)]
+    files = {
+        "evaluations": [
+            f"results/{seed}frontier/{task}/{run}.parquet" for task, seed, run in targets.optimized(config)
+        ],
+        "summaries": [f"results/data/{task}/summary.json" for task in targets.optimized_tasks(config)],
+        "candidates": [f"{start}.parquet" for start in candidates],
+        "scores": [f"{start}_scores.parquet" for start in candidates],
+        "true": [f"{start}_true_rewards.parquet" for start in candidates],
+    }
+    return {name: paths for name, paths in files.items() if paths}
+
+
 def runs_of_sweep(wildcards):
     """The evaluations of each run of a frontier, for each seed."""
     return [
@@ -371,6 +426,12 @@ def one_of(names):
     return "|".join(re.escape(name) for name in names) or NOTHING
 
 
+def tasks_with_reward(source):
+    """The sweeps whose true reward comes from there."""
+    sweeps = targets.tasks_of(config, "frontier")
+    return [task for task in sweeps if config["tasks"][task]["true_reward"]["source"] == source]
+
+
 def with_runs(of_task, suffix=""):
     """A constraint of the wildcard `task`: the tasks for which a function gives runs, and behind them these runs alone.
 
@@ -379,6 +440,11 @@ def with_runs(of_task, suffix=""):
     found = {task: list(of_task(task)) for task in config["tasks"]}
     ending = rf"({suffix})?(\.parquet|\.jsonl|/|$)"
     return "|".join(rf"{task}(?=/({one_of(names)}){ending})" for task, names in found.items() if names) or NOTHING
+
+
+def trained_at_once():
+    """The methods of which a rule trains a run; what is trained in rounds has rules of its own."""
+    return [name for name in methods.trained() if not methods.METHODS[name].rounds]
 
 
 def trained_runs(method, sampled):
@@ -397,8 +463,8 @@ def sampled_runs(task):
 
 # Tables below results/ that are made in shards where a scatter process has several, by that process.
 SCATTERED = {
-    "sampling": rf"{runs.SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples)",
-    "scoring": rf"{runs.SEED}(candidates|pairs|ceiling)/[a-z]+_scores",
+    "sampling": rf"{runs.SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples|rounds/[a-z0-9_]+/{runs.NAME}/{ROUND}/samples)",
+    "scoring": rf"{runs.SEED}((candidates|pairs|ceiling)/[a-z]+_scores|rewards/[a-z0-9_]+/{runs.NAME}|rounds/[a-z0-9_]+/{runs.NAME}/{ROUND}/scores)",
     "judging": rf"{runs.SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts)",
 }
 

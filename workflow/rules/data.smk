@@ -11,7 +11,7 @@ rule records:
         "logs/benchmarks/{task}/records/{table}.jsonl"
     wildcard_constraints:
         task=one_of(targets.tasks_of(config, "comparison", "transfer")),
-        table="(training/)?demonstrations|(gold_)?preferences|pretraining",
+        table="(training/)?demonstrations|(gold_)?preferences|labels|pretraining",
     conda:
         "../../envs/model.yaml"
     threads: 1
@@ -67,7 +67,7 @@ use rule prepare as prepare_preferences with:
         "logs/benchmarks/{task}/prepare_{pairs}.jsonl"
     wildcard_constraints:
         task=one_of(targets.tasks_of(config, "comparison", "transfer")),
-        pairs="(gold_)?preferences",
+        pairs="(gold_)?preferences|labels",
 
 
 # What became of every record.

@@ -45,7 +45,7 @@ rule frontier_run:
 # Of a task with win rates: what was sampled while a run trained.
 rule evaluations:
     input:
-        unpack(made(true_reward_files)),
+        unpack(made(evaluation_files)),
         reference=model_files("reference"),
         samples="results/{seed}samples/{task}/{run}_by_step.parquet",
         prompts="results/data/{task}/prompts.parquet",
@@ -67,13 +67,13 @@ rule evaluations:
         **recipe_params(
             lambda wildcards: stage_recipes.evaluations_recipe(seeded(wildcards), wildcards.task, wildcards.run)
         ),
-        true_reward=arguments_of(true_reward_files),
-        true_reward_content=brought(true_reward_files),
+        rewards=arguments_of(evaluation_files),
+        rewards_content=brought(evaluation_files),
         code=fingerprint("prefopt.generation.evaluations"),
     shell:
         model_stage(
             "evaluations --samples {input.samples} --prompts {input.prompts} --reference-model {params.reference}"
-            " {params.true_reward} --recipe {params.recipe} --out {output}"
+            " {params.rewards} --recipe {params.recipe} --out {output}"
         )
 
 

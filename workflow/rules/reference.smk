@@ -1,4 +1,4 @@
-# Log-probabilities of every pair under the reference policy, computed once.
+# Log-probabilities of every pair, or of every labelled completion, under the reference policy, computed once.
 
 
 rule reference:
@@ -22,3 +22,17 @@ rule reference:
         code=fingerprint("prefopt.training.reference"),
     shell:
         model_stage("reference --model {params.model} --data {input.data} --recipe {params.recipe} --out {output}")
+
+
+use rule reference as reference_labels with:
+    input:
+        model=model_files("reference"),
+        data="results/data/{task}/labels.parquet",
+    output:
+        "results/{seed}logprobs/{task}/reference_labels.parquet",
+    log:
+        "logs/{seed}{task}/reference_labels.log",
+    benchmark:
+        "logs/benchmarks/{seed}{task}/reference_labels.jsonl"
+    resources:
+        **model_needs("reference_labels"),

@@ -138,6 +138,48 @@ rule true_rewards:
         )
 
 
+# What each run of a task with win rates writes in the end.
+use rule true_rewards as run_rewards with:
+    input:
+        unpack(made(true_reward_files)),
+        samples="results/{seed}samples/{task}/{run}.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        shard_table("scoring", "results/{seed}rewards/{task}/{run}.parquet"),
+    log:
+        of_shard("scoring", "logs/{seed}{task}/rewards_{run}.log"),
+    benchmark:
+        of_shard("scoring", "logs/benchmarks/{seed}{task}/rewards_{run}.jsonl")
+    wildcard_constraints:
+        task=with_runs(lambda task: targets.rewarded(config, task)),
+    resources:
+        **model_needs("run_rewards"),
+
+
+# Of the candidates too, to see where the best of N by the learned reward has the most of it.
+use rule true_rewards as candidate_rewards with:
+    input:
+        unpack(made(true_reward_files)),
+        samples="results/{seed}candidates/{task}.parquet",
+        prompts="results/data/{task}/prompts.parquet",
+    output:
+        "results/{seed}candidates/{task}_true_rewards.parquet",
+    log:
+        "logs/{seed}{task}/candidate_rewards.log",
+    benchmark:
+        "logs/benchmarks/{seed}{task}/candidate_rewards.jsonl"
+    wildcard_constraints:
+        task=one_of([task for task in with_frontier if targets.has_candidates(config, task)]),
+    resources:
+        **model_needs("candidate_rewards"),
+    params:
+        **recipe("true_rewards"),
+        true_reward=arguments_of(true_reward_files),
+        true_reward_content=brought(true_reward_files),
+        shard=[],
+        code=fingerprint("prefopt.rewards.stage"),
+
+
 rule sampled_pairs:
     input:
         samples="results/{seed}pairs/{task}_samples.parquet",
@@ -158,11 +200,12 @@ rule sampled_pairs:
     resources:
         **TABLE_RESOURCES,
     params:
+        **recipe("sampled_pairs"),
         code=fingerprint("prefopt.data.sampled_pairs"),
     shell:
         table_stage(
             "sampled_pairs --samples {input.samples} --scores {input.scores} --prompts {input.prompts}"
-            " --out {output.preferences} --summary {output.summary}"
+            " --recipe {params.recipe} --out {output.preferences} --summary {output.summary}"
         )
 
 
@@ -188,7 +231,7 @@ rule classifier:
     benchmark:
         "logs/benchmarks/{task}/classifier.jsonl"
     wildcard_constraints:
-        task=one_of(targets.tasks_of(config, "frontier")),
+        task=one_of(tasks_with_reward("classifier")),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
@@ -203,4 +246,41 @@ rule classifier:
             "classifier --model {params.model} --reviews {input.reviews} --recipe {params.recipe}"
             " --work work/{wildcards.task}/classifier --out {output.model} --metrics {output.metrics}"
             " --table {output.table}"
+        )
+
+
+rule ngrams:
+    input:
+        base=model_files("base"),
+        reviews="results/data/{task}/raw/reviews.parquet",
+    output:
+        ngrams="results/data/{task}/ngrams.parquet",
+        table=report(
+            "results/{task}_classifier.csv",
+            caption="../report/classifier.rst",
+            category="Frontier",
+            labels={
+                "task": "{task}",
+                "what": "accuracy and calibration of the true reward",
+            },
+        ),
+    log:
+        "logs/{task}/ngrams.log",
+    benchmark:
+        "logs/benchmarks/{task}/ngrams.jsonl"
+    wildcard_constraints:
+        task=one_of(tasks_with_reward("ngrams")),
+    conda:
+        "../../envs/model.yaml"
+    threads: 1
+    resources:
+        **{**TABLE_RESOURCES, "mem_mb": 4000},  # it counts the n-grams of all reviews
+    params:
+        **model("base", "base"),
+        **recipe("ngrams"),
+        code=fingerprint("prefopt.training.ngrams"),
+    shell:
+        table_stage(
+            "ngrams --model {params.base} --reviews {input.reviews} --recipe {params.recipe}"
+            " --table {output.table} --out {output.ngrams}"
         )

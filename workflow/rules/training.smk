@@ -2,7 +2,7 @@
 # samples a policy is also sampled while it trains.
 
 
-for method, sampled in itertools.product(methods.trained(), (False, True)):
+for method, sampled in itertools.product(trained_at_once(), (False, True)):
 
     rule:
         name:

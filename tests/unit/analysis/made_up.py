@@ -12,6 +12,9 @@ from prefopt.analysis.verdicts import KEY, settle
 from prefopt.experiment.tasks import TASKS
 from prefopt.store.tables import write_table
 
+# What the evaluations table says of each completion beside reward, KL and tokens.
+MEASURES = {"logp": -4.0, "ended": True, "repeats": False, "copies": False, "empty": False, "text_hash": "text"}
+MEASURES |= {"learned_reward": None}
 OUTCOMES = {"w": "win", "l": "loss", "t": "tie", "i": "invalid"}
 # By method and temperature: outcomes on the validation prompts, then on the test prompts.
 Outcomes = dict[str, dict[float, tuple[str, str]]]

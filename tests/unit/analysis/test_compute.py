@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from made_up import words
+from made_up import MEASURES, words
 from prefopt.analysis import compute, compute_figure
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.errors import UserError
@@ -29,6 +30,9 @@ RECIPE = {
     "home": {"tldr": "tldr"},
     "seeds": 1,
 }
+
+
+FIGURES = compute.COLUMNS[4:-3]  # without the reward
 
 
 def used(flops: int, generated: int = 0, models: int = 1) -> dict[str, Any]:
@@ -83,6 +87,9 @@ def arguments(tmp_path: Path) -> argparse.Namespace:
         win_rates=[win_rates],
         curves=[curves],
         runs=[],
+        rounds=[],
+        rewards=[],
+        written=[],
         recipe=json.dumps(RECIPE),
         out=tmp_path / "compute.csv",
     )
@@ -103,6 +110,26 @@ def test_totals_are_sums_of_the_stages_and_answers_are_per_prompt(arguments: arg
     assert stages == ["sft", "reference_logprobs", "dpo", "sampling", "total"]
     sampling = table[table["stage"] == "sampling"].set_index("run")
     assert sampling.loc["dpo", "generated_tokens"] == 4 and sampling.loc["best_of_4", "generated_tokens"] == 20
+
+
+def test_each_table_of_the_reference_policy_is_the_cost_of_who_reads_it(
+    arguments: argparse.Namespace, tmp_path: Path
+) -> None:
+    labels = arguments.reference[0].with_name("reference_labels.parquet")
+    row = {"example_id": "a", "completion_logp": 0.0, "mismatched_logp": 0.0, "completion_tokens": 1}
+    write_table(labels, "reference_label_logprobs", [{**row, "mismatched_tokens": 1}], used=used(150))
+    arguments.reference.append(labels)
+    kto = tmp_path / "models" / "tldr" / "kto"
+    kto.mkdir()
+    (kto / "manifest.json").write_text(json.dumps({"used": used(700)}))
+    arguments.models.append(kto)
+    arguments.samples.append(shutil.copy(arguments.samples[0], tmp_path / "samples" / "tldr" / "kto.parquet"))
+    made = {"run": "kto", "stages": ["sft", "reference_label_logprobs", "kto"], "n": None}
+    arguments.recipe = json.dumps({**RECIPE, "runs": {"tldr": [*RECIPE["runs"]["tldr"], made]}})
+    compute.run(arguments)
+    table = pd.read_csv(arguments.out)
+    totals = table[table["stage"] == "total"].set_index("run")["training_flops"]
+    assert (totals["dpo"], totals["kto"]) == (300 + 100 + 600, 300 + 150 + 700)
 
 
 def test_a_model_of_the_users_own_has_no_cost_and_neither_has_the_total(arguments: argparse.Namespace) -> None:
@@ -127,6 +154,7 @@ def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
 ) -> None:
     path = tmp_path / "frontier" / "imdb" / "dpo_1.parquet"
     named = {"run": "dpo_1", "method": "dpo", "seed": 0, "conservativeness": 1.0, "sample_index": 0, "tokens": 5}
+    named |= MEASURES
     rows = [
         {**named, "step": step, "prompt_id": f"p{i}", "reward": 0.5 + 0.1 * step + 0.02 * i, "kl": 2.0 * step}
         for step in (0, 1)
@@ -178,10 +206,10 @@ def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
         made = list(compute.run_rows("cnndm", run, records, recipe))
         assert [(row["task"], row["run"]) for row in made] == [("cnndm", "best_of_4")] * 4
         assert [row["stage"] for row in made] == ["sft", "reward_model", "sampling", "total"]
-        return [{key: row.get(key) for key in compute.COLUMNS[4:]} for row in made]
+        return [{key: row.get(key) for key in FIGURES} for row in made]
 
     def figures(*values: Any) -> dict[str, Any]:
-        return dict(zip(compute.COLUMNS[4:], values, strict=True))
+        return dict(zip(FIGURES, values, strict=True))
 
     none = (None, None, None, None)
     win_rates = pd.DataFrame(rates)
@@ -208,7 +236,7 @@ def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
 
 def test_every_number_of_a_run(arguments: argparse.Namespace, tmp_path: Path) -> None:
     path = tmp_path / "frontier" / "imdb" / "ppo_3.parquet"
-    named = {"run": "ppo_3", "method": "ppo", "seed": 0, "conservativeness": 3.0, "tokens": 5}
+    named = {"run": "ppo_3", "method": "ppo", "seed": 0, "conservativeness": 3.0, "tokens": 5, **MEASURES}
     rows = [
         {**named, "step": step, "prompt_id": f"p{p}", "sample_index": k, "reward": 0.1 * p + 0.2 * k, "kl": 3.0 + k}
         for step, prompts in ((0, 9), (20, 4), (3, 7))
@@ -348,3 +376,98 @@ def test_a_run_of_several_seeds_bought_their_mean_reward() -> None:
     expected = mean_over_seeds([0.3, 0.4], over_prompts.std() / 2, 4, 0.95).interval
     assert (row["seeds"], row["bought"]) == (2, pytest.approx(0.35))
     assert (row["bought_low"], row["bought_high"]) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.fixture
+def in_rounds(arguments: argparse.Namespace, tmp_path: Path) -> argparse.Namespace:
+    """A run of two rounds, the tables and the model of each with what they took, and its rewards."""
+    key = {"prompt_id": "p", "temperature": 1.0, "sample_index": 0}
+    rest = {"text": "", "tokens": 1, "token_ids": [1], "finish_reason": "eos", "logp": 0.0, "reference_logp": 0.0}
+    pair = {"pair_id": "a", "chosen_logp": 0.0, "rejected_logp": 0.0, "chosen_tokens": 1, "rejected_tokens": 1}
+    for number in (1, 2):
+        folder = tmp_path / "rounds" / "tldr" / "mine" / str(number)
+        (folder / "model").mkdir(parents=True)
+        (folder / "model" / "manifest.json").write_text(json.dumps({"used": used(1000 * number)}))
+        sampled = {**key, **rest, "run": "mine", "split": "train"}
+        write_table(folder / "samples.parquet", "samples", [sampled], used=used(10 * number, generated=7 * number))
+        write_table(folder / "scores.parquet", "scores", [{**key, "reward": 1.0}], used=used(number))
+        write_table(folder / "reference.parquet", "reference_logprobs", [pair], used=used(100 * number))
+        kept = ("samples.parquet", "scores.parquet", "reference.parquet", "model")
+        arguments.rounds += [folder / name for name in kept]
+    recipe = json.loads(json.dumps(RECIPE))
+    stages = ["sft", "reward_model", "mine_round_1", "mine_round_2"]
+    recipe["runs"]["tldr"].append({"run": "mine", "stages": stages, "n": None})
+    arguments.recipe = json.dumps(recipe)
+    # Three test prompts at two temperatures, of which 1 is selected, and one of validation.
+    samples, scores = (tmp_path / kind / "tldr" / "mine.parquet" for kind in ("samples", "rewards"))
+    names = [("p0", 1.0), ("p1", 1.0), ("p2", 1.0), ("p0", 0.5), ("p1", 0.5), ("p2", 0.5), ("v", 1.0)]
+    keys = [{**key, "prompt_id": name, "temperature": temperature} for name, temperature in names]
+    splits = ["validation" if name == "v" else "test" for name, _ in names]
+    rows = [{**one, **rest, "run": "mine", "split": split} for one, split in zip(keys, splits, strict=True)]
+    made = write_table(samples, "samples", rows, used=used(70, generated=21))
+    rewards = [
+        {**one, "reward": reward} for one, reward in zip(keys, [1.0, 2.0, 6.0, 9.0, 9.0, 9.0, 50.0], strict=True)
+    ]
+    write_table(scores, "scores", rewards, samples=made["content_hash"])
+    arguments.samples.append(samples)
+    arguments.rewards.append(scores)
+    arguments.written.append(samples)
+    (rates,) = arguments.win_rates
+    table = pd.read_csv(rates)
+    row = {
+        "task": "tldr",
+        "run": "mine",
+        "temperature": 1.0,
+        "selected": True,
+        "win_rate": 0.9,
+        "ci_low": 0.8,
+        "ci_high": 1,
+    }
+    pd.concat([table, pd.DataFrame([row])]).to_csv(rates, index=False)
+    return arguments
+
+
+def test_a_round_is_all_that_its_stages_took(in_rounds: argparse.Namespace) -> None:
+    compute.run(in_rounds)
+    costs = pd.read_csv(in_rounds.out).query("run == 'mine'").set_index("stage")
+    assert costs.index.tolist() == ["sft", "reward_model", "mine_round_1", "mine_round_2", "sampling", "total"]
+    flops = costs["training_flops"]
+    assert flops["mine_round_1"] == 1000 + 10 + 1 + 100 and flops["mine_round_2"] == 2 * 1111
+    assert flops["total"] == 300 + 500 + 3 * 1111
+    # Rollouts of both rounds; four stages of ten seconds each; the largest memory of them.
+    assert costs.loc[["mine_round_1", "mine_round_2", "total"], "generated_tokens"].tolist() == [7, 14, 21]
+    assert costs.loc["mine_round_1", "wall_seconds"] == 40 and costs.loc["mine_round_2", "peak_memory_mib"] == 2100
+
+
+def test_rewards_are_told_of_test_prompts_at_the_selected_temperature(in_rounds: argparse.Namespace) -> None:
+    compute.run(in_rounds)
+    total = pd.read_csv(in_rounds.out).query("stage == 'total'").set_index("run")
+    assert total["reward"].notna().to_dict() == {
+        "base": False,
+        "sft": False,
+        "dpo": False,
+        "best_of_4": False,
+        "mine": True,
+    }
+    # 1, 2 and 6: a mean of 3 and a variance of 7.
+    half = 1.96 * (7 / 3) ** 0.5
+    found = total.loc["mine", ["reward", "reward_low", "reward_high"]].tolist()
+    assert found == pytest.approx([3, 3 - half, 3 + half], abs=1e-6)
+
+
+def test_the_figure_has_rewards_where_there_are_any(in_rounds: argparse.Namespace) -> None:
+    compute.run(in_rounds)
+    table = pd.read_csv(in_rounds.out)
+    both = pd.concat([table, table.assign(task="hh", reward=float("nan"))], ignore_index=True)
+    figure = compute_figure.compute_figure(both, {"tldr": MANIFEST, "hh": {**MANIFEST, **words("hh"), "task": "hh"}})
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        *("Win rate against\nthe reference summary", "", "Reward of the frontier"),
+        *("Win rate against\nthe chosen response", "", ""),
+    ]
+    assert [axes.axison for axes in figure.axes] == [True] * 5 + [False]
+    (point,) = [line for line in figure.axes[2].lines if len(line.get_xdata()) == 1 and line.get_marker() != "None"]
+    assert (point.get_xdata()[0], point.get_ydata()[0]) == (300 + 500 + 3 * 1111, pytest.approx(3))
+    without = compute_figure.compute_figure(table.assign(reward=float("nan")), {"tldr": MANIFEST})
+    assert len(without.axes) == 2
+    note = [" ".join(one.get_supxlabel().split()) for one in (figure, without)]
+    assert ["Rewards are told of the same samples" in text for text in note] == [True, False]

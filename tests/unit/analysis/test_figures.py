@@ -244,6 +244,7 @@ def test_a_row_of_panels_a_trainer() -> None:
             "dpo": metrics(
                 loss=0.69, margin=0.0, accuracy=0.5, chosen_logp=-40.0, rejected_logp=-41.0, chosen_reward=0.0
             ),
+            "kto": metrics(loss=0.5, kl=0.0, kto_margin=0.0, kto_accuracy=0.5),
             "reward_model": metrics(loss=0.69, accuracy=0.5, margin=1.0),
             "ppo": metrics(reward=0.1, kl=0.0, clip_fraction=0.0, value_loss=1.0, loss=0.0, tokens=30.0),
         }
@@ -251,6 +252,7 @@ def test_a_row_of_panels_a_trainer() -> None:
     assert titles(figure) == [
         ["Loss", "Learning rate"],
         ["Loss", "Implicit reward margin", "Accuracy", "Log-probability"],
+        ["Loss", "Margin of a label", "Accuracy", "KL to the reference"],
         ["Loss", "Accuracy", "Learning rate"],
         ["Reward", "KL to the reference", "Clip fraction", "Value loss"],
     ]

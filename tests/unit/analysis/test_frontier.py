@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from made_up import MEASURES
 from prefopt.analysis import dominance, frontier, frontier_figure, optimal_frontier
 from prefopt.analysis.dominance import DominanceRecipe, dominance_table
 from prefopt.analysis.frontier import Measured, above_ceiling, frontier_table, read_evaluations, upper_frontier
@@ -242,7 +243,7 @@ class TestDominance:
 def write_run(folder: Path, run: str, prompts: list[str], shift: float) -> Path:
     rows = [
         {"run": run, "method": run, "seed": 0, "conservativeness": math.nan, "step": step, "prompt_id": prompt}
-        | {"sample_index": k, "reward": 0.5 + shift * step + 0.01 * k, "kl": 1.0 * step, "tokens": 5}
+        | {"sample_index": k, "reward": 0.5 + shift * step + 0.01 * k, "kl": 1.0 * step, "tokens": 5, **MEASURES}
         for step in (0, 1)
         for prompt in prompts
         for k in (0, 1)
@@ -292,6 +293,7 @@ def test_a_table_of_checkpoints_by_hand(tmp_path: Path) -> None:
     rows = [
         {"run": run, "method": "dpo", "seed": seed, "conservativeness": beta, "step": step, "prompt_id": prompt}
         | {"sample_index": k, "reward": 0.1 * (p + step) + 0.02 * k, "kl": step * (1.0 + p + k), "tokens": 4 + k + p}
+        | MEASURES
         for run, seed, beta in (("dpo_a", 0, 0.1), ("dpo_b", 1, 0.5))
         for step in (0, 7)
         for p, prompt in enumerate(prompts)

@@ -89,6 +89,11 @@ def test_every_kind_of_source_in_one_mixture(tmp_path: Path, caplog: pytest.LogC
     assert rows.loc[rows.index.str.startswith("a"), "messages"].eq("").all()
     account = tables["preferences"].attrs["manifest"]["account"]
     assert account == {"read": 34, "kept": 22, "dropped": {"left_out_by_mixing": 10, "unpaired": 2}}
+    # Two of each pair, and the thumbs that make none; what is tested on trains nothing.
+    account = tables["labels"].attrs["manifest"]["account"]
+    tested = 2 * (rows["split"] == "test").sum() + sum(e not in set(tables["labels"]["prompt"]) for e in ("e0", "e1"))
+    left = {"left_out_by_mixing": 10, "test_split": tested}
+    assert account == {"read": 10 + 2 * 22 + 2, "kept": 46 - tested, "dropped": left}
     (only,) = tables["demonstrations"].to_dict("records")
     assert (only["prompt"], only["response"], only["source"]) == ("b0", " x", str(tmp_path / "b.csv"))
     inputs = tables["preferences"].attrs["manifest"]["inputs"]

@@ -83,7 +83,11 @@ def test_embedded(tmp_path: Path) -> None:
     assert Counter(tables["preferences"]["split"]) == {"train": 20, "validation": 5}
     assert Counter(tables["gold_preferences"]["split"]) == {"gold_train": 6, "gold_test": 4}
     assert len(tables["pretraining"]) == 12
+    assert (
+        Counter(tables["labels"]["split"]) == {"train": 40, "validation": 10} and tables["labels"]["label"].sum() == 25
+    )
     elsewhere = {"training/demonstrations": {"test_split": 8}, "preferences": {"reserved_for_gold": 10}}
+    elsewhere["labels"] = {"reserved_for_gold": 20}
     for name, table in tables.items():
         manifest = table.attrs["manifest"]
         assert manifest["notes"]["synthetic"] is True and "Synthetic" in manifest["notes"]["statement"]

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from prefopt.data import sampled_pairs
+from prefopt.data.sampled_pairs import SampledPairsRecipe
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_dict
 from prefopt.store.tables import read_table, write_table
 
 
@@ -25,13 +27,21 @@ def frames(rewards: list[float], ids: list[list[int]]) -> tuple[pd.DataFrame, pd
     return tuple(map(pd.DataFrame, (prompts, samples, scores)))  # type: ignore[return-value]
 
 
-def write(folder: Path, tables: tuple[pd.DataFrame, ...]) -> argparse.Namespace:
+EVERY_TWO = {"pairs": "all", "length_penalty": 0.0, "seed": 0}
+
+
+def write(folder: Path, tables: tuple[pd.DataFrame, ...], recipe: dict[str, Any] = EVERY_TWO) -> argparse.Namespace:
     prompts, samples, scores = (folder / f"{name}.parquet" for name in ("prompts", "samples", "scores"))
     first = write_table(prompts, "prompts", tables[0], tokenizer_hash="t")
     second = write_table(samples, "samples", tables[1], prompts=first["content_hash"])
     write_table(scores, "scores", tables[2], samples=second["content_hash"])
     return argparse.Namespace(
-        prompts=prompts, samples=samples, scores=scores, out=folder / "pairs.parquet", summary=folder / "summary.json"
+        prompts=prompts,
+        samples=samples,
+        scores=scores,
+        recipe=json.dumps(recipe),
+        out=folder / "pairs.parquet",
+        summary=folder / "summary.json",
     )
 
 
@@ -60,7 +70,7 @@ def test_no_pair_and_a_missing_reward_are_errors(tmp_path: Path) -> None:
         sampled_pairs.run(write(tmp_path, frames([0.1, 0.1], [[1], [2]])))
     prompts, samples, scores = frames([0.1, 0.2], [[1], [2]])
     with pytest.raises(UserError, match="1 samples have no reward"):
-        sampled_pairs.preference_pairs(prompts, samples, scores.head(1))
+        sampled_pairs.preference_pairs(prompts, samples, scores.head(1), from_dict(SampledPairsRecipe, EVERY_TWO))
 
 
 def test_each_prompt_has_pairs_of_its_own_completions_in_its_own_split(tmp_path: Path) -> None:
@@ -87,7 +97,9 @@ def test_each_prompt_has_pairs_of_its_own_completions_in_its_own_split(tmp_path:
 def test_a_reward_belongs_to_a_temperature(tmp_path: Path) -> None:
     prompts, samples, scores = frames([0.1, 0.2], [[1], [2]])
     with pytest.raises(UserError, match="2 samples have no reward"):
-        sampled_pairs.preference_pairs(prompts, samples, scores.assign(temperature=0.5))
+        sampled_pairs.preference_pairs(
+            prompts, samples, scores.assign(temperature=0.5), from_dict(SampledPairsRecipe, EVERY_TWO)
+        )
 
 
 @pytest.mark.parametrize("changed", ["prompts", "samples"])
@@ -101,3 +113,42 @@ def test_tables_of_other_inputs_are_refused(tmp_path: Path, changed: str) -> Non
         write_table(args.samples, "samples", samples.assign(text="x"), prompts=manifest["prompts"])
     with pytest.raises(UserError, match=rf"was made with {changed} = "):
         sampled_pairs.run(args)
+
+
+def pairs_by(rule: str, folder: Path, rewards: list[float], **values: Any) -> list[str]:
+    """Names of the pairs, chosen and then rejected, of completions of one to so many tokens."""
+    tables = frames(rewards, [[i] * (i + 1) for i in range(len(rewards))])
+    tables[1]["tokens"] = [i + 1 for i in range(len(rewards))]
+    args = write(folder, tables, {**EVERY_TWO, "pairs": rule, **values})
+    sampled_pairs.run(args)
+    found: list[str] = read_table(args.out, "preferences")["pair_id"].tolist()
+    return found
+
+
+def test_the_best_against_the_worst_is_one_pair(tmp_path: Path) -> None:
+    assert pairs_by("best_vs_worst", tmp_path, [0.1, 0.4, 0.4, 0.3, 0.1]) == ["p-1-4"], (
+        "of equal rewards the first is best"
+    )
+
+
+def test_the_best_against_a_worse_one_is_drawn_by_the_seed(tmp_path: Path) -> None:
+    drawn = [pairs_by("best_vs_random", tmp_path, [0.1, 0.4, 0.2, 0.3], seed=seed) for seed in range(40)]
+    assert {pair for (pair,) in drawn} == {"p-1-0", "p-1-2", "p-1-3"}
+    assert drawn[3] == pairs_by("best_vs_random", tmp_path, [0.1, 0.4, 0.2, 0.3], seed=3)
+    # Nothing that is as good as the best is drawn.
+    assert {pairs_by("best_vs_random", tmp_path, [0.4, 0.4, 0.2], seed=s)[0] for s in range(9)} == {"p-0-2"}
+
+
+def test_each_token_takes_its_penalty_from_a_reward(tmp_path: Path) -> None:
+    # 0.4 - 2 p, 0.5 - 4 p, 0.1 - p, 0.3 - 3 p for p = 0.1: 0.2, 0.1, 0.0 and 0.0 of completions of 2, 4, 1 and 3 tokens.
+    rewards = [0.1, 0.4, 0.29, 0.5]
+    assert pairs_by("best_vs_worst", tmp_path, rewards) == ["p-3-0"]
+    assert pairs_by("best_vs_worst", tmp_path, rewards, length_penalty=0.1) == ["p-1-2"]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["mean_difference_of_rewards"] == pytest.approx(0.2 - (0.29 - 0.3), abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["best_vs_worst", "best_vs_random"])
+def test_a_prompt_whose_completions_are_worth_the_same_has_no_pair(rule: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gives no pair of unequal rewards"):
+        pairs_by(rule, tmp_path, [0.1, 0.1, 0.1])

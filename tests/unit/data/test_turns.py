@@ -184,7 +184,7 @@ def test_a_chat_without_a_template_and_tables_that_differ(
     assert prepare(tmp_path / "raw", bare, tmp_path / "out", style="chat") == 2
     assert f"the chat template of {bare} does not serve (there is none" in capsys.readouterr().err
     assert prepare(tmp_path / "raw", model, tmp_path / "out") == 2
-    told = "(demonstrations chat, preferences plain, gold_preferences plain, prompts chat)"
+    told = "(demonstrations chat, preferences plain, prompts chat)"
     assert told in capsys.readouterr().err
 
 

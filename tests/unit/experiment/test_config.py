@@ -192,8 +192,8 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
         (
             "tasks.tldr.runs.mine",
             {"method": "rlhf"},
-            "tasks.tldr.runs.mine.method is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, simpo, orpo, "
-            "ppo or best_of_n.",
+            "tasks.tldr.runs.mine.method is 'rlhf'; allowed: base, base_2shot, sft, preferred_ft, dpo, simpo, orpo, kto, "
+            "iterative_dpo, ppo or best_of_n.",
         ),
         ("tasks.tldr.runs.mine", {}, "tasks.tldr.runs.mine.method is missing; allowed: base, *"),
         (
@@ -282,6 +282,42 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             "tasks.hh.by_step.runs",
             ["base_2shot"],
             "tasks.hh.by_step.runs[[]0] is 'base_2shot', for which nothing is trained; leave it out.",
+        ),
+        (
+            "tasks.tldr.runs.dpo_round_1",
+            {"method": "dpo"},
+            "tasks.tldr.runs.dpo_round_1 has a name that other files have; give it another.",
+        ),
+        (
+            "tasks.tldr",
+            {"runs": {"mine": {"method": "iterative_dpo"}}, "by_step": {"runs": ["mine"]}},
+            "tasks.tldr.by_step.runs[[]0] is 'mine', which is trained in rounds and sampled at their end; leave it out.",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "iterative_dpo", "start": "mine"},
+            "tasks.tldr.runs.mine.start is 'mine'; allowed: a run that is trained at once, which are sft, preferred_ft, dpo, "
+            "ppo.",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "iterative_dpo", "labels": "implicit"},
+            "tasks.tldr.runs.mine.labels is 'implicit', but runs.mine.start is null; name a run of DPO, since *",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "iterative_dpo", "labels": "implicit", "start": "sft"},
+            "tasks.tldr.runs.mine.labels is 'implicit', but runs.mine.start is 'sft'; name a run of DPO, since *",
+        ),
+        (
+            "tasks.tldr",
+            {"runs": {"mine": {"method": "iterative_dpo", "labels": "true_reward"}}, "frontier": None},
+            "tasks.tldr.runs.mine.labels is 'true_reward', but frontier is missing; this section says which reward it is.",
+        ),
+        (
+            "tasks.tldr.runs.mine",
+            {"method": "iterative_dpo", "prompts": 3001},
+            "tasks.tldr.runs.mine.prompts is 3001; allowed: at most data.embedded.demonstrations, which is 3000.",
         ),
         ("tasks.cnndm.runs", {"dpo": {"beta": 1}}, "tasks.cnndm.runs.dpo.beta (1) is not a key; allowed: ."),
         ("tasks.cnndm.runs", {"dpo": None, "ppo": None}, "tasks.cnndm.runs holds nothing; leave at least one in."),
@@ -540,6 +576,8 @@ INHERITED: typing.Final = (
     "tasks.hh.by_step.runs",  # null: DPO
     "tasks.*.simpo.*",  # of no run of the paper
     "tasks.*.orpo.*",
+    "tasks.*.kto.*",
+    "tasks.*.iterative_dpo.*",
     "tasks.*.dpo.nll_weight",  # 0: came after it
     "tasks.*.dpo.length_normalized",
     "tasks.tldr.reference",

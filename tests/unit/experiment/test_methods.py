@@ -9,8 +9,18 @@ from prefopt.experiment.methods import METHODS
 def test_the_papers_cast() -> None:
     assert methods.swept() == ["dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
     assert [name for name in METHODS if METHODS[name].opponent] == ["sft", "preferred_ft", "dpo"]
-    assert methods.names("transfers") == ["base", "sft", "preferred_ft", "dpo", "simpo", "orpo", "ppo"]
-    assert methods.trained() == ["sft", "preferred_ft", "dpo", "simpo", "orpo", "ppo"]
+    assert methods.names("transfers") == [
+        "base",
+        "sft",
+        "preferred_ft",
+        "dpo",
+        "simpo",
+        "orpo",
+        "kto",
+        "iterative_dpo",
+        "ppo",
+    ]
+    assert methods.trained() == ["sft", "preferred_ft", "dpo", "simpo", "orpo", "kto", "iterative_dpo", "ppo"]
     assert methods.trained_by("ppo") == ["ppo", "ppo_gt", "ppo_gt_trl"]
     assert {name: METHODS[name].models for name in methods.swept()} == {
         **{"dpo": 2, "unlikelihood": 2, "preferred_ft": 2, "ppo": 4, "ppo_gt": 3, "ppo_gt_trl": 3},
@@ -30,3 +40,9 @@ def test_what_a_run_may_say_of_its_methods_section() -> None:
     section = {"n": {}, "source": {}, "path": {}, "epochs": {}}
     assert list(methods.own_values("best_of_n", section)) == ["n"]
     assert list(methods.own_values("sft", section)) == ["n", "epochs"]
+
+
+def test_the_labels_of_a_run_say_what_is_made_before_it() -> None:
+    assert methods.needs_of("iterative_dpo", {"labels": "reward_model"}) == ("reward_model",)
+    assert methods.needs_of("iterative_dpo", {"labels": "implicit"}) == ()
+    assert methods.needs_of("dpo", {"beta": 0.1}) == ("reference_logprobs",)

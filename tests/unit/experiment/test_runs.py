@@ -53,6 +53,23 @@ def test_what_a_trainer_reads(config: dict[str, Any]) -> None:
     }
 
 
+def test_what_kto_reads_and_is_made_of() -> None:
+    config = resolve(with_value("tasks.tldr.runs", {"kto": {"method": "kto"}, "dpo": None}))
+    assert targets.training_files(config, "tldr", "kto", "seed_1/") == {
+        "data": "results/data/tldr/labels.parquet",
+        "reference": "results/seed_1/logprobs/tldr/reference_labels.parquet",
+    }
+    assert runs.stages_of(config, "tldr", "kto") == ["sft", "reference_label_logprobs", "kto"]
+    assert targets.reference_tables(config, "tldr") == ["reference_labels"] and targets.learns_labels(config, "tldr")
+    assert targets.compute_files(config)["reference"] == [
+        "results/logprobs/tldr/reference_labels.parquet",
+        "results/logprobs/hh/reference.parquet",
+    ]
+    # A frontier is of all that starts from the reference policy.
+    assert targets.measured(config, "tldr") == ["kto", "ppo"]
+    assert not targets.learns_labels(config, "hh") and targets.reference_tables(config, "imdb") == []
+
+
 def test_runs_that_are_sampled_while_they_train(config: dict[str, Any]) -> None:
     assert targets.stepped(config, "hh") == ["dpo"] and targets.stepped(config, "tldr") == ["dpo", "ppo"]
     # Without a frontier, as in the paper's Fig. 3, DPO alone; a frontier is of what starts from the reference policy.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from test_config import merged, read, with_value
 
+from prefopt.analysis.overoptimization import OveroptimizationRecipe
 from prefopt.experiment import runs
 from prefopt.experiment.config import resolve
 from prefopt.experiment.recipes import from_dict, from_json
@@ -17,11 +18,14 @@ from prefopt.experiment.stage_recipes import (
     compared,
     frontier_run_recipe,
     judge_recipe,
+    overoptimization_recipe,
     recipe_json,
     records_recipe,
+    round_recipe,
     stage_recipe,
     training_recipe,
 )
+from prefopt.store.files import canonical_json
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,7 @@ OTHERS = {
         "optimal_frontier": "prefopt.analysis.optimal_frontier",
         "dominance": "prefopt.analysis.dominance",
         "frontier_figure": "prefopt.analysis.frontier_figure",
+        "diagnosis": "prefopt.analysis.diagnosis",
     },
     "hh": {
         "prepare": "prefopt.data.prepare",
@@ -130,7 +135,20 @@ OTHERS = {
 
 
 # Those of a frontier, which any task may have.
-OF_A_FRONTIER = ("ceiling_samples", "true_rewards", "optimal_frontier", "dominance", "frontier_figure")
+OF_A_FRONTIER = ("ceiling_samples", "true_rewards", "optimal_frontier", "dominance", "frontier_figure", "diagnosis")
+
+
+def test_what_reads_the_rewards_of_all_tasks_is_told_whose_they_are() -> None:
+    config = resolve({**read("config.yaml"), "seeds": [3, 5]})
+    recipe = from_json(OveroptimizationRecipe, canonical_json(overoptimization_recipe(config)))
+    assert [one for one in recipe.runs if one[0] == "tldr"] == [
+        ("tldr", seed, run) for seed in (3, 5) for run in ("dpo", "ppo")
+    ]
+    assert recipe.candidates == (("tldr", 3), ("tldr", 5), ("hh", 3), ("hh", 5))
+    told = {name: (reward, confidence) for name, _, _, reward, confidence in recipe.tasks}
+    assert told == {"tldr": ("oracle", 0.95), "hh": ("oracle", 0.95), "imdb": ("rule", 0.95)}
+    own = json.loads(recipe_json(config, "imdb", "diagnosis"))["values"]
+    assert "nll_weight" in own["dpo"] and own["unlikelihood"] == ["alpha"] and set(own) == {"dpo", "unlikelihood"}
 
 
 @pytest.mark.parametrize("stage", OF_A_FRONTIER)
@@ -288,3 +306,30 @@ def test_candidates_are_drawn_at_temperatures_above_zero(config: dict[str, Any])
     recipe = stage_recipe(config, "tldr", "candidates")
     assert recipe["n"] == 128 and recipe["temperatures"] == [0.25, 0.5, 0.75, 1.0]
     assert stage_recipe(config, "tldr", "sample")["n"] == 1
+
+
+ROUND = {
+    "round_prompts": "prefopt.data.round_prompts:RoundPromptsRecipe",
+    "round_samples": "prefopt.generation.sample:SampleRecipe",
+    "round_implicit_rewards": "prefopt.generation.implicit_rewards:ImplicitRewardsRecipe",
+    "round_pairs": "prefopt.data.sampled_pairs:SampledPairsRecipe",
+}
+
+
+@pytest.mark.parametrize("stage", ROUND)
+def test_each_stage_of_a_round_accepts_its_recipe_which_does_not_know_how_many_there_are(stage: str) -> None:
+    module, name = ROUND[stage].split(":")
+    recipe_type = getattr(importlib.import_module(module), name)
+    recipes = [
+        round_recipe(resolve(with_value("tasks.tldr.runs.mine", own)), "tldr", "mine", stage, 2)
+        for own in ({"method": "iterative_dpo"}, {"method": "iterative_dpo", "rounds": 9})
+    ]
+    assert recipes[0] == recipes[1] == json.loads(json.dumps(dataclasses.asdict(from_dict(recipe_type, recipes[0]))))
+
+
+def test_a_round_is_trained_as_dpo_is() -> None:
+    own = {"dpo": {"method": "dpo"}, "mine": {"method": "iterative_dpo", "loss": "ipo", "beta": 0.5, "rounds": 9}}
+    config = resolve(with_value("tasks.tldr.runs", own))
+    dpo, mine = (training_recipe(config, "tldr", run) for run in ("dpo", "mine"))
+    assert mine.keys() == dpo.keys() and mine["objective"] == "dpo"
+    assert mine["values"] == {**dpo["values"], "loss": "ipo", "beta": 0.5}

@@ -30,9 +30,13 @@ RECIPE = EvaluationsRecipe(
 )
 
 
+PROMPTS = pd.DataFrame({"prompt_id": [f"p{i}" for i in range(10)], "prompt_ids": [np.array([1, 2, 3])] * 10})
+
+
 def samples(**values: Any) -> pd.DataFrame:
     rows = [
         {"prompt_id": f"p{i}", "sample_index": 0, "run": f"mine_step_{step}", "tokens": 4 + i, "logp": -2.0 - i}
+        | {"token_ids": [4, 5], "text": " x" * i, "finish_reason": ["end:<turn>", "length"][i]}
         for step in (0, 12)
         for i in range(2)
     ]
@@ -40,14 +44,26 @@ def samples(**values: Any) -> pd.DataFrame:
 
 
 def test_a_kl_is_the_log_ratio_of_a_sample_and_a_step_is_told_by_its_name() -> None:
-    table = evaluations_of(samples(), [-2.0, -3.5, -4.0, -3.0], lambda rows: torch.arange(4.0), RECIPE)
+    table = evaluations_of(
+        samples(),
+        PROMPTS,
+        [-2.0, -3.5, -4.0, -3.0],
+        lambda rows: torch.arange(4.0),
+        lambda rows: -torch.ones(4),
+        RECIPE,
+    )
+    assert table["learned_reward"].tolist() == [-1.0] * 4
     assert table["kl"].tolist() == [0.0, 0.5, 2.0, 0.0] and table["reward"].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert table["step"].tolist() == [0, 0, 12, 12]
+    assert table["logp"].tolist() == [-2.0, -3.0] * 2 and table["ended"].tolist() == [True, False] * 2
+    assert table["empty"].tolist() == [True, False] * 2 and not table[["repeats", "copies"]].to_numpy().any()
     assert set(zip(table["run"], table["method"], table["seed"], table["conservativeness"], strict=True)) == {
         ("mine", "dpo", 3, 0.5)
     }
     with pytest.raises(UserError, match="A sample's reward is nan for p1"):
-        evaluations_of(samples(), [-2.0] * 4, lambda rows: torch.tensor([0.0, float("nan"), 0.0, 0.0]), RECIPE)
+        evaluations_of(
+            samples(), PROMPTS, [-2.0] * 4, lambda rows: torch.tensor([0.0, float("nan"), 0.0, 0.0]), None, RECIPE
+        )
 
 
 def test_the_mean_log_ratio_is_the_kl_of_a_distribution_of_three() -> None:
@@ -56,9 +72,14 @@ def test_the_mean_log_ratio_is_the_kl_of_a_distribution_of_three() -> None:
     drawn = np.repeat(np.arange(3), (p * 10).astype(int))
     frame = pd.DataFrame(
         {"prompt_id": [f"p{i}" for i in range(10)], "sample_index": 0, "run": "mine_step_1", "tokens": 1}
-    )
+    ).assign(token_ids=[[4]] * 10, text=" x", finish_reason="eos")
     rewards = evaluations_of(
-        frame.assign(logp=np.log(p)[drawn]), np.log(q)[drawn].tolist(), lambda rows: torch.zeros(10), RECIPE
+        frame.assign(logp=np.log(p)[drawn]),
+        PROMPTS,
+        np.log(q)[drawn].tolist(),
+        lambda rows: torch.zeros(10),
+        None,
+        RECIPE,
     )
     assert rewards["kl"].mean() == pytest.approx(0.3 * np.log(2.5))
 
@@ -89,8 +110,7 @@ def test_the_stage_reads_temperature_1_alone(tmp_path: Path, task: Task) -> None
         for i in range(2)
     ]
     manifest = write_table(tmp_path / "prompts.parquet", "prompts", prompts, tokenizer_hash=tokenizer_hash(task.model))
-    rest = {"split": "test", "text": " x", "finish_reason": "length", "reference_logp": float("nan")}
-    frame = samples(**rest).assign(token_ids=[[4, 5]] * 4)
+    frame = samples(split="test", reference_logp=float("nan"))
     both = pd.concat([frame.assign(temperature=1.0), frame.assign(temperature=0.7)])
     content = manifest["content_hash"]
     write_table(tmp_path / "samples.parquet", "samples", both, prompts=content)
@@ -108,6 +128,7 @@ def test_the_stage_reads_temperature_1_alone(tmp_path: Path, task: Task) -> None
         prompts=tmp_path / "prompts.parquet",
         reference_model=task.model,
         true_reward_model=None,
+        reward_model=None,
         recipe=json.dumps({**values, "reward": recipe}),
         out=tmp_path / "out.parquet",
     )

@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prefopt.lm import precision
 from prefopt.lm.precision import autocast, narrowed, product
 
 
@@ -58,3 +59,27 @@ def test_a_product_of_narrow_factors_is_float32(device: str, dtype: torch.dtype)
     assert (made.shape, made.dtype, made.device.type) == ((2, 4), torch.float32, device)
     unrounded = torch.ops.aten.mm.dtype if (device, dtype) == ("cuda", torch.bfloat16) else torch.ops.aten.mm.default
     assert unrounded in called.operators
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "said"),
+    [
+        (
+            {"avx2": True, "avx512_bf16": True, "amx_bf16": True},
+            ["bfloat16 by the processor's own instructions (amx_bf16"],
+        ),
+        ({"avx2": True, "avx512_bf16": False}, ["warning: this processor has no products in bfloat16"]),
+        ({}, []),
+    ],
+)
+def test_a_processor_says_once_whether_it_has_bfloat16(
+    capabilities: dict[str, bool], said: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    precision._tell_of_processor.cache_clear()
+    with caplog.at_level("INFO", logger="prefopt.lm.precision"):
+        for _ in range(2):
+            autocast("float32", torch.device("cpu"))
+            autocast("bfloat16", torch.device("cpu"))
+    assert [message[: len(text)] for message, text in zip(caplog.messages, said, strict=True)] == said
+    precision._tell_of_processor.cache_clear()

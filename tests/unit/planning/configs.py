@@ -7,12 +7,13 @@ from typing import Any
 from snakemake.utils import update_config
 
 from prefopt.experiment.config import resolve
-from prefopt.planning.report import DEFAULT, merged
+from prefopt.experiment.explained import merged
+from prefopt.experiment.like import DEFAULTS
 
 
 def config_of(*overlays: str, **values: Any) -> dict[str, Any]:
     """Overlays are names of files in config/; of a value's path each point is written as two underscores."""
-    config = merged([DEFAULT, *(DEFAULT.with_name(name) for name in overlays)])
+    config = merged([DEFAULTS, *(DEFAULTS.with_name(name) for name in overlays)])
     for path, value in values.items():
         for key in reversed(path.split("__")):
             value = {key: value}

@@ -10,12 +10,14 @@ import pytest
 from configs import config_of
 
 from prefopt import cli
+from prefopt.experiment.explained import merged
+from prefopt.experiment.like import DEFAULTS
 from prefopt.planning.estimate import gpus, hardware
 from prefopt.planning.needs import UNKNOWN, needs
-from prefopt.planning.report import DEFAULT, merged, report
+from prefopt.planning.report import report
 from prefopt.planning.stages import estimate, estimates
 
-PAPER = DEFAULT.with_name("paper.yaml")
+PAPER = DEFAULTS.with_name("paper.yaml")
 
 
 def test_the_papers_plan_is_a_table_of_every_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -39,7 +41,7 @@ def test_the_papers_plan_is_a_table_of_every_task(capsys: pytest.CaptureFixture[
 
 def test_the_documents_hold_the_papers_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--configfile", str(PAPER)]) == 0
-    page = (DEFAULT.parents[1] / "docs" / "paper_scale.md").read_text(encoding="utf-8")
+    page = (DEFAULTS.parents[1] / "docs" / "paper_scale.md").read_text(encoding="utf-8")
     shown = page.partition("```\n")[2].partition("\n```")[0]
     assert shown == capsys.readouterr().out.strip(), "docs/paper_scale.md should hold what the command prints"
 
@@ -87,7 +89,7 @@ def test_overlays_are_merged_in_their_order(tmp_path: Path) -> None:
     first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
     first.write_text("tasks: {tldr: {dpo: {beta: 0.3, epochs: 2}, runs: {ppo: null}}}")
     second.write_text("tasks: {tldr: {dpo: {beta: 0.4}}}")
-    tldr = merged([DEFAULT, first, second])["tasks"]["tldr"]
+    tldr = merged([DEFAULTS, first, second])["tasks"]["tldr"]
     assert (tldr["dpo"]["beta"], tldr["dpo"]["epochs"], tldr["runs"]["ppo"]) == (0.4, 2, None)
     assert tldr["dpo"]["batch_size"] == 64
 

@@ -94,6 +94,10 @@ def test_counts_of_prepared_tables_are_read(
     account.write_text(json.dumps({"tables": {name: {"splits": table} for name, table in splits.items()}}))
     found = work.counts(paper, "tldr")
     assert (found.pairs["train"], found.gold["test"], found.demonstrations["train"]) == (5, 1, 7)
+    assert found.labels == {"train": 10, "validation": 4}
+    splits["labels"] = {"train": 13, "validation": 3}
+    account.write_text(json.dumps({"tables": {name: {"splits": table} for name, table in splits.items()}}))
+    assert work.counts(paper, "tldr").labels == {"train": 13, "validation": 3}
 
 
 def test_lengths_keep_the_limits_of_the_config(config: dict[str, Any]) -> None:
@@ -134,6 +138,22 @@ def test_operations_of_a_trainer_by_hand(config: dict[str, Any]) -> None:
     row = reading_flops(shape(from_folder(SHIPPED)), 103, [18, 17])
     assert one.flops == 3 * 5000 * row + 256 * (1 + 4) * row
     assert (one.name, one.parameters, one.processes) == ("shipped base", 987_008, 1)
+
+
+def test_operations_of_kto_by_hand() -> None:
+    """Two examples a pair, each read once for the estimate of the KL and three passes' worth to learn; the reference
+    policy reads both completions after one prompt."""
+    kto = {"runs": {"kto": {"method": "kto"}}, "frontier": None, "by_step": None}
+    config = config_of(tasks__tldr=kto)
+    model = shape(from_folder(SHIPPED))
+    row = reading_flops(model, 103, [18])  # of 18 and 17 the mean
+    # 79 steps of 128 examples, looked at before the first, after every 20, and after the last.
+    assert estimate(config, "tldr", "kto").flops == 4 * 10_000 * row + 2 * 512 * (1 + 4) * row
+    assert estimate(config, "tldr", "reference_labels").flops == (10_000 + 512) * reading_flops(model, 103, [18, 18])
+    stages = {one.stage for one in estimates(config, "tldr")}
+    assert {"kto", "reference", "reference_labels", "sample kto"} <= stages
+    few = config_of(tasks__tldr={**kto, "runs": {"kto": {"method": "kto"}, "dpo": None}})
+    assert "reference" not in {one.stage for one in estimates(few, "tldr")}
 
 
 def test_checkpointing_takes_a_third_more_and_adapters_a_third_less(config: dict[str, Any]) -> None:
@@ -178,3 +198,28 @@ def test_a_fetched_model_is_measured_by_its_own_config(
     values = {"model_type": "gpt2", "vocab_size": 50, "n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2}
     (folder / "config.json").write_text(json.dumps(values))
     assert estimate(paper, "hh", "dpo").parameters == 50 * 16 + 64 * 16 + 12 * 16 * 16 + 13 * 16 + 2 * 16
+
+
+def test_operations_of_rounds_by_hand() -> None:
+    """Three rounds of 640 prompts with eight completions each, and 48 that the trainer evaluates on."""
+    mine = {
+        "runs": {
+            "mine": {"method": "iterative_dpo"},
+            "own": {"method": "iterative_dpo", "labels": "implicit", "start": "dpo"},
+        }
+    }
+    stages = {one.stage: one for one in estimates(config_of(tasks__tldr=mine), "tldr")}
+    model = shape(from_folder(SHIPPED))
+    scorer = shape(from_folder(SHIPPED), 1)
+    pair = reading_flops(model, 103, [22, 22])
+    by_hand = {
+        "round_samples mine": 688 * sampling_flops(model, 103, [22] * 8),
+        "round_scores mine": 688 * reading_flops(scorer, 103, [22] * 8),
+        "round_implicit_rewards own": 2 * 688 * reading_flops(model, 103, [22] * 8),
+        "round_reference mine": 688 * pair,
+        # Ten steps, evaluated before the first and after every fifth.
+        "mine": (3 * 640 + 3 * 48) * pair,
+    }
+    assert {name: stages[name].flops for name in by_hand} == by_hand
+    assert all(stages[name].jobs == 3 for name in by_hand)
+    assert "round_scores own" not in stages

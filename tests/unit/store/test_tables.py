@@ -251,7 +251,7 @@ def test_a_manifest_says_what_it_lacks_when_it_is_asked(path: Path) -> None:
 def test_only_these_columns_may_lack_a_value(name: str) -> None:
     nullable = {
         "samples": ["reference_logp"],
-        "evaluations": ["conservativeness"],
+        "evaluations": ["conservativeness", "learned_reward"],
         "verdicts": ["well_formed"],
     }
     assert [field.name for field in SCHEMAS[name] if field.nullable] == nullable.get(name, [])
@@ -261,6 +261,8 @@ def test_a_column_that_may_lack_a_value_holds_none_for_nan_however_it_is_given(t
     row = {
         **{"run": "r", "method": "preferred_ft", "seed": 0, "conservativeness": float("nan"), "step": 0},
         **{"prompt_id": "p", "sample_index": 0, "reward": 1.0, "kl": 0.5, "tokens": 3},
+        **{"logp": -2.0, "ended": True, "repeats": False, "copies": False, "empty": False, "text_hash": "a"},
+        "learned_reward": None,
     }
     hashes = {
         write_table(tmp_path / "a.parquet", "evaluations", rows)["content_hash"]

@@ -20,7 +20,7 @@ from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sharding import place
 from prefopt.runtime import collectives, processes
 from prefopt.store.tables import write_table
-from prefopt.training import classifier, ppo, preference, pretrain, reference, reward, sft
+from prefopt.training import classifier, kto, ppo, preference, pretrain, reference, reward, sft
 from test_logprobs import ROWS
 from test_reward_and_ppo import PPO
 from tiny_models import CONFIGS, make_model
@@ -37,6 +37,9 @@ VALUES: dict[str, dict[str, Any]] = {
         **{**TRAINING, "objective": "dpo", "values": {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}},
         "adapter": {"rank": 2, "alpha": 4},
     },
+    "reference_labels": {"token_budget": 64, "dtype": "float32"},
+    # An epoch's last batch of 24 examples is of one.
+    "kto": {**TRAINING, "batch_size": 23, "beta": 0.5, "desirable_weight": 1.25, "undesirable_weight": 0.75},
     "reward": TRAINING,
     "ppo": {**PPO, "prompts_per_update": 5, "keep": "best"},
     "pretrain": {**TRAINING, **SHAPE, "epochs": 1},
@@ -50,19 +53,23 @@ MODULES = {
         "reference": reference,
         "dpo": preference,
         "dpo_adapter": preference,
+        "reference_labels": reference,
+        "kto": kto,
     },
     **{"reward": reward, "ppo": ppo, "pretrain": pretrain, "classifier": classifier},
 }
 
 
 def inputs(name: str, task: Path) -> dict[str, Path]:
-    """A stage's inputs; the reference table and the reward model are made beforehand by one process."""
+    """A stage's inputs; the reference tables and the reward model are made beforehand by one process."""
     model, preferences = {"model": task / "base"}, {"data": task / "preferences.parquet"}
     cached = {"reference": task / "logps.parquet"}
     by_name: dict[str, dict[str, Path]] = {
         "sft": {**model, "data": task / "demonstrations.parquet"},
         "dpo": {**model, **preferences, **cached},
         "dpo_adapter": {**model, **preferences, **cached},
+        "reference_labels": {**model, "data": task / "labels.parquet"},
+        "kto": {**model, "data": task / "labels.parquet", "reference": task / "label_logps.parquet"},
         "reward": {**model, **preferences, "demonstrations": task / "demonstrations.parquet"},
         "ppo": {**model, "reward_model": task / "scorer", "prompts": task / "prompts.parquet"},
         "pretrain": {"text": task / "text.parquet"},
@@ -76,18 +83,21 @@ def run(name: str, task: Path, out: Path, **values: Any) -> None:
     paths = {"work": out / "work" / name, "out": out / name, "metrics": out / f"{name}.jsonl"}
     paths |= {"table": out / f"{name}.csv"}
     recipe = json.dumps({**VALUES[name], **values})
-    MODULES[name].run(argparse.Namespace(**inputs(name, task), **paths, by_step=None, recipe=recipe))  # type: ignore[attr-defined]
+    MODULES[name].run(
+        argparse.Namespace(**inputs(name, task), **paths, reference_model=None, by_step=None, recipe=recipe)
+    )  # type: ignore[attr-defined]
 
 
 def make_inputs(task: Path, out: Path) -> None:
-    """Makes what the tiny task lacks for every trainer: texts, reviews, a reference table and a reward model."""
+    """Makes what the tiny task lacks for every trainer: texts, reviews, reference tables and a reward model."""
     write_table(task / "text.parquet", "pretraining", [{"text": " ".join(WORDS[i % 5 :])} for i in range(60)])
     reviews = [
         {"review_id": f"r{i}", "text": " ".join(WORDS[i % 7 :]), "label": i % 2, "split": split}
         for i, split in enumerate(["train"] * 9 + ["validation"] * 4 + ["test"] * 5)
     ]
     write_table(task / "reviews.parquet", "raw_reviews", reviews)
-    for name, target in (("reference", "logps.parquet"), ("reward", "scorer")):
+    made = {"reference": "logps.parquet", "reference_labels": "label_logps.parquet", "reward": "scorer"}
+    for name, target in made.items():
         if not (task / target).exists():
             run(name, task, out)
             (out / name).rename(task / target)

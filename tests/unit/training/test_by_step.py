@@ -43,7 +43,7 @@ def arguments(trainer: str, task: Task, folder: Path) -> argparse.Namespace:
         reference_table = folder / "reference.parquet"
         inputs = {"model": task.model, "data": task.preferences, "out": reference_table}
         reference.run(argparse.Namespace(**inputs, recipe=compute))
-        given = {"data": task.preferences, "reference": reference_table}
+        given = {"data": task.preferences, "reference": reference_table, "reference_model": None}
         text = recipe(objective="dpo", values={"loss": "sigmoid", "beta": 0.5, "label_smoothing": 0.0}, **values)
     elif trainer == "sft":
         given, text = {"data": task.demonstrations}, recipe(completion="response", **values)

@@ -171,7 +171,7 @@ def test_a_classifier_of_unknown_labels_is_refused(trained: Path, tmp_path: Path
         positive_index(model)
     with pytest.raises(UserError, match="holds no classifier"):
         load_classifier(tmp_path)
-    with pytest.raises(UserError, match="give its folder"):
+    with pytest.raises(UserError, match="give what it is by --true-reward-model"):
         load_true_reward(kind="classifier", folder=None, max_length=40, batch_size=4, device=CPU)
 
 

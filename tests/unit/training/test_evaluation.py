@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from prefopt.lm.batching import Row
 from prefopt.lm.kl import completion_kls
+from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy
 from prefopt.lm.sampling import sample
 from prefopt.store.tables import read_table
@@ -33,7 +35,8 @@ def test_a_policy_that_is_its_reference_has_no_divergence_and_the_same_samples_a
     ]
     assert max(abs(row["kl"]) for row in rows) < 1e-5
     assert {row["tokens"] for row in rows} <= set(range(1, 9))
-    assert evaluate_policy(policy, reference, tokenizer, prompts, reward_of_length, RECIPE) == rows
+    again = evaluate_policy(policy, reference, tokenizer, prompts, reward_of_length, RECIPE)
+    pd.testing.assert_frame_equal(pd.DataFrame(again), pd.DataFrame(rows))
 
 
 def test_reward_is_of_prompt_and_completion_and_kl_of_the_completion(task: Task) -> None:
@@ -83,6 +86,26 @@ def test_every_number_belongs_to_its_own_sample(budget: int, task: Task) -> None
     kls = [completion_kls(policy, reference, [Row(prompt, (completion,))]).item() for prompt, completion in completions]
     assert max(kls) - min(kls) > 0.01
     assert [row["kl"] for row in rows] == pytest.approx(kls, rel=1e-4)
+
+
+def test_the_learned_reward_and_the_likelihood_are_of_each_sample(task: Task) -> None:
+    policy, tokenizer = load_policy(task.model)
+    prompts = read_table(task.prompts, "prompts").head(2)
+    seen: list[Row] = []
+
+    def learned(rows: list[Row]) -> torch.Tensor:
+        seen.extend(rows)
+        return torch.arange(6.0).view(2, 3)
+
+    rows = evaluate_policy(policy, policy, tokenizer, prompts, reward_of_length, RECIPE, learned)
+    assert [row["learned_reward"] for row in rows] == list(range(6))
+    assert [row["tokens"] for row in rows] == [len(ids) for row in seen for ids in row.completions]
+    assert [row["logp"] for row in rows] == pytest.approx(completion_logprobs(policy, seen).sums.tolist(), rel=1e-4)
+    ends = [ids[-1] == tokenizer.eos_token_id for row in seen for ids in row.completions]
+    assert [row["ended"] for row in rows] == ends
+    without = evaluate_policy(policy, policy, tokenizer, prompts, reward_of_length, RECIPE)
+    assert all(math.isnan(row.pop("learned_reward")) for row in without)
+    assert without == [{key: row[key] for key in row if key != "learned_reward"} for row in rows]
 
 
 def test_another_seed_draws_other_samples(task: Task) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json
+from prefopt.generation.measures import completion_measures
 from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import frontier_run, loop, reference
 from prefopt.training.rollouts import PPORecipe
@@ -37,7 +38,8 @@ TRAINERS: dict[str, dict[str, Any]] = {
     "ppo_gt": {**PPO, "updates": 4, "kl_target": 3.0, "missing_eos_reward": None, "validation_prompts": 0},
 }
 # One sample of a checkpoint, where its evaluation is not what is looked at.
-EVALUATED = {"prompt_id": "t0", "sample_index": 0, "reward": 0.5, "kl": 0.0, "tokens": 1}
+EVALUATED = {"prompt_id": "t0", "sample_index": 0, "reward": 0.5, "kl": 0.0, "tokens": 1, "logp": -1.0}
+EVALUATED |= completion_measures([1], [2], "a", True) | {"learned_reward": None}
 
 
 @pytest.fixture(scope="module")

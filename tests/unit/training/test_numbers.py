@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from prefopt.data.sampled_pairs import preference_pairs
+from prefopt.data.sampled_pairs import SampledPairsRecipe, preference_pairs
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
 from prefopt.generation import sample as sampling
@@ -313,8 +313,8 @@ def test_rewards_of_a_table_that_are_read() -> None:
         {"prompt_id": ["p0", "p1"], "prompt": "", "split": "train", "prompt_ids": [np.array([1])] * 2}
     )
     samples, scores = samples_table([1.0, float("nan"), 3.0, 4.0])
-    with pytest.raises(UserError, match=r"^A sample's reward is nan for p0: run the stage true_rewards again"):
-        preference_pairs(prompts, samples, scores)
+    with pytest.raises(UserError, match=r"^A sample's reward is nan for p0: score them again"):
+        preference_pairs(prompts, samples, scores, SampledPairsRecipe(pairs="all", length_penalty=0, seed=0))
 
 
 def test_true_rewards_name_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,7 @@ def test_dpo_learns_the_training_pairs_and_publishes(
         model=task.model,
         data=task.preferences,
         reference=reference_table,
+        reference_model=None,
         recipe=dpo_recipe(loss=loss, epochs=8, learning_rate=2e-3),
         work=tmp_path / "work",
         out=tmp_path / "dpo",

@@ -21,7 +21,7 @@ from prefopt.store.tables import read_manifest, read_table
 from tiny_task import Task
 
 SIZES = (1, 2, 4)
-TRAINERS = [name for name in every_trainer.VALUES if name != "reference"]
+TRAINERS = [name for name in every_trainer.VALUES if not name.startswith("reference")]
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,15 @@ def test_bfloat16_stays_near_float32(runs: Path, name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES[1:])
-def test_the_reference_table_does_not_depend_on_the_number_of_processes(runs: Path, size: int) -> None:
-    one, many = (read_table(runs / str(n) / "reference", "reference_logprobs") for n in (1, size))
+@pytest.mark.parametrize(
+    ("name", "table"), [("reference", "reference_logprobs"), ("reference_labels", "reference_label_logprobs")]
+)
+def test_a_reference_table_does_not_depend_on_the_number_of_processes(
+    runs: Path, size: int, name: str, table: str
+) -> None:
+    one, many = (read_table(runs / str(n) / name, table) for n in (1, size))
     pd.testing.assert_frame_equal(one, many, rtol=1e-5)
-    counted = [read_manifest(runs / str(n) / "reference")["used"] for n in (1, size)]
+    counted = [read_manifest(runs / str(n) / name)["used"] for n in (1, size)]
     assert counted[0]["examples"] == counted[1]["examples"] == len(one)
     assert counted[0]["flops"] == counted[1]["flops"] and counted[0]["tokens"] == counted[1]["tokens"]
 

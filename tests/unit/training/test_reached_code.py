@@ -38,7 +38,7 @@ def executed(call: Callable[[], Any]) -> set[str]:
     return {name for name in found if "<" not in name}
 
 
-@pytest.mark.parametrize("name", ["adapter", "reference", "dpo", "reward", "ppo", "pretrain", "classifier"])
+@pytest.mark.parametrize("name", ["adapter", "reference", "dpo", "kto", "reward", "ppo", "pretrain", "classifier"])
 def test_every_function_that_a_trainer_runs_is_in_its_fingerprint(name: str, task: Task, tmp_path: Path) -> None:
     every_trainer.make_inputs(task.folder, tmp_path)
     ran = executed(lambda: every_trainer.run(name, task.folder, tmp_path, **few(name)))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from prefopt.data.labels import mismatched, taken_apart
 from prefopt.lm.models import save_model, tokenizer_hash
 from prefopt.store.tables import write_table
 from prefopt.training.pretrain import PretrainRecipe, new_model, train_tokenizer
@@ -49,6 +50,7 @@ class Task:
     model: Path
     demonstrations: Path
     preferences: Path
+    labels: Path
     prompts: Path
 
 
@@ -86,8 +88,17 @@ def make_task(folder: Path) -> Task:
         pair_ids = {"chosen_ids": ids(chosen, True), "rejected_ids": ids(rejected, True)}
         preferences.append({**common, **pair, **pair_ids})
         prompts.append({**common, "reference": response.strip(), "facts": ""})
+    labels = []
+    for row in taken_apart({"messages": "", **pair} for pair in preferences):
+        del row["messages"]
+        labels.append({**row, "prompt_ids": ids(row["prompt"]), "completion_ids": ids(row["completion"], True)})
+    for split in ("train", "validation"):
+        own = [row for row in labels if row["split"] == split]
+        for row, other in zip(own, mismatched([row["prompt_id"] for row in own], split), strict=True):
+            row["mismatched_ids"] = own[other]["completion_ids"]
     manifest = {"tokenizer_hash": tokenizer_hash(path), "lengths": {"max_prompt_length": 40, "max_length": 60}}
-    paths = {name: folder / f"{name}.parquet" for name in ("demonstrations", "preferences", "prompts")}
-    for name, rows in (("demonstrations", demonstrations), ("preferences", preferences), ("prompts", prompts)):
+    tables = {"demonstrations": demonstrations, "preferences": preferences, "labels": labels, "prompts": prompts}
+    paths = {name: folder / f"{name}.parquet" for name in tables}
+    for name, rows in tables.items():
         write_table(paths[name], name, rows, **manifest)
     return Task(folder, path, **paths)

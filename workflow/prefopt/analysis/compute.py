@@ -15,13 +15,15 @@ from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
+from prefopt.experiment.runs import round_name
 from prefopt.store.files import read_json
+from prefopt.store.gather import total_usage
 from prefopt.store.tables import read_csv, read_manifest, read_table
 
 COLUMNS = [
     *("task", "run", "stage", "seeds", "training_flops", "inference_flops_per_prompt", "generated_tokens"),
     *("models_resident", "wall_seconds", "device_seconds", "peak_memory_mib", "bought", "bought_low", "bought_high"),
-    "bought_what",
+    *("bought_what", "reward", "reward_low", "reward_high"),
 ]
 
 
@@ -40,11 +42,13 @@ class ComputeRecipe:
 class Records:
     """What the stages recorded of themselves under `used`, by task and name; figures are means over seeds."""
 
-    models: Mapping[tuple[str, str], Mapping[str, Any]]
-    reference: Mapping[str, Mapping[str, Any]]
+    models: Mapping[tuple[str, str], Mapping[str, Any]]  # those of rounds with all that a round took
+    reference: Mapping[tuple[str, str], Mapping[str, Any]]  # by task and name of the table
     samples: Mapping[tuple[str, str], Mapping[str, Any]]  # whole manifests
     win_rates: pd.DataFrame
     curves: pd.DataFrame
+    # The frontier's reward of what a run writes, with the samples' splits: a table for each seed.
+    rewards: Mapping[tuple[str, str], Sequence[pd.DataFrame]] = dataclasses.field(default_factory=dict)
 
 
 def run_rows(task: str, run: Mapping[str, Any], records: Records, recipe: ComputeRecipe) -> Iterator[dict[str, Any]]:
@@ -55,7 +59,7 @@ def run_rows(task: str, run: Mapping[str, Any], records: Records, recipe: Comput
     home, name = recipe.home[task], run["run"]
     rows = []
     for stage in run["stages"]:
-        used = records.reference.get(home) if stage == "reference_logprobs" else records.models.get((home, stage))
+        used = {**records.models, **records.reference}.get((home, stage))
         rows.append({"stage": stage, **_figures(used)})
     sampling = _sampling(task, run, recipe.reference[home], records)
     selected = records.win_rates.query("task == @task and run == @name and selected")
@@ -79,9 +83,37 @@ def run_rows(task: str, run: Mapping[str, Any], records: Records, recipe: Comput
         "device_seconds": _sum(rows, "device_seconds"),
         "peak_memory_mib": max([row["peak_memory_mib"] or 0 for row in [*rows, sampling]]),
         **bought,
+        **_reward(records.rewards.get((task, name), []), selected),
     }
     for row in (*rows, sampling, total):
         yield {"task": task, "run": name, "seeds": recipe.seeds, **row}
+
+
+def _reward(tables: Sequence[pd.DataFrame], selected: pd.DataFrame) -> dict[str, float]:
+    """A run's mean reward on test prompts at the selected temperature, with its interval; nothing where it is not told."""
+    if not tables or selected.empty:
+        return {}
+    rows = [
+        table[(table["split"] == "test") & (table["temperature"] == selected["temperature"].item())] for table in tables
+    ]
+    mean, low, high = _over_prompts(rows)
+    return {"reward": mean, "reward_low": low, "reward_high": high}
+
+
+def _over_prompts(tables: Sequence[pd.DataFrame]) -> tuple[float, float, float]:
+    """Mean reward over prompts and seeds, and its 95% interval.
+
+    Args:
+        tables: with prompt_id and reward, one for each seed.
+    """
+    rewards = pd.DataFrame([rows.groupby("prompt_id")["reward"].mean() for rows in tables])
+    over_prompts = rewards.mean()
+    error = over_prompts.std() / len(over_prompts) ** 0.5
+    low, high = over_prompts.mean() - 1.96 * error, over_prompts.mean() + 1.96 * error
+    if len(tables) > 1:
+        interval = mean_over_seeds(rewards.mean(axis=1).tolist(), error, len(over_prompts), 0.95).interval
+        low, high = interval.low, interval.high
+    return over_prompts.mean(), low, high
 
 
 def _figures(used: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -139,20 +171,14 @@ def evaluated_row(task: str, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
         tables: its evaluations tables, one for each seed.
     """
     last = [table[table["step"] == table["step"].max()] for table in tables]
-    rewards = pd.DataFrame([rows.groupby("prompt_id")["reward"].mean() for rows in last])
-    over_prompts = rewards.mean()
-    error = over_prompts.std() / len(over_prompts) ** 0.5
-    low, high = over_prompts.mean() - 1.96 * error, over_prompts.mean() + 1.96 * error
-    if len(tables) > 1:
-        interval = mean_over_seeds(rewards.mean(axis=1).tolist(), error, len(over_prompts), 0.95).interval
-        low, high = interval.low, interval.high
+    mean, low, high = _over_prompts(last)
     return {
         "task": task,
         "run": tables[0]["run"].iloc[0],
         "stage": "frontier_run",
         "seeds": len(tables),
         **_figures(_mean([table.attrs["manifest"]["used"] for table in tables])),
-        "bought": over_prompts.mean(),
+        "bought": mean,
         "bought_low": low,
         "bought_high": high,
         "bought_what": f"true reward at a KL of {np.mean([rows['kl'].mean() for rows in last]):.1f} nats",
@@ -168,9 +194,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `compute`."""
     files = {"type": Path, "nargs": "*", "default": []}
     parser.add_argument("--models", help="model folders, results/models/TASK/NAME", **files)  # type: ignore[arg-type]
-    parser.add_argument("--reference", help="tables results/logprobs/TASK/reference.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--reference", help="tables results/logprobs/TASK/NAME.parquet", **files)  # type: ignore[arg-type]
     parser.add_argument("--samples", help="tables results/samples/TASK/RUN.parquet", **files)  # type: ignore[arg-type]
     parser.add_argument("--candidates", help="results/candidates/TASK.parquet and TASK_scores.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--rounds", help="tables and models results/rounds/TASK/RUN/ROUND/NAME", **files)  # type: ignore[arg-type]
+    parser.add_argument("--rewards", help="tables results/rewards/TASK/RUN.parquet", **files)  # type: ignore[arg-type]
+    parser.add_argument("--written", help="the samples of each of these, also of choices among N", **files)  # type: ignore[arg-type]
     parser.add_argument("--win-rates", help="CSVs of win rates", **files)  # type: ignore[arg-type]
     parser.add_argument("--curves", help="CSVs of the best of N", **files)  # type: ignore[arg-type]
     parser.add_argument("--runs", help="tables results/frontier/TASK/RUN.parquet", **files)  # type: ignore[arg-type]
@@ -186,12 +215,21 @@ def run(args: argparse.Namespace) -> None:
         kind = "candidate_scores" if name.endswith("_scores") else "candidates"
         samples[name.removesuffix("_scores"), kind] = _mean_manifest(paths)
     curves = _joined(args.curves, ["task", "n", "temperature", "flops", "generated_tokens"])
+    models = {name: _mean([_used(path) for path in paths]) for name, paths in _by_name(args.models).items()}
+    written = _by_name(args.written)
     records = Records(
-        models={name: _mean([_used(path) for path in paths]) for name, paths in _by_name(args.models).items()},
-        reference={task: _mean_manifest(paths)["used"] for (task, _), paths in _by_name(args.reference).items()},
+        models=models | _rounds(args.rounds),
+        reference={
+            (task, read_manifest(paths[0])["table"]): _mean_manifest(paths)["used"]
+            for (task, _), paths in _by_name(args.reference).items()
+        },
         samples=samples,
         win_rates=_joined(args.win_rates, ["task", "run", "temperature", "selected", "win_rate"]),
         curves=curves.groupby(["task", "n", "temperature"])[["flops", "generated_tokens"]].mean().reset_index(),
+        rewards={
+            name: [_rewarded(*both) for both in zip(paths, written[name], strict=True)]
+            for name, paths in _by_name(args.rewards).items()
+        },
     )
     rows = [row for task, runs in recipe.runs.items() for one in runs for row in run_rows(task, one, records, recipe)]
     rows += [
@@ -199,6 +237,24 @@ def run(args: argparse.Namespace) -> None:
         for (task, _), paths in _by_name(args.runs).items()
     ]
     write_csv(args.out, pd.DataFrame(rows).reindex(columns=COLUMNS))
+
+
+def _rounds(paths: Sequence[Path]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What each round of a run took, all its stages together, by task and the round's name; means over seeds."""
+    found: dict[tuple[str, str], dict[str, list[Path]]] = {}
+    for path in paths:
+        task, run, number, name = path.parts[-4:]
+        found.setdefault((task, round_name(run, int(number))), {}).setdefault(name, []).append(path)
+    means = {name: [_mean([_used(path) for path in equal]) for equal in of.values()] for name, of in found.items()}
+    return {name: total_usage([used for used in each if used]) for name, each in means.items()}
+
+
+def _rewarded(scores: Path, samples: Path) -> pd.DataFrame:
+    """The rows of a scores table, with the splits that their samples have."""
+    written = read_table(samples, "samples")
+    rewards = read_table(scores, "scores", samples=written.attrs["manifest"]["content_hash"])
+    key = ["prompt_id", "temperature", "sample_index"]
+    return rewards.merge(written[[*key, "split"]], on=key, validate="one_to_one")
 
 
 def _by_name(paths: Sequence[Path]) -> dict[tuple[str, str], list[Path]]:
@@ -223,6 +279,10 @@ def _mean_manifest(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _used(folder: Path) -> dict[str, Any]:
+    """What a model's folder, or a table, says was used for it; nothing where a table took no model."""
+    if folder.suffix == ".parquet":
+        of_table: dict[str, Any] = read_manifest(folder).get("used") or {}
+        return of_table
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         raise UserError(f"{folder} holds no manifest.json: run the stage that makes it.")

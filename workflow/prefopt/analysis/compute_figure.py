@@ -1,4 +1,4 @@
-"""The stage `compute_figure`: win rate against what training cost and against what an answer costs."""
+"""The stage `compute_figure`: win rate and reward against what training cost, and win rate against what an answer costs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from prefopt.store.tables import read_csv
 
 
 def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """A row per task with win rates: on the left against training, on the right against one answer.
+    """A row per task with win rates: on the left against training, beside it against one answer.
+
+    Where a task has a frontier, its reward against training is on the right.
 
     Args:
         table: as the stage `compute` wrote it.
@@ -38,13 +40,27 @@ def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any
     tasks, styles = list(dict.fromkeys(totals["task"])), line_styles(totals["run"])
     if not tasks:
         raise UserError("No run has a win rate: run the stage `win_rates`.")
+    rewarded = set(totals.loc[totals["reward"].notna(), "task"])
+    columns = 3 if rewarded else 2
     with figure_style():
         figure, panels = plt.subplots(
-            len(tasks), 2, figsize=(8.4, 2.6 * len(tasks) + 1.3), squeeze=False, sharey="row", layout="constrained"
+            len(tasks),
+            columns,
+            figsize=(3.5 * columns + 1.4, 2.6 * len(tasks) + 1.3),
+            squeeze=False,
+            layout="constrained",
         )
         handles: dict[str, Any] = {}
-        for (left, right), task in zip(panels, tasks, strict=True):
+        for (left, right, *of_reward), task in zip(panels, tasks, strict=True):
             rows = totals[totals["task"] == task]
+            right.sharey(left)
+            for axes in of_reward:
+                if task not in rewarded:
+                    axes.set_axis_off()
+                    continue
+                _draw(axes, rows, "training_flops", styles, "reward")
+                axes.set_ylabel("Reward of the frontier")
+                axes.set_xlabel("Training, floating-point operations")
             handles |= _draw(left, rows, "training_flops", styles)
             handles |= _draw(right, rows, "inference_flops_per_prompt", styles)
             kind = " (synthetic records)" if manifests[task]["synthetic"] else ""
@@ -54,7 +70,7 @@ def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any
             left.set_xlabel("Training, floating-point operations")
             right.set_xlabel("One answer, floating-point operations")
         figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=8)
-        annotate(figure, _note(tasks, manifests), _caveats(tasks, manifests))
+        annotate(figure, _note(tasks, manifests, bool(rewarded)), _caveats(tasks, manifests))
         plt.close(figure)
     return figure
 
@@ -63,7 +79,7 @@ def _caveats(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -
     return [f"{manifests[task]['title']}: {caveat}" for task in tasks for caveat in caveats_of(manifests[task])]
 
 
-def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> str:
+def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]], rewards: bool) -> str:
     judges = {task: str(manifests[task]["judge"]) for task in tasks}
     parts = [
         f"{manifests[task]['title']}: judge {judges[task]}, {manifests[task]['test_prompts']} test prompts."
@@ -73,21 +89,22 @@ def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -> s
     sources = interval_sources(seeds) + (", costs their means" if seeds > 1 else "")
     parts.append(
         f"Each run at the temperature chosen on validation prompts; bars: {confidence:.0%} intervals over {sources}. Training "
-        f"counts every stage after the base; a run that trains nothing is on the right only. Best-of-N's answer holds "
-        f"all N candidates and their scores."
+        f"counts every stage after the base, all rounds of a run among them; a run that trains nothing has an answer's cost "
+        f"only. Best-of-N's answer holds all N candidates and their scores."
+        + (" Rewards are told of the same samples; their bars are 95% intervals." if rewards else "")
     )
     facts = [{**manifests[task], "warnings": manifests[task]["data_warnings"]} for task in tasks]
     return " ".join([*parts, *data_notes(facts, judges)])
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, x: str, styles: Mapping[str, LineStyle]) -> dict[str, Any]:
-    """Draws the runs that have this cost; one that was not trained has none of training."""
+def _draw(axes: Axes, rows: pd.DataFrame, x: str, styles: Mapping[str, LineStyle], y: str = "bought") -> dict[str, Any]:
+    """Draws the runs that have this cost and what it bought; one that was not trained has none of training."""
     handles: dict[str, Any] = {}
-    for _, row in rows[rows[x].fillna(0) > 0].iterrows():
+    for _, row in rows[(rows[x].fillna(0) > 0) & rows[y].notna()].iterrows():
         style, name = styles[row["run"]], display_name(str(row["run"]))
-        spread = [[row["bought"] - row["bought_low"]], [row["bought_high"] - row["bought"]]]
+        spread = [[row[y] - row[f"{y}_low"]], [row[f"{y}_high"] - row[y]]]
         handles[name] = axes.errorbar(
-            *(row[x], row["bought"]),
+            *(row[x], row[y]),
             yerr=spread,
             color=style.color,
             marker=style.marker,

@@ -93,10 +93,21 @@ def paired_difference(
     if len(d) == 0:
         return PairedDifference(math.nan, Interval(math.nan, math.nan), math.nan, 0)
     interval = _difference_interval(d, confidence, seed, resamples)
-    if len(d) == 1:  # which scipy does not permute; either sign is as extreme
-        return PairedDifference(float(d[0]), interval, 1.0, 1)
+    return PairedDifference(float(d.mean()), interval, sign_flip_p(d, seed, resamples), len(d))
+
+
+def sign_flip_p(differences: np.ndarray, seed: int, resamples: int = _RESAMPLES) -> float:
+    """Two-sided p of the sign-flip permutation test that the mean difference is zero; for 0, 1 and -1 McNemar's.
+
+    Args:
+        differences: float [prompts], at least one.
+        seed: of the permutations.
+        resamples: how many; all of them where there are no more.
+    """
+    if len(differences) == 1:  # which scipy does not permute; either sign is as extreme
+        return 1.0
     permuted = stats.permutation_test(
-        (d,),
+        (differences,),
         lambda x, axis: np.mean(x, axis=axis),
         permutation_type="samples",
         vectorized=True,
@@ -104,7 +115,7 @@ def paired_difference(
         batch=_BATCH,
         rng=np.random.default_rng(seed),
     )
-    return PairedDifference(float(d.mean()), interval, float(permuted.pvalue), len(d))
+    return float(permuted.pvalue)
 
 
 def _difference_interval(d: np.ndarray, confidence: float, seed: int, resamples: int) -> Interval:

@@ -15,6 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from prefopt.experiment.methods import METHODS, n_of
+from prefopt.experiment.runs import round_of
 from prefopt.store.files import atomic_path
 
 matplotlib.use("Agg")
@@ -68,6 +69,8 @@ def display_name(run: str) -> str:
     """A run's name for a reader: "best_of_128" becomes "Best of 128"; a name of the user's own stays as it is."""
     if of_step := re.fullmatch(r"(.+)_step_([0-9]+)", run):
         return f"{display_name(of_step[1])} after {of_step[2]} steps"
+    if of_round := round_of(run):
+        return f"{display_name(of_round[0])}, round {of_round[1]}"
     if n := n_of(run):
         return f"Best of {n}"
     return METHODS[run].label if run in METHODS else _MODELS.get(run, run)

@@ -44,6 +44,8 @@ _PANELS = (
         "Per completion (nats)",
         {"chosen_logp": "chosen", "rejected_logp": "rejected"},
     ),
+    Panel("Margin of a label", "On its side of z0 (nats)", {"kto_margin": ""}, chance=0.0),
+    Panel("Accuracy", "On their label's side of z0", {"kto_accuracy": ""}, chance=0.5),
     Panel("Reward", "Reward model's score", {"reward": ""}, chance=0.0),
     Panel("KL to the reference", "Nats per completion", {"kl": ""}),
     Panel("Clip fraction", "Share of tokens", {"clip_fraction": ""}),

@@ -21,7 +21,7 @@ _CAUSES = {
     "equal_after_tokenization": ("have two completions with the same tokens", ""),
     "malformed": ("are malformed", ""),
     "empty_text": ("have no text", ""),
-    "unpaired": ("have a thumb up or down, and no counterpart for the same prompt", ""),
+    "unpaired": ("have a thumb up or down and no counterpart for the same prompt, from which KTO alone learns", ""),
     "scores_too_close": ("have no two scores so far apart", "lower data.pairs.margin"),
 }
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from prefopt.data.labels import mismatched
 from prefopt.data.losses import loss_warnings
 from prefopt.data.special_tokens import REASON, warn_of_template, with_special_tokens
 from prefopt.data.turns import Tokens, tokenize_conversations
@@ -22,7 +23,7 @@ from prefopt.lm.chat import Chat, Refused, chat_of
 from prefopt.lm.continuations import encode_continuations
 from prefopt.lm.models import beginning, encode, load_tokenizer, max_positions, tokenizer_hash
 from prefopt.runtime.progress import Progress
-from prefopt.store.tables import read_table, write_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +218,32 @@ def prepare_preferences(
     return table
 
 
+def prepare_labels(
+    rows: Sequence[Mapping[Any, Any]], tokens: Sequence[Tokens | str], recipe: PrepareRecipe, path: Path
+) -> Prepared:
+    """The table `labels`: each completion that fits whole, and beside it one of another prompt of its split.
+
+    Raises:
+        UserError: see `labels.mismatched`.
+    """
+    table = Prepared()
+    for row, found in zip(rows, tokens, strict=True):
+        if isinstance(found, str):
+            table.dropped[found] += 1
+            continue
+        (completion_ids,) = found.completions
+        if len(completion_ids) > recipe.max_length - recipe.max_prompt_length:
+            table.dropped["completion_too_long"] += 1
+        else:
+            table.keep({**row, "completion_ids": completion_ids}, found)
+    for split in dict.fromkeys(row["split"] for row in table.rows):
+        own = [row for row in table.rows if row["split"] == split]
+        others = mismatched([row["prompt_id"] for row in own], f"{path}, split {split!r},")
+        for row, other in zip(own, others, strict=True):
+            row["mismatched_ids"] = own[other]["completion_ids"]
+    return table
+
+
 def base_of(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[Any, Any]], recipe: PrepareRecipe, model: Path
 ) -> PreTrainedTokenizerBase | Chat:
@@ -273,7 +300,7 @@ def check_lengths(recipe: PrepareRecipe, model: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `prepare`."""
-    parser.add_argument("--raw", required=True, type=Path, help="raw table of demonstrations or of preferences")
+    parser.add_argument("--raw", required=True, type=Path, help="raw table of demonstrations, preferences or labels")
     parser.add_argument("--model", required=True, type=Path, help="base model, whose tokenizer is used")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument(
@@ -281,7 +308,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         nargs="+",
-        help="tables that are made: demonstrations and prompts of demonstrations, preferences of preferences",
+        help="tables that are made: demonstrations and prompts of demonstrations, else the one of the same name",
     )
 
 
@@ -290,11 +317,16 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(PrepareRecipe, args.recipe)
     check_lengths(recipe, args.model)
     tokenizer = load_tokenizer(args.model)
-    raw = read_table(args.raw, "raw_demonstrations" if len(args.out) == 2 else "raw_preferences")
+    labels = len(args.out) == 1 and read_manifest(args.raw).get("table") == "raw_labels"
+    kind = "raw_demonstrations" if len(args.out) == 2 else "raw_labels" if labels else "raw_preferences"
+    raw = read_table(args.raw, kind)
     rows = raw.to_dict("records")
     base = base_of(tokenizer, rows, recipe, args.model)
     tables: dict[str, Prepared]
-    if len(args.out) == 2:
+    if labels:
+        tokens = tokenized(base, rows, "example_id", ("completion",), recipe, args.raw)
+        tables = {"labels": prepare_labels(rows, tokens, recipe, args.raw)}
+    elif len(args.out) == 2:
         tables = prepare_demonstrations(
             rows, tokenized(base, rows, "prompt_id", ("response",), recipe, args.raw), recipe
         )

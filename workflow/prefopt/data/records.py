@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from prefopt.data.formats import cnn_dailymail, hh, mixture, tldr
 from prefopt.data.formats.recognise import Choices, fields_read
+from prefopt.data.labels import taken_apart
 from prefopt.data.raw.hub import hub_rows, saved_rows
 from prefopt.data.raw.limits import Limits
 from prefopt.data.raw.opened import kind_of
-from prefopt.data.raw.parsing import RawTables
+from prefopt.data.raw.parsing import Account, RawTables
 from prefopt.data.raw.record import Records
 from prefopt.data.raw.sources import describe_files, read_rows
 from prefopt.data.synthetic import dialogues, news, posts
@@ -33,6 +34,7 @@ TABLES = {
     "training/demonstrations": "raw_demonstrations",
     "preferences": "raw_preferences",
     "gold_preferences": "raw_preferences",
+    "labels": "raw_labels",
     "pretraining": "pretraining",
 }
 # Fewer test prompts than this give win rates that say next to nothing.
@@ -190,15 +192,22 @@ def run(args: argparse.Namespace) -> None:
 def _table(name: str, tables: RawTables, source: str) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
     """Schema, rows and account of one table. What another table holds in its stead is dropped from its account."""
     schema = TABLES[name]
-    account = tables.accounts[schema].as_dict()
+    account = tables.accounts["raw_preferences" if name == "labels" else schema].as_dict()
     if name == "pretraining":
         return schema, [{"text": text} for text in tables.pretraining], account
     rows = tables.demonstrations if schema == "raw_demonstrations" else tables.preferences
     rows = [{"messages": "", "source": source, **row} for row in rows]  # what not every format says
+    if name == "labels":
+        rows = [*taken_apart(rows), *tables.labels]
+        # Here thumbs without a counterpart are rows like others.
+        dropped = Counter(account["dropped"]) + tables.accounts.get("raw_labels", Account()).dropped
+        del dropped["unpaired"]
+        account = {"read": dropped.total() + len(rows), "dropped": dropped}
     gold = [row for row in rows if row["split"].startswith("gold_")]
     if name == "gold_preferences":
         return schema, gold, {"read": len(gold), "kept": len(gold), "dropped": {}}
-    kept = [row for row in rows if row["split"] != "test"] if name == "training/demonstrations" else rows
+    learnt = name in ("training/demonstrations", "labels")
+    kept = [row for row in rows if row["split"] != "test"] if learnt else rows
     kept = [row for row in kept if not row["split"].startswith("gold_")]
     elsewhere = {"test_split": len(rows) - len(gold) - len(kept), "reserved_for_gold": len(gold)}
     dropped = Counter(account["dropped"]) + Counter(elsewhere)

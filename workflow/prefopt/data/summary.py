@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
     """
     manifests = {path.stem: read_manifest(path) for path in args.tables}
     first = next(iter(manifests.values()))
-    styles = {name: manifest["style"] for name, manifest in manifests.items()}
+    # A table without rows tells nothing of how prompts are put.
+    styles = {name: manifest["style"] for name, manifest in manifests.items() if manifest["rows"]}
     if len(set(styles.values())) > 1:
         put = ", ".join(f"{name} {style}" for name, style in styles.items())
         raise UserError(

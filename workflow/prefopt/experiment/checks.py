@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.experiment import targets
-from prefopt.experiment.methods import METHODS, n_of, trained_by
+from prefopt.experiment.methods import METHODS, n_of, needs_of, trained_by
 from prefopt.experiment.tasks import ENDING, RECORD_FILES, TASKS, source_name
 
 # Sections of models that may be the user's own.
@@ -244,7 +244,7 @@ def _check_sections(section: Config, task: str) -> Iterator[str]:
         needed[section["reference"]] = f"reference is {section['reference']!r}"
     for run, values in section["runs"].items():
         method = METHODS[values["method"]]
-        if "reward_model" in method.needs:
+        if "reward_model" in needs_of(values["method"], {**section.get(values["method"], {}), **values}):
             needed.setdefault("reward_model", f"the run {run!r} learns from it")
         if method.section:
             needed.setdefault(values["method"], f"the run {run!r} is of this method")
@@ -266,7 +266,7 @@ def _check_names(section: Config, task: str) -> Iterator[str]:
     for run, values in section["runs"].items():
         if run in METHODS and run != values["method"]:
             yield f"runs.{run} is of the method {values['method']!r}; a run that is called as a method must be of it."
-        if run in _TAKEN or run.startswith("fetched_") or "_step_" in run or run.endswith("_by_step"):
+        if run in _TAKEN or run.startswith("fetched_") or re.search("_(step|round)_", run) or run.endswith("_by_step"):
             yield f"runs.{run} has a name that other files have; give it another."
 
 
@@ -282,6 +282,8 @@ def _check_comparison(section: Config, task: str) -> Iterator[str]:
     for index, run in enumerate(by_step):
         if run in runs and METHODS[runs[run]["method"]].trainer is None:
             yield f"by_step.runs[{index}] is {run!r}, for which nothing is trained; leave it out."
+        if run in runs and METHODS[runs[run]["method"]].rounds:
+            yield f"by_step.runs[{index}] is {run!r}, which is trained in rounds and sampled at their end; leave it out."
     most = section.get("best_of_n", {}).get("n", math.inf)
     for run, values in runs.items():
         if section.get(values["method"], {}).get("source", "train") != "train" and len(values) > 1:
@@ -359,6 +361,37 @@ def _check_values(section: Config, task: str) -> Iterator[str]:
             yield f"{where}.label_smoothing is {values['label_smoothing']}; with {where}.loss {values['loss']!r} it must be 0."
         if values["loss"] == "ipo" and values["length_normalized"]:
             yield f"{where}.length_normalized is true; with {where}.loss 'ipo' it is so anyway: leave it out."
+
+
+def _check_rounds(section: Config, task: str) -> Iterator[str]:
+    """Runs in rounds start from a policy that there is, and are labelled by a reward that there is and is not zero."""
+    for run, own in section["runs"].items():
+        if not METHODS[own["method"]].rounds or own["method"] not in section:
+            continue
+        values = {**section[own["method"]], **own}
+        start = values["start"]
+        at_once = [name for name, other in section["runs"].items() if _is_trained_at_once(other)]
+        if start is not None and start not in at_once:
+            yield f"runs.{run}.start is {start!r}; allowed: a run that is trained at once, which are {', '.join(at_once)}."
+        starts = "null" if start is None else repr(start)
+        if values["labels"] == "implicit" and (
+            start is None or METHODS[section["runs"].get(start, own)["method"]].objective != "dpo"
+        ):
+            yield (
+                f"runs.{run}.labels is 'implicit', but runs.{run}.start is {starts}; name a run of DPO, since the implicit "
+                f"reward of any other policy is zero or none that it was trained by."
+            )
+        if values["labels"] == "true_reward" and "frontier" not in section:
+            yield f"runs.{run}.labels is 'true_reward', but frontier is missing; this section says which reward it is."
+        made = section["data"]["embedded"]
+        for key, rows in (("prompts", "demonstrations"), ("validation_prompts", "validation_prompts")):
+            if section["data"]["source"] == "embedded" and values[key] > made[rows]:
+                yield f"runs.{run}.{key} is {values[key]}; allowed: at most data.embedded.{rows}, which is {made[rows]}."
+
+
+def _is_trained_at_once(own: Config) -> bool:
+    method = METHODS[own["method"]]
+    return method.trainer is not None and not method.rounds
 
 
 def _check_lengths(section: Config, task: str) -> Iterator[str]:
@@ -487,7 +520,7 @@ def _check_true_reward(section: Config, task: str) -> Iterator[str]:
     if section["true_reward"]["source"] == "rule" and section["data"]["source"] != "embedded":
         yield (
             f"true_reward.source is 'rule', which needs data.source 'embedded' and not {section['data']['source']!r}; "
-            f"allowed here: classifier, path or hub."
+            f"allowed here: ngrams, classifier, path or hub."
         )
 
 
@@ -505,6 +538,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_ceiling,
         _check_frontier,
         _check_values,
+        _check_rounds,
         _check_prompt,
         _check_lengths,
         _check_models,

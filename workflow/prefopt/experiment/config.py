@@ -107,7 +107,13 @@ def load_schema() -> dict[str, Any]:
 
 def objective_values(name: str) -> list[str]:
     """The values of a method that its objective takes, of a method that learns from pairs by one."""
-    return list(load_schema()["$defs"]["methods"][name]["properties"])
+    own = load_schema()["$defs"]["methods"][name]["properties"]
+    return [key for key in own if not (methods.METHODS[name].rounds and key in round_values())]
+
+
+def round_values() -> list[str]:
+    """The values of a run that is trained in rounds that are none of its trainer's."""
+    return list(load_schema()["$defs"]["rounds"])
 
 
 def _section(schemas: dict[str, Any], name: str, swept: bool = False) -> dict[str, Any]:

@@ -17,7 +17,7 @@ Config = dict[str, Any]
 DEFAULTS = Path(__file__).parents[3] / "config" / "config.yaml"
 NAME = r"[a-z][a-z0-9_]*"  # of a task
 # Names of files that would be another task's, and of folders that hold a seed's results.
-_TAKEN = re.compile(r".*_(scores|subsets|verdicts|curve|samples)|seed_[0-9]+|all")
+_TAKEN = re.compile(r".*_(scores|true_rewards|subsets|verdicts|curve|samples)|seed_[0-9]+|all")
 # Of the prompts, so many are set aside for a judge that takes an oracle's place.
 GOLD_FRACTION = 0.3
 

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from typing import Any, Literal
 
-Need = Literal["reference_logprobs", "reward_model", "candidates"]
+Need = Literal["reference_logprobs", "reference_label_logprobs", "reward_model", "candidates"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,11 +19,12 @@ class Method:
 
     label: str  # for a reader
     style: int  # of its lines, see `analysis.style`; methods that stand in no figure together may share one
-    trainer: Literal["sft", "preference", "ppo"] | None = None  # None: nothing is trained for it alone
+    trainer: Literal["sft", "preference", "kto", "ppo"] | None = None  # None: nothing is trained for it alone
     values: tuple[tuple[str, str], ...] = ()  # keys and values of the trainer's recipe that make this method of it
     objective: str | None = None  # of the trainer `preference`, a key of `objectives.OBJECTIVES`
     starts_from: Literal["base", "reference"] = "base"  # the model that is trained or, without a trainer, taken
-    needs: tuple[Need, ...] = ()  # what is made before, beside that model
+    needs: tuple[Need, ...] = ()  # what is made before, beside that model; see `needs_of`
+    rounds: bool = False  # trained in rounds, each on pairs of the present policy's own samples
     varies: str | None = None  # what the runs of a sweep differ in, a key of the trainer's recipe
     reported: bool = False  # may be a row of a table of win rates
     transfers: bool = False  # also on the prompts of another task
@@ -101,6 +102,27 @@ METHODS: dict[str, Method] = {
         reported=True,
         transfers=True,
     ),
+    "kto": Method(
+        label="KTO",
+        style=7,
+        trainer="kto",
+        starts_from="reference",
+        needs=("reference_label_logprobs",),
+        varies="beta",
+        reported=True,
+        transfers=True,
+    ),
+    "iterative_dpo": Method(
+        label="Iterative DPO",
+        style=8,
+        trainer="preference",
+        objective="dpo",
+        starts_from="reference",
+        rounds=True,
+        varies="beta",
+        reported=True,
+        transfers=True,
+    ),
     "ppo": Method(
         label="PPO",
         style=1,
@@ -151,6 +173,17 @@ def n_of(run: str) -> int | None:
     """The N of a run that is called "best_of_N"; None of any other name."""
     match = re.fullmatch(r"best_of_([0-9]+)", run)
     return int(match[1]) if match else None
+
+
+def needs_of(name: str, values: dict[str, Any]) -> tuple[Need, ...]:
+    """What is made before a run, which its labels decide where it is trained in rounds.
+
+    Args:
+        name: key of `METHODS`.
+        values: of the run.
+    """
+    labelled: tuple[Need, ...] = ("reward_model",) if values.get("labels") == "reward_model" else ()
+    return METHODS[name].needs + labelled
 
 
 def names(where: Literal["reported", "transfers"]) -> list[str]:

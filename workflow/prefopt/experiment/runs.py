@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from prefopt.experiment.methods import METHODS, Method
+from prefopt.experiment.methods import METHODS, Method, Need, needs_of
 
 Config = dict[str, Any]
 
@@ -70,6 +71,17 @@ def values(config: Config, task: str, run: str) -> Config:
     return {**section.get(name, {}), **own}
 
 
+def needs(config: Config, task: str, run: str) -> tuple[Need, ...]:
+    """What is made before a run, beside the model that it starts from."""
+    return needs_of(method(config, task, run), values(config, task, run))
+
+
+def in_rounds(config: Config, task: str) -> dict[str, int]:
+    """The number of rounds of each run of a task that is trained in rounds."""
+    known = (run for run in runs(config, task) if entry(config, task, run).rounds)
+    return {run: values(config, task, run)["rounds"] for run in known}
+
+
 def policies(config: Config, task: str) -> list[str]:
     """Runs whose samples are a policy's own; the others choose among candidates."""
     return [run for run in runs(config, task) if "candidates" not in entry(config, task, run).needs]
@@ -87,14 +99,29 @@ def is_brought(config: Config, task: str, run: str) -> bool:
 
 
 def stages_of(config: Config, task: str, run: str) -> list[str]:
-    """What is trained for a run, in its order, by the names of the models; `reference_logprobs` is the cached table.
+    """What is trained for a run, in its order, by the names of the models; `reference_..logprobs` is a cached table.
 
-    Nothing before the base is counted: it is given to all of them alike.
+    A round of a run is called as `round_name` says. Nothing before the base is counted: it is given to all of them alike.
     """
-    one = entry(config, task, run)
+    one, own = entry(config, task, run), values(config, task, run)
     before = [reference(config, task)] if one.starts_from == "reference" else []
-    made = [need for need in one.needs if need != "candidates"]
-    return [*before, *made, *([run] if one.trainer else [])]
+    before += stages_of(config, task, own["start"]) if own.get("start") else []
+    made = [need for need in needs(config, task, run) if need != "candidates"]
+    trained = [run] if one.trainer else []
+    if one.rounds:
+        trained = [round_name(run, number) for number in range(1, own["rounds"] + 1)]
+    return list(dict.fromkeys([*before, *made, *trained]))
+
+
+def round_name(run: str, number: int) -> str:
+    """What a round of a run is called where a model's name may stand; round 0 is the policy that the run starts from."""
+    return f"{run}_round_{number}"
+
+
+def round_of(name: str) -> tuple[str, int] | None:
+    """Run and number of a round that is called so (see `round_name`); None of any other name."""
+    match = re.fullmatch(r"(.+)_round_([0-9]+)", name)
+    return (match[1], int(match[2])) if match else None
 
 
 def opponents(config: Config, task: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.experiment import methods, runs, targets
-from prefopt.experiment.config import objective_values
+from prefopt.experiment.config import objective_values, round_values
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
 from prefopt.store.files import canonical_json
 
@@ -39,10 +39,44 @@ def training_recipe(config: Config, task: str, run: str) -> Config:
     """
     method, values = runs.entry(config, task, run), runs.values(config, task, run)
     of_kind = _ppo if method.trainer == "ppo" else _training
+    if method.rounds:
+        values = {key: value for key, value in values.items() if key not in round_values()}
     if method.trainer == "preference":
         own = {key: values.pop(key) for key in objective_values(runs.method(config, task, run))}
         return {**of_kind(config, values), "objective": method.objective, "values": own}
     return {**of_kind(config, values), **dict(method.values)}
+
+
+def round_recipe(config: Config, task: str, run: str, stage: str, number: int) -> Config:
+    """The values of a stage of a round of a run.
+
+    Nothing in it depends on how many rounds there are, so that a further one makes itself alone.
+
+    Args:
+        config: a resolved config.
+        task: key of `tasks`.
+        run: key of its `runs` that is trained in rounds.
+        stage: a rule of rules/rounds.smk.
+        number: of the round, from 1.
+    """
+    values = runs.values(config, task, run)
+    seed = _seed(config, values)
+    of_prompts = {key: values[key] for key in ("prompts", "validation_prompts")}
+    if stage == "round_prompts":
+        return {**of_prompts, "round": number, "seed": seed}
+    if stage == "round_samples":
+        return {
+            **_engine(config),
+            **{key: values[key] for key in ("n", "max_new_tokens", "validation_prompts")},
+            "temperatures": [values["temperature"]],
+            "stop": config["tasks"][task]["sampling"]["stop"],
+            "train_prompts": values["prompts"],
+            "test_prompts": 0,
+            "seed": seed,
+        }
+    if stage == "round_implicit_rewards":
+        return {**_engine(config), **{key: values[key] for key in ("beta", "length_normalized")}}
+    return {**{key: values[key] for key in ("pairs", "length_penalty")}, "seed": seed}
 
 
 def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
@@ -174,6 +208,24 @@ def compute_recipe(config: Config) -> Config:
     }
 
 
+def overoptimization_recipe(config: Config) -> Config:
+    """The values of the stage `overoptimization`, which reads all tasks: whose its tables are, in their order."""
+    sections = config["tasks"]
+    numbers = runs.seeds(config)
+    return {
+        "runs": [[task, numbers[seed], run] for task, seed, run in targets.optimized(config)],
+        "candidates": [[task, numbers[seed]] for task, seed in targets.rewarded_candidates(config)],
+        "tasks": [
+            [
+                *(task, sections[task]["words"]["title"], TASKS[sections[task]["form"]].written),
+                *(_true_reward(config, sections[task])["kind"], sections[task]["evaluation"]["confidence"]),
+            ]
+            for task in targets.optimized_tasks(config)
+        ],
+        "seed": config["seeds"][0],
+    }
+
+
 def paper_recipe(config: Config) -> Config:
     """The values of the stage `paper`: the scale of each task with win rates, in words."""
     scale = {}
@@ -224,6 +276,7 @@ _EMBEDDED = {
     "demonstrations": ("demonstrations", "validation_prompts", "test_prompts"),
     "training/demonstrations": ("demonstrations", "validation_prompts"),
     "preferences": ("pairs", "validation_pairs"),
+    "labels": ("pairs", "validation_pairs"),
     "gold_preferences": ("gold_pairs", "gold_test_pairs"),
     "pretraining": ("pretraining_documents", "train", "unlabelled"),
     "training/reviews": ("train", "unlabelled", "validation"),
@@ -272,7 +325,7 @@ def _curve(config: Config, task: str) -> list[int]:
 def _review_reward(section: Config) -> Config:
     source = section["true_reward"]["source"]
     shared = {key: section["true_reward"][key] for key in ("max_length", "batch_size")}
-    return {"kind": "rule" if source == "rule" else "classifier", **shared}
+    return {"kind": source if source in targets.PROGRAMS else "classifier", **shared}
 
 
 def _true_reward(config: Config, section: Config) -> Config:
@@ -334,6 +387,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "evaluation_only": targets.kind(task) == "transfer",
     },
     "reference": lambda config, task, name: _engine(config),
+    "reference_labels": lambda config, task, name: _engine(config),
     "by_step": lambda config, task, name: {
         "points": task["by_step"]["points"],
         "sampling": _sampling(config, task, validation_prompts=0, temperatures=task["by_step"]["temperatures"]),
@@ -393,6 +447,8 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "test_prompts": 0,
         "seed": _seed(config, task["pairs"]),
     },
+    # Of all pairs none is drawn.
+    "sampled_pairs": lambda config, task, name: {"pairs": "all", "length_penalty": 0.0, "seed": 0},
     "ceiling_samples": lambda config, task, name: {
         **_engine(config),
         "temperatures": [1.0],
@@ -406,6 +462,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     },
     "true_rewards": lambda config, task, name: _true_reward(config, task),
     "classifier": lambda config, task, name: _training(config, task["classifier"]),
+    "ngrams": lambda config, task, name: {"max_length": task["lengths"]["max_length"]},
     "optimal_frontier": lambda config, task, name: {
         key: _frontier(task)[key] for key in ("largest_beta", "smallest_beta", "betas", "min_effective_samples")
     },
@@ -423,6 +480,18 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "bootstrap": _frontier(task)["bootstrap"],
         "seed": config["seeds"][0],
         "at_kl": _frontier(task)["at_kl"],
+    },
+    "diagnosis": lambda config, task, name: {
+        "task": name,
+        "runs": targets.measured(config, name),
+        "seeds": config["seeds"],
+        "confidence": task["evaluation"]["confidence"],
+        "seed": config["seeds"][0],
+        "values": {
+            method: objective_values(method)
+            for method in dict.fromkeys(runs.method(config, name, run) for run in targets.measured(config, name))
+            if methods.METHODS[method].objective
+        },
     },
     "human_study": lambda config, task, name: {
         "task": name,

@@ -13,11 +13,15 @@ from prefopt.experiment.runs import (
     choices,
     entry,
     home,
+    in_rounds,
     is_brought,
     known,
     method,
+    needs,
     policies,
     reference,
+    round_name,
+    round_of,
     runs,
     seeds,
     values,
@@ -32,8 +36,15 @@ PROMPTS = Path(__file__).parents[2] / "prompts"
 
 # Models that are made once for all seeds.
 _PARTS = ("base", "true_reward", "reward_model", "gold_reward_model")  # whose sections say where they come from
+# Sources of a sweep's true reward that are no model.
+_LEARNED = ("classifier", "ngrams")  # from the task's labelled reviews
+PROGRAMS = ("rule", "ngrams")
 _ONCE = ("base", "gold_reward_model", "classifier")
 
+# Tables of the reference policy's log-probabilities, as methods need them, and the names of their files.
+REFERENCE_TABLES = {"reference_logprobs": "reference", "reference_label_logprobs": "reference_labels"}
+# What samples a policy while it trains.
+BY_STEP = frozenset({"prefopt.training.by_step:step_sampler"})
 # What makes the judge of each kind.
 _JUDGES = {
     "oracle": "prefopt.judging.oracle:OracleJudge",
@@ -78,6 +89,18 @@ def measured(config: Config, task: str) -> list[str]:
     return [run for run in stepped(config, task) if entry(config, task, run).starts_from == "reference"]
 
 
+def measured_metrics(config: Config, task: str) -> list[str]:
+    """The metrics file of the training of each of these runs, for each seed."""
+    folder = f"{task}/frontier" if kind(config["tasks"][task]) == "frontier" else task
+    return [f"results/{seed}training/{folder}/{run}.jsonl" for seed in seeds(config) for run in measured(config, task)]
+
+
+def rewarded(config: Config, task: str) -> list[str]:
+    """The runs whose samples the frontier's reward is told of, of a task with win rates."""
+    section = config["tasks"][task]
+    return runs(config, task) if kind(section) == "comparison" and measures_frontier(section) else []
+
+
 def tasks_of(config: Config, *kinds: str) -> list[str]:
     """Names of the tasks of these kinds, in the config's order."""
     return [task for task, section in config["tasks"].items() if kind(section) in kinds]
@@ -89,7 +112,7 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
     Args:
         config: a resolved config.
         task: key of `tasks`.
-        name: base, reference, a run, reward_model, gold_reward_model or true_reward.
+        name: base, reference, a run, a round of one (`runs.round_name`), reward_model, gold_reward_model or true_reward.
         shipped: folder of the base model that the repository holds.
         seed: folder of the seed, see `runs.seeds`.
     """
@@ -99,8 +122,17 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
         name = reference(config, task)
     if name in section["runs"] and entry(config, task, name).trainer is None:
         name = entry(config, task, name).starts_from
+    if name in in_rounds(config, task):
+        name = round_name(name, in_rounds(config, task)[name])
+    if of_round := round_of(name):
+        run, number = of_round
+        if number:
+            return f"{round_folder(task, run, number, seed)}/model"
+        name = values(config, task, run)["start"] or reference(config, task)
     if name == "true_reward" and section["true_reward"]["source"] == "classifier":
         return f"results/models/{task}/classifier"
+    if name == "true_reward" and section["true_reward"]["source"] == "ngrams":
+        return f"results/data/{task}/ngrams.parquet"
     sources = {part: section.get(part) for part in _PARTS}
     if name not in sources and (name == reference(config, task) or name in section["runs"]):
         sources[name] = values(config, task, name)
@@ -115,11 +147,38 @@ def model_folder(config: Config, task: str, name: str, shipped: str, seed: str =
     return f"results/{'' if name in _ONCE else seed}models/{task}/{name}"
 
 
+def round_folder(task: str, run: str, number: int | str, seed: str) -> str:
+    """The folder of a round: its tables, and the model that it ends with."""
+    return f"results/{seed}rounds/{task}/{run}/{number}"
+
+
+def rounds(config: Config, task: str) -> list[tuple[str, int]]:
+    """Run and number of every round of a task's runs that are trained so."""
+    if kind(config["tasks"][task]) != "comparison":
+        return []
+    return [(run, number) for run, count in in_rounds(config, task).items() for number in range(1, count + 1)]
+
+
+def round_files(config: Config, task: str) -> list[str]:
+    """What a task's rounds make and keep, for each seed: tables that took a model, pairs, and a model each."""
+    tables = [f"{name}.parquet" for name in ("samples", "scores", "preferences", "reference")]
+    return [
+        f"{round_folder(task, run, number, seed)}/{name}"
+        for seed in seeds(config)
+        for run, number in rounds(config, task)
+        for name in (*tables, "model")
+    ]
+
+
 def trained(config: Config, task: str) -> list[str]:
-    """The runs whose models this workflow trains; those of a sweep leave evaluations, and only its reference a model."""
+    """The runs whose models this workflow trains at once; those of a sweep leave evaluations, and only its reference a model.
+
+    What is trained in rounds has a model for each of them: see `rounds`.
+    """
     by_kind = {"comparison": known(config, task), "frontier": [reference(config, task)], "transfer": []}
     own = by_kind[kind(config["tasks"][task])]
-    return [run for run in own if entry(config, task, run).trainer and not is_brought(config, task, run)]
+    at_once = (run for run in own if not entry(config, task, run).rounds)
+    return [run for run in at_once if entry(config, task, run).trainer and not is_brought(config, task, run)]
 
 
 def trainers(config: Config, task: str) -> list[str]:
@@ -128,12 +187,11 @@ def trainers(config: Config, task: str) -> list[str]:
     if kind(section) == "transfer":
         return []
     own = trained(config, task)
-    rewarded = [name for name in own if "reward_model" in entry(config, task, name).needs]
-    learned = any("reward_model" in entry(config, task, name).needs for name in runs(config, task))
+    rewarded = [name for name in own if "reward_model" in needs(config, task, name)]
     return [
         *(["base"] if section["base"]["source"] == "scratch" else []),
         *(name for name in own if name not in rewarded),
-        *(["reward_model"] if learned and section["reward_model"]["source"] == "train" else []),
+        *(["reward_model"] if learns_reward(config, task) and section["reward_model"]["source"] == "train" else []),
         *rewarded,
         *(["gold_reward_model"] if learns_gold(section) and section["gold_reward_model"]["source"] == "train" else []),
         *(["classifier"] if section.get("true_reward", {}).get("source") == "classifier" else []),
@@ -148,9 +206,10 @@ def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, 
     elif dict(one.values).get("completion") == "response":
         files = {"data": f"{data}/training/demonstrations.parquet"}
     else:
-        files = {"data": f"{data}/preferences.parquet"}
-    if "reference_logprobs" in one.needs:
-        files["reference"] = f"results/{seed}logprobs/{task}/reference.parquet"
+        files = {"data": f"{data}/{'labels' if one.trainer == 'kto' else 'preferences'}.parquet"}
+    for name in REFERENCE_TABLES:
+        if name in one.needs:
+            files["reference"] = f"results/{seed}logprobs/{task}/{REFERENCE_TABLES[name]}.parquet"
     if "reward_model" in one.needs:
         files["reward_model"] = model_folder(config, task, "reward_model", "", seed)
     return files
@@ -159,14 +218,18 @@ def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, 
 def trainer_code(config: Config, task: str, run: str) -> tuple[Any, ...]:
     """Arguments of `fingerprint` for a run's trainer, which samples nothing where that is not asked for."""
     module = f"prefopt.training.{entry(config, task, run).trainer}"
-    without = frozenset() if run in stepped(config, task) else frozenset({"prefopt.training.by_step:step_sampler"})
-    return module, PACKAGE, without
+    return module, PACKAGE, frozenset() if run in stepped(config, task) else BY_STEP
 
 
 def judge_kinds(section: Config) -> set[str]:
     """Kinds of all the judges of a task; a sweep has none."""
     own = [section["judge"]] if "judge" in section else []
     return {judge["kind"] for judge in [*own, *section.get("other_judges", {}).values()]}
+
+
+def learns_reward(config: Config, task: str) -> bool:
+    """Whether some run of a task needs its reward model."""
+    return any("reward_model" in needs(config, task, run) for run in runs(config, task))
 
 
 def learns_gold(section: Config) -> bool:
@@ -253,12 +316,29 @@ def study_files(config: Config) -> list[str]:
     return [*files, "results/human_agreement.csv"] if counted and study_tables(config) else files
 
 
+def optimized(config: Config) -> list[tuple[str, str, str]]:
+    """Task, seed and run of every run whose reward is measured while it trains, in the order of their evaluations."""
+    return [(task, seed, run) for task in config["tasks"] for seed in seeds(config) for run in measured(config, task)]
+
+
+def optimized_tasks(config: Config) -> list[str]:
+    """The tasks of these runs."""
+    return list(dict.fromkeys(task for task, _, _ in optimized(config)))
+
+
+def rewarded_candidates(config: Config) -> list[tuple[str, str]]:
+    """Task and seed of all candidates that have a learned and a true reward."""
+    tasks = [task for task in optimized_tasks(config) if has_candidates(config, task)]
+    return [(task, seed) for task in tasks for seed in seeds(config)]
+
+
 def training_metrics(config: Config, task: str) -> list[str]:
-    """The metrics file of each of a task's trainers."""
+    """The metrics file of each of a task's trainers, and of each round."""
+    of_rounds = [round_name(run, number) for run, number in rounds(config, task)]
     return [
         f"results/{'' if name in _ONCE else seed}training/{task}/{'pretrain' if name == 'base' else name}.jsonl"
         for seed in seeds(config)
-        for name in trainers(config, task)
+        for name in (*trainers(config, task), *of_rounds)
         if seed == "" or name not in _ONCE
     ]
 
@@ -269,11 +349,17 @@ def models(config: Config, task: str) -> list[str]:
     return [f"results/{seed}models/{task}/{name}" for seed, name in every if seed == "" or name not in _ONCE]
 
 
-def caches_reference(config: Config, task: str) -> bool:
-    """Whether some model that a task trains needs the reference policy's log-probabilities."""
+def reference_tables(config: Config, task: str) -> list[str]:
+    """Names of the files of the reference policy's log-probabilities that models of a task need."""
     if kind(config["tasks"][task]) != "comparison":
-        return False
-    return any("reference_logprobs" in entry(config, task, run).needs for run in runs(config, task))
+        return []
+    needed = {need for run in runs(config, task) for need in entry(config, task, run).needs}
+    return [name for table, name in REFERENCE_TABLES.items() if table in needed]
+
+
+def learns_labels(config: Config, task: str) -> bool:
+    """Whether a run of a task learns from single labels."""
+    return "reference_labels" in reference_tables(config, task)
 
 
 def has_candidates(config: Config, task: str) -> bool:
@@ -287,7 +373,10 @@ def judges_subsets(config: Config, task: str) -> bool:
 
 
 def stepped(config: Config, task: str) -> list[str]:
-    """The runs that are sampled while they train: those that the config names, else those of DPO (Fig. 3)."""
+    """The runs that are sampled while they train: those that the config names, else those of DPO (Fig. 3).
+
+    What is trained in rounds is sampled at the end of each alone.
+    """
     by_step = config["tasks"][task].get("by_step")
     if by_step is None:
         return []
@@ -298,7 +387,8 @@ def stepped(config: Config, task: str) -> list[str]:
 
     def by_default(run: str) -> bool:
         one = entry(config, task, run)
-        return method(config, task, run) == "dpo" or (moving and bool(one.trainer) and one.starts_from == "reference")
+        at_once = bool(one.trainer) and not one.rounds
+        return method(config, task, run) == "dpo" or (moving and at_once and one.starts_from == "reference")
 
     return [run for run in runs(config, task) if by_default(run)]
 
@@ -322,10 +412,13 @@ def compute_files(config: Config) -> dict[str, list[str]]:
     files = {
         "models": [path for task in config["tasks"] for path in models(config, task)],
         "reference": of_seeds(
-            f"logprobs/{task}/reference.parquet" for task in compared if caches_reference(config, task)
+            f"logprobs/{task}/{name}.parquet" for task in compared for name in reference_tables(config, task)
         ),
         "samples": of_seeds(samples),
         "candidates": of_seeds(f"candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")),
+        "rounds": [path for task in compared for path in round_files(config, task)],
+        "rewards": of_seeds(f"rewards/{task}/{run}.parquet" for task in compared for run in rewarded(config, task)),
+        "written": of_seeds(f"samples/{task}/{run}.parquet" for task in compared for run in rewarded(config, task)),
         "win_rates": [f"results/{task}_winrates.csv" for task in compared],
         "curves": of_seeds(f"candidates/{task}_curve.csv" for task in candidates),
         "runs": of_seeds(
@@ -343,11 +436,14 @@ def result_files(config: Config) -> list[str]:
     files.append("results/compute.csv")
     if tasks_of(config, "comparison", "transfer"):
         files += ["results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
+    if optimized(config):
+        files += [f"results/overoptimization{ending}" for ending in (".csv", "_fits.csv", ".svg", ".png")]
     files += study_files(config)
     files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
     for task, section in config["tasks"].items():
         if measures_frontier(section):
-            files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance")]
+            files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance", "diagnosis")]
+            files.append(f"results/{task}_diagnosis.md")
             files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png")]
             files += [
                 f"results/{seed}frontier/{task}/{run}.parquet"
@@ -355,7 +451,7 @@ def result_files(config: Config) -> list[str]:
                 for run in measured(config, task)
             ]
         if kind(section) == "frontier":
-            files += [f"results/{task}_classifier.csv"] if "classifier" in trainers(config, task) else []
+            files += [f"results/{task}_classifier.csv"] if section["true_reward"]["source"] in _LEARNED else []
         else:
             files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]
             files += [f"results/{task}_{name}" for name in ("winrates_by_seed.csv", "comparisons.csv", "examples.md")]
@@ -369,4 +465,5 @@ def result_files(config: Config) -> list[str]:
             files += [f"results/{task}_winrate_by_step.{ending}" for ending in ("csv", "svg", "png")]
         files += [f"results/{task}_training.svg"] if trainers(config, task) else []
         files += models(config, task)
+        files += round_files(config, task)
     return files

@@ -1,4 +1,4 @@
-"""The stage `evaluations`: true reward and KL of what a run wrote while it trained."""
+"""The stage `evaluations`: true and learned reward and KL of what a run wrote while it trained."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import pandas as pd
 
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json, to_dict
+from prefopt.generation.measures import completion_measures
 from prefopt.generation.sample import reference_logps
-from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
+from prefopt.lm.models import check_tokenizer, load_policy, tokenizer_hash, weights_hash
 from prefopt.lm.precision import DTYPES
-from prefopt.rewards.stage import SampleReward, TrueRewardsRecipe, sample_reward
+from prefopt.rewards.stage import SampleReward, TrueRewardsRecipe, sample_reward, scored_by
+from prefopt.rewards.true_reward import reward_hash
 from prefopt.runtime.usage import default_device
 from prefopt.store.finite import require_finite
 from prefopt.store.tables import read_table, write_table
@@ -34,7 +36,12 @@ class EvaluationsRecipe:
 
 
 def evaluations_of(
-    samples: pd.DataFrame, reference: list[float], reward: SampleReward, recipe: EvaluationsRecipe
+    samples: pd.DataFrame,
+    prompts: pd.DataFrame,
+    reference: list[float],
+    reward: SampleReward,
+    learned: SampleReward | None,
+    recipe: EvaluationsRecipe,
 ) -> pd.DataFrame:
     """Rows of an evaluations table.
 
@@ -43,15 +50,24 @@ def evaluations_of(
 
     Args:
         samples: rows of a samples table at temperature 1, whose runs are the run's name, "_step_" and a number of steps.
+        prompts: rows of the prompts table.
         reference: log-probability of each under the reference policy.
         reward: of rows of a samples table.
+        learned: the reward model's, None where the task has none.
         recipe: see `EvaluationsRecipe`.
 
     Raises:
         UserError: a reward or KL is not finite: names the prompts.
     """
     conservativeness = float("nan") if recipe.conservativeness is None else recipe.conservativeness
-    table = samples[["prompt_id", "sample_index", "tokens"]].assign(
+    ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
+    measures = [
+        completion_measures(ids[prompt], completion, text, reason != "length")
+        for prompt, completion, text, reason in zip(
+            *(samples[name] for name in ("prompt_id", "token_ids", "text", "finish_reason")), strict=True
+        )
+    ]
+    table = samples[["prompt_id", "sample_index", "tokens", "logp"]].assign(
         run=recipe.run,
         method=recipe.method,
         seed=recipe.seed,
@@ -59,8 +75,10 @@ def evaluations_of(
         step=samples["run"].str.removeprefix(f"{recipe.run}_step_").astype(int),
         reward=reward(samples).numpy(),
         kl=samples["logp"].to_numpy() - reference,
+        **pd.DataFrame(measures, index=samples.index),
+        learned_reward=float("nan") if learned is None else learned(samples).numpy(),
     )
-    for name in ("reward", "kl"):
+    for name in ("reward", "kl", *(["learned_reward"] if learned else [])):
         require_finite(table[name], table["prompt_id"], f"A sample's {name}", "look at these prompts and the run")
     return table
 
@@ -71,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
     parser.add_argument("--reference-model", required=True, type=Path, help="the reference policy")
     parser.add_argument("--true-reward-model", type=Path, help="model that is the true reward, unless a program is")
+    parser.add_argument("--reward-model", type=Path, help="the learned reward, where the task has one")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="evaluations table that is made")
 
@@ -89,7 +108,12 @@ def run(args: argparse.Namespace) -> None:
     model, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
     rows = [{str(name): value for name, value in row.items()} for row in samples.to_dict("records")]
     logps = reference_logps(model, prompts, rows, [len(rows)], recipe.token_budget, recipe.dtype)
-    table = evaluations_of(samples, logps, sample_reward(reward, prompts, args.true_reward_model, device), recipe)
+    learned = None
+    if args.reward_model is not None:
+        check_tokenizer(args.reward_model, args.reference_model)
+        learned = scored_by(args.reward_model, prompts, recipe.token_budget, device)
+    true = sample_reward(reward, prompts, args.true_reward_model, device)
+    table = evaluations_of(samples, prompts, logps, true, learned, recipe)
     write_table(
         args.out,
         "evaluations",
@@ -97,5 +121,6 @@ def run(args: argparse.Namespace) -> None:
         recipe=to_dict(recipe),
         samples=whole.attrs["manifest"]["content_hash"],
         reference_weights=weights_hash(args.reference_model),
-        reward_weights=weights_hash(args.true_reward_model) if args.true_reward_model else None,
+        reward_weights=reward_hash(args.true_reward_model),
+        learned_reward_weights=reward_hash(args.reward_model),
     )

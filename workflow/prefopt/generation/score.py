@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.batching import Row
@@ -42,22 +44,48 @@ def score_samples(
     Raises:
         UserError: a reward is not finite: names the prompts.
     """
+    rewards = read_in_rows(
+        *("score", model, prompts, samples, recipe.token_budget, usage),
+        lambda row: score_rows(model, [row], recipe.token_budget, recipe.dtype),
+    )
+    require_finite(rewards, samples["prompt_id"], "A sample's reward", "look at these prompts and at the reward model")
+    return samples[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards)
+
+
+def read_in_rows(
+    name: str,
+    model: torch.nn.Module,
+    prompts: pd.DataFrame,
+    samples: pd.DataFrame,
+    token_budget: int,
+    usage: Usage,
+    read: Callable[[Row], Tensor],
+) -> pd.Series:
+    """A number of each sample, in the samples' order; a prompt is read once for all its samples at a temperature.
+
+    Args:
+        name: of what is done, in progress lines.
+        model: what reads, for the operations.
+        prompts: rows of the prompts table.
+        samples: rows of the samples table.
+        token_budget: tokens of a row at most, unless it has one completion.
+        usage: counts what is read.
+        read: a number for each completion of a row.
+    """
     prompt_ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
-    rewards = pd.Series(0.0, index=samples.index)
+    numbers = pd.Series(0.0, index=samples.index)
     shape = shape_of(model)
-    with Progress("score", len(samples), "samples") as progress:
+    with Progress(name, len(samples), "samples") as progress:
         for (prompt_id, _), group in samples.groupby(["prompt_id", "temperature"], sort=False):
             completions = [tuple(ids.tolist()) for ids in group["token_ids"]]
             # A long row is cut so that one row stays within the budget of a micro-batch.
             prompt = tuple(prompt_ids[prompt_id].tolist())
-            for start, stop in _pieces(len(prompt), [len(c) for c in completions], recipe.token_budget):
+            for start, stop in _pieces(len(prompt), [len(c) for c in completions], token_budget):
                 row = Row(prompt, tuple(completions[start:stop]))
-                scores = score_rows(model, [row], recipe.token_budget, recipe.dtype)
-                rewards.loc[group.index[start:stop]] = scores.flatten().double().numpy()
+                numbers.loc[group.index[start:stop]] = read(row).flatten().double().cpu().numpy()
                 usage.add(stop - start, row.tokens, flops=rows_flops(shape, [row]))
             progress.update(len(group))
-    require_finite(rewards, samples["prompt_id"], "A sample's reward", "look at these prompts and at the reward model")
-    return samples[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards)
+    return numbers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

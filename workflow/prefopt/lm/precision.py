@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -14,7 +18,23 @@ def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextMana
     """The context of a forward pass: bfloat16 matrix products over float32 weights, or plain float32."""
     if dtype == "float32":
         return contextlib.nullcontext()
+    if device.type == "cpu":
+        _tell_of_processor()
     return torch.autocast(device.type, dtype=DTYPES[dtype])
+
+
+@functools.cache
+def _tell_of_processor() -> None:
+    """Says once whether the processor has products in bfloat16; without them they are made of others, far slower."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    found = sorted(name for name, has in known.items() if "bf16" in name and has)
+    if found:
+        logger.info("bfloat16 by the processor's own instructions (%s)", ", ".join(found))
+    elif known:
+        logger.warning(
+            "warning: this processor has no products in bfloat16 and emulates them, many times slower than float32: set "
+            "compute.dtype to float32."
+        )
 
 
 def narrowed(tensor: Tensor) -> Tensor:

@@ -14,7 +14,12 @@ from prefopt.planning.work import Hardware, Phase
 Config = dict[str, Any]
 
 # Stages whose job takes all GPUs of the config; any other model runs on one.
-SHARDED = frozenset({"pretrain", *trained(), "reference", "reward_model", "gold_reward_model", "classifier"})
+SHARDED = frozenset(
+    {
+        *("pretrain", *trained(), "reference", "reference_labels", "round_reference", "reward_model"),
+        *("gold_reward_model", "classifier"),
+    }
+)
 # A process without a model, in megabytes: the interpreter and torch; with a GPU, CUDA's libraries too.
 _FOOTPRINT = {False: 600, True: 3000}
 _MARGIN = 1.25

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefopt.errors import UserError
 from prefopt.experiment.config import resolve
+from prefopt.experiment.explained import merged
+from prefopt.experiment.like import DEFAULTS
 from prefopt.planning.estimate import Estimate, hardware
 from prefopt.planning.stages import estimates
 from prefopt.planning.work import Hardware
@@ -17,7 +18,6 @@ from prefopt.store.files import write_text
 
 Config = dict[str, Any]
 
-DEFAULT = Path(__file__).parents[3] / "config" / "config.yaml"
 _COLUMNS = ("stage", "jobs", "model", "parameters", "{device}", "GiB each", "host GB", "PFLOP", "hours")
 _GIB = 2**30
 
@@ -40,26 +40,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: the config is not right, or the size of a model is not known.
     """
-    config = resolve(merged([DEFAULT, *args.configfile]), args.configfile)
+    config = resolve(merged([DEFAULTS, *args.configfile]), args.configfile)
     made = {task: estimates(config, task) for task in config["tasks"]}
     print(report(config, made))
     if args.json is not None:
         write_text(args.json, json.dumps(figures(config, made), indent=1) + "\n")
-
-
-def merged(files: Sequence[Path]) -> Config:
-    """What Snakemake makes of its configfile and of overlays, by its own functions."""
-    from snakemake.common.configfile import load_configfile
-    from snakemake.exceptions import WorkflowError
-    from snakemake.utils import update_config
-
-    config: Config = {}
-    for path in files:
-        try:
-            update_config(config, load_configfile(path))
-        except (WorkflowError, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): name another file.") from error
-    return config
 
 
 def report(config: Config, made: dict[str, list[Estimate]]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from prefopt.experiment import runs
+from prefopt.experiment import runs, targets
 from prefopt.planning import memory, work
 from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
 from prefopt.planning.estimate import Estimate
@@ -14,15 +15,85 @@ from prefopt.planning.memory import MicroBatch, Resident, Rows, micro_batch
 from prefopt.planning.task import Task
 from prefopt.planning.work import Phase
 
+Config = dict[str, Any]
+
 
 def reference(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The reference policy's log-probabilities of all pairs."""
+    return _cached(task, stage, task.pair_rows, sum(task.counts.pairs.values()))
+
+
+def reference_labels(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The same of all labelled completions and, after the same prompts, of mismatched ones."""
+    return _cached(task, stage, lambda long: task.label_rows(long, 2), sum(task.counts.labels.values()))
+
+
+def round_reference(task: Task, stage: str, run: str | None) -> Estimate:
+    """The reference policy's log-probabilities of a round's pairs."""
+    values, engine = _of_round(task, run), task.engine(stage)
     name, model = task.model("reference")
-    engine, pairs, parameters = task.engine(stage), sum(task.counts.pairs.values()), language_model_parameters(model)
-    batch = micro_batch(task.pair_rows(long=True), engine, pairs)
+    rows, pairs, parameters = task.sampled_pair_rows, round_pairs(values), language_model_parameters(model)
+    batch = micro_batch(rows(values, long=True), engine, pairs["train"])
     parts = memory.reading([Resident(parameters)], model, batch, engine)
-    phases = [Phase(work.reading(model, task.pair_rows(long=False), pairs))]
+    phases = [Phase(work.reading(model, rows(values, long=False), sum(pairs.values())))]
     return Estimate(stage, name, parameters, engine.processes, parts, phases)
+
+
+def round_samples(task: Task, stage: str, run: str | None) -> Estimate:
+    """The completions of a round."""
+    values = _of_round(task, run)
+    return _sampled(
+        *(task, stage, "reference"),
+        n=values["n"],
+        temperatures=[values["temperature"]],
+        prompts=_round_prompts(values),
+        new_tokens=values["max_new_tokens"],
+    )
+
+
+def round_scores(task: Task, stage: str, run: str | None) -> Estimate:
+    """The reward model on a round's completions."""
+    values = _of_round(task, run)
+    return _scored(task, stage, "reward_model", n=values["n"], groups=_round_prompts(values))
+
+
+def round_true_rewards(task: Task, stage: str, run: str | None) -> Estimate:
+    """The frontier's reward of a round's completions."""
+    values = _of_round(task, run)
+    return _rewarded(task, stage, n=values["n"], groups=_round_prompts(values))
+
+
+def round_implicit_rewards(task: Task, stage: str, run: str | None) -> Estimate:
+    """The policy and then the reference policy on a round's completions; a row is cut to the token budget."""
+    values, engine = _of_round(task, run), task.engine(stage)
+    name, model = task.model("reference")
+    n, sampled, parameters = values["n"], task.sampled(values["max_new_tokens"]), language_model_parameters(model)
+    at_once = _completions_at_once(task, n, sampled)
+    batch = MicroBatch(Rows(task.long_prompt, (sampled,) * at_once), 1)
+    parts = memory.reading([Resident(parameters, task.compute["dtype"])], model, batch, engine)
+    rows = Rows(task.tokens["prompt"], (sampled,) * at_once)
+    phases = [Phase(work.reading(model, rows, 2 * _round_prompts(values) * math.ceil(n / at_once)))]
+    return Estimate(stage, name, parameters, engine.processes, parts, phases)
+
+
+def run_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The frontier's reward of what a run writes in the end."""
+    return _rewarded(task, stage, n=1, groups=_prompts(task) * len(task.section["sampling"]["temperatures"]))
+
+
+def round_pairs(values: Config) -> dict[str, int]:
+    """A round's pairs by split, if no two completions of a prompt are equal."""
+    each = math.comb(values["n"], 2) if values["pairs"] == "all" else 1
+    return {"train": each * values["prompts"], "validation": each * values["validation_prompts"]}
+
+
+def _of_round(task: Task, run: str | None) -> Config:
+    return runs.values(task.config, task.name, run or "iterative_dpo")
+
+
+def _round_prompts(values: Config) -> int:
+    prompts: int = values["prompts"] + values["validation_prompts"]
+    return prompts
 
 
 def sample(task: Task, stage: str, run: str | None) -> Estimate:
@@ -81,15 +152,17 @@ def ceiling_samples(task: Task, stage: str, _: str | None = None) -> Estimate:
 
 
 def evaluations(task: Task, stage: str, run: str | None = None) -> Estimate:
-    """The reference policy, and perhaps the gold reward model, on what a run wrote while it trained."""
+    """The reference policy, and perhaps reward models, on what a run wrote while it trained."""
     engine, sampled = task.engine(stage), task.sampled(task.section["sampling"]["max_new_tokens"])
     name, model = task.model("reference")
     texts = task.section["evaluation"]["test_prompts"] * (task.section["by_step"]["points"] + 1)
     parameters, rows = language_model_parameters(model), Rows(task.tokens["prompt"], (sampled,))
     batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
     resident, phases = [Resident(parameters, task.compute["dtype"])], [Phase(work.reading(model, rows, texts))]
-    if task.section["frontier"]["reward"] == "gold_reward_model":
-        _, scorer = task.model("gold_reward_model")
+    learned = ["reward_model"] if targets.learns_reward(task.config, task.name) else []
+    gold = ["gold_reward_model"] if task.section["frontier"]["reward"] == "gold_reward_model" else []
+    for reward in learned + gold:
+        _, scorer = task.model(reward)
         resident.append(Resident(scorer_parameters(scorer)))
         phases.append(Phase(work.reading(scorer, rows, texts, 1)))
     return Estimate(stage, name, parameters, engine.processes, memory.reading(resident, model, batch, engine), phases)
@@ -101,6 +174,15 @@ def score(task: Task, stage: str, _: str | None = None) -> Estimate:
     return _scored(
         task, stage, "reward_model", n=task.section["best_of_n"]["n"], groups=_prompts(task) * len(temperatures)
     )
+
+
+def candidate_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The true reward of all candidates; a program takes next to nothing."""
+    if task.section["frontier"]["reward"] == "oracle":
+        return Estimate(stage, "oracle", 0, task.engine(stage).processes, {}, [])
+    temperatures = [temperature for temperature in task.section["sampling"]["temperatures"] if temperature > 0]
+    groups = _prompts(task) * len(temperatures) * task.section["best_of_n"]["n"]
+    return _scored(task, stage, "gold_reward_model", n=1, groups=groups)
 
 
 def judge(task: Task, stage: str, _: str | None = None) -> Estimate:
@@ -127,17 +209,10 @@ def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     section = task.section
     engine = dataclasses.replace(task.engine(stage), dtype="float32")
     if "true_reward" not in section:
-        if section["frontier"]["reward"] == "oracle":
-            return Estimate(stage, "oracle", 0, engine.processes, {}, [])
-        return _scored(
-            task,
-            stage,
-            "gold_reward_model",
-            n=1,
-            groups=section["frontier"]["prompts"] * section["frontier"]["samples"],
-        )
-    if section["true_reward"]["source"] == "rule":
-        return Estimate(stage, "rule", 0, engine.processes, {}, [])
+        frontier = section["frontier"]
+        return _rewarded(task, stage, n=1, groups=frontier["prompts"] * frontier["samples"])
+    if section["true_reward"]["source"] in targets.PROGRAMS:
+        return Estimate(stage, section["true_reward"]["source"], 0, engine.processes, {}, [])
     name, model = task.model("true_reward")
     parameters = scorer_parameters(model, 2)
     batch = MicroBatch(Rows(task.text_tokens(long=True), ()), section["true_reward"]["batch_size"])
@@ -146,6 +221,14 @@ def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     texts = (pairs["train_prompts"] + pairs["validation_prompts"]) * pairs["completions"]
     texts += ceiling["prompts"] * ceiling["samples"]
     phases = [Phase(work.reading(model, Rows(task.text_tokens(long=False), ()), texts, 2))]
+    return Estimate(stage, name, parameters, engine.processes, parts, phases)
+
+
+def _cached(task: Task, stage: str, rows: Callable[[bool], Rows], count: int) -> Estimate:
+    name, model = task.model("reference")
+    engine, parameters = task.engine(stage), language_model_parameters(model)
+    parts = memory.reading([Resident(parameters)], model, micro_batch(rows(True), engine, count), engine)
+    phases = [Phase(work.reading(model, rows(False), count))]
     return Estimate(stage, name, parameters, engine.processes, parts, phases)
 
 
@@ -196,16 +279,28 @@ def _sampled(
     return Estimate(stage, name, parameters, task.engine(stage).processes, parts, phases)
 
 
+def _rewarded(task: Task, stage: str, *, n: int, groups: int) -> Estimate:
+    """A frontier's reward of n completions of each prompt and temperature; an oracle takes next to nothing."""
+    if task.section["frontier"]["reward"] == "oracle":
+        return Estimate(stage, "oracle", 0, task.engine(stage).processes, {}, [])
+    return _scored(task, stage, "gold_reward_model", n=n, groups=groups)
+
+
 def _scored(task: Task, stage: str, start: str, *, n: int, groups: int) -> Estimate:
     """A reward model on n completions of each prompt and temperature; a row is cut to the token budget."""
     name, model = task.model(start)
     engine, sampled = task.engine(stage), task.sampled(task.section["sampling"]["max_new_tokens"])
-    at_once = max(1, min(n, (engine.token_budget - task.tokens["prompt"]) // sampled))
+    at_once = _completions_at_once(task, n, sampled)
     parameters = scorer_parameters(model)
     parts = _scoring_parts(task, model, parameters, at_once, sampled, stage)
     rows = Rows(task.tokens["prompt"], (sampled,) * at_once)
     flops = work.reading(model, rows, groups * math.ceil(n / at_once), 1)
     return Estimate(stage, name, parameters, engine.processes, parts, [Phase(flops)])
+
+
+def _completions_at_once(task: Task, n: int, sampled: int) -> int:
+    """Of a prompt's n completions those that are read in one row, within the token budget."""
+    return max(1, min(n, (task.compute["token_budget"] - task.tokens["prompt"]) // sampled))
 
 
 def _scoring_parts(

@@ -22,16 +22,24 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "classifier": trainers.classifier,
     "frontier_run": trainers.frontier_run,
     "reference": samplers.reference,
+    "reference_labels": samplers.reference_labels,
     "sample": samplers.sample,
     "candidates": samplers.candidates,
     "pair_samples": samplers.pair_samples,
     "ceiling_samples": samplers.ceiling_samples,
     "evaluations": samplers.evaluations,
+    "round_samples": samplers.round_samples,
+    "round_scores": samplers.round_scores,
+    "round_true_rewards": samplers.round_true_rewards,
+    "round_implicit_rewards": samplers.round_implicit_rewards,
+    "round_reference": samplers.round_reference,
+    "run_rewards": samplers.run_rewards,
     "score": samplers.score,
     "judge": samplers.judge,
     "judge_candidates": samplers.judge,
     "best_of_n": samplers.best_of_n,
     "true_rewards": samplers.true_rewards,
+    "candidate_rewards": samplers.candidate_rewards,
 }
 
 
@@ -68,20 +76,49 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
     made = [_trained(config, task, name) for name in targets.trainers(config, task)]
     if targets.kind(section) == "frontier":
         stages = ["pair_samples", "ceiling_samples", "reference"]
-        stages += [] if section["true_reward"]["source"] == "rule" else ["true_rewards"]
+        stages += [] if section["true_reward"]["source"] in targets.PROGRAMS else ["true_rewards"]
         return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
-    stages = ["reference"] if targets.caches_reference(config, task) else []
+    stages = targets.reference_tables(config, task)
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
-    measured = targets.measured(config, task)
+    measured, learned = targets.measured(config, task), section.get("frontier", {}).get("reward") == "gold_reward_model"
     if measured:
-        learned = section["frontier"]["reward"] == "gold_reward_model"
         stages += ["ceiling_samples", *(["true_rewards"] if learned else [])]
+        stages += ["candidate_rewards"] if learned and targets.has_candidates(config, task) else []
+    rewarded = targets.rewarded(config, task) if learned else []
     return [
         *made,
         *(estimate(config, task, stage) for stage in stages),
+        *_rounds(config, task),
         *(_renamed(estimate(config, task, "sample", run), f"sample {run}") for run in runs.policies(config, task)),
         *(_renamed(estimate(config, task, "evaluations", run), f"evaluations {run}") for run in measured),
+        *(_renamed(estimate(config, task, "run_rewards", run), f"run_rewards {run}") for run in rewarded),
     ]
+
+
+# What labels a round's completions, by the run's `labels`.
+_LABELLED_BY = {
+    "reward_model": "round_scores",
+    "true_reward": "round_true_rewards",
+    "implicit": "round_implicit_rewards",
+}
+
+
+def _rounds(config: Config, task: str) -> list[Estimate]:
+    """The stages of a round of each run that is trained in rounds, as many jobs as it has rounds; an oracle is left out."""
+    if not targets.rounds(config, task):
+        return []
+    made = [
+        _renamed(estimate(config, task, stage, run), run if stage == method else f"{stage} {run}", rounds)
+        for run, rounds in runs.in_rounds(config, task).items()
+        for method in [runs.method(config, task, run)]
+        for stage in (
+            "round_samples",
+            _LABELLED_BY[runs.values(config, task, run)["labels"]],
+            "round_reference",
+            method,
+        )
+    ]
+    return [one for one in made if one.flops]
 
 
 def _trained(config: Config, task: str, name: str) -> Estimate:

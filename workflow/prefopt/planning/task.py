@@ -111,9 +111,18 @@ class Task:
         """A preference pair; a sweep's pairs are sampled."""
         if not self.frontier:
             return self.rows("chosen", "rejected", long=long)
-        longest = self.section["pairs"]["max_new_tokens"]
+        return self.sampled_pair_rows(self.section["pairs"], long)
+
+    def sampled_pair_rows(self, values: Config, long: bool) -> Rows:
+        """A pair of completions that were sampled with these values."""
+        longest = values["max_new_tokens"]
         length = at_most(self.sampled(longest), longest, long)
         return Rows(self.rows(long=long).prompt, (length, length))
+
+    def label_rows(self, long: bool, completions: int = 1) -> Rows:
+        """A prompt with so many labelled completions, which are as often desirable as not."""
+        both = self.pair_rows(long)
+        return Rows(both.prompt, (round(sum(both.completions) / 2),) * completions)
 
     @property
     def long_prompt(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefopt.experiment import runs, targets
 from prefopt.experiment.methods import Method
-from prefopt.planning import memory, work
+from prefopt.planning import memory, samplers, work
 from prefopt.planning.architecture import Architecture, language_model_parameters, scorer_parameters
 from prefopt.planning.estimate import Estimate
 from prefopt.planning.memory import Engine, MicroBatch, Parts, Resident, Rows, micro_batch
@@ -33,19 +33,31 @@ def pretrain(task: Task, stage: str, _: str | None = None) -> Estimate:
 
 
 def of_run(task: Task, stage: str, run: str | None) -> Estimate:
-    """A run's trainer, perhaps with the samples that are drawn from its float32 weights while it trains."""
+    """A run's trainer, or that of one of its rounds, perhaps with samples of its float32 weights while it trains."""
     run = run or stage
     method, values = runs.entry(task.config, task.name, run), runs.values(task.config, task.name, run)
     if method.trainer == "ppo":
         made = _ppo(task, stage, values)
+    elif method.rounds:
+        pairs = samplers.round_pairs(values)
+
+        def sampled(long: bool) -> Rows:
+            return task.sampled_pair_rows(values, long)
+
+        made = _on_examples(task, stage, "reference", values, pairs["train"], pairs["validation"], sampled)
     else:
         completion = dict(method.values).get("completion")
-        table = task.counts.demonstrations if completion == "response" else task.counts.pairs
+        labels = method.trainer == "kto"
+        by_completion = {"response": task.counts.demonstrations, "chosen": task.counts.pairs}
+        table = task.counts.labels if labels else by_completion.get(completion or "", task.counts.pairs)
 
         def rows(long: bool) -> Rows:
+            if labels:
+                return task.label_rows(long)
             return task.rows(completion, long=long) if completion else task.pair_rows(long)
 
-        made = _on_examples(task, stage, method.starts_from, values, table["train"], table["validation"], rows)
+        counts = (table["train"], table["validation"])
+        made = _on_examples(task, stage, method.starts_from, values, *counts, rows, read_before=labels)
     if run not in targets.stepped(task.config, task.name):
         return made
     sampling, by_step = task.section["sampling"], task.section["by_step"]
@@ -106,7 +118,7 @@ def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
     engine = task.engine(stage)
     name, model = task.model("reference")
     parameters = language_model_parameters(model)
-    judge = None if task.section["true_reward"]["source"] == "rule" else task.model("true_reward")[1]
+    judge = None if task.section["true_reward"]["source"] in targets.PROGRAMS else task.model("true_reward")[1]
     others = [Resident(scorer_parameters(judge, 2))] if judge else []
     if method.trainer == "ppo":
         learned = "reward_model" in method.needs
@@ -127,8 +139,12 @@ def _on_examples(
     validation: int,
     rows: RowsOf,
     outputs: int | None = None,
+    read_before: bool = False,
 ) -> Estimate:
-    """A trainer on a fixed set of examples, with its evaluations on validation data."""
+    """A trainer on a fixed set of examples, with its evaluations on validation data.
+
+    With `read_before` as much is read without gradients before each step and evaluation (KTO's mismatched completions).
+    """
     name, model = task.model(start)
     engine = task.engine(stage)
     one = trained(model, section, outputs)
@@ -137,7 +153,10 @@ def _on_examples(
     learning = work.reading(model, rows(False), examples * section["epochs"], outputs)
     evaluations = 1 + math.ceil(steps_of(section, examples) / section["evaluate_every"])
     looking = work.reading(model, rows(False), validation * evaluations, outputs)
-    phases = [Phase(passes(section, engine.checkpointing) * learning), Phase(looking)]
+    phases = [
+        Phase((passes(section, engine.checkpointing) + read_before) * learning),
+        Phase((1 + read_before) * looking),
+    ]
     return Estimate(stage, name, one.parameters, engine.processes, parts, phases)
 
 

@@ -74,6 +74,14 @@ class Counts:
     gold: Mapping[str, int]
     documents: int  # to pretrain a base on
     labelled: int = 0  # training reviews with a label
+    prepared_labels: Mapping[str, int] | None = None  # of the table of labelled completions, where it is prepared
+
+    @property
+    def labels(self) -> Mapping[str, int]:
+        """Labelled completions by split; two of each pair where they are not counted yet."""
+        if self.prepared_labels is not None:
+            return self.prepared_labels
+        return {split: 2 * pairs for split, pairs in self.pairs.items() if split != "test"}
 
 
 def counts(config: Config, task: str) -> Counts:
@@ -97,7 +105,8 @@ def counts(config: Config, task: str) -> Counts:
     if prepared is not None:
         tables = {name: table["splits"] for name, table in prepared["tables"].items()}
         found = Counts(tables["demonstrations"], tables["preferences"], tables["gold_preferences"], 0)
-        return dataclasses.replace(found, documents=_documents(section, found))
+        labels = tables.get("labels")
+        return dataclasses.replace(found, documents=_documents(section, found), prepared_labels=labels)
     if source == "embedded":
         demonstrations = {"train": made["demonstrations"], "validation": made["validation_prompts"]}
         pairs = {"train": made["pairs"], "validation": made["validation_pairs"]}

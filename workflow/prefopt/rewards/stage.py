@@ -16,9 +16,9 @@ from prefopt.data.synthetic.hidden import quality_score
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.batching import Row
-from prefopt.lm.models import load_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.models import load_scorer, tokenizer_hash
 from prefopt.rewards.learned import score_rows
-from prefopt.rewards.true_reward import load_true_reward
+from prefopt.rewards.true_reward import load_true_reward, reward_hash
 from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.finite import require_finite
@@ -33,11 +33,11 @@ _TEXTS_AT_ONCE = 4096
 class TrueRewardsRecipe:
     """What the true reward is.
 
-    Of reviews a rule or a classifier, see `load_true_reward`; of embedded posts and dialogues the hidden quality that their
-    oracle knows; of other pairs the gold reward model, which has learned from pairs that nothing else sees.
+    Of reviews a rule, n-grams or a classifier, see `load_true_reward`; of embedded posts and dialogues the hidden quality
+    that their oracle knows; of other pairs the gold reward model, which has learned from pairs that nothing else sees.
     """
 
-    kind: Literal["rule", "classifier", "oracle", "gold_reward_model"]
+    kind: Literal["rule", "ngrams", "classifier", "oracle", "gold_reward_model"]
     max_length: int  # of a classifier
     batch_size: int
     token_budget: int  # of a reward model
@@ -70,17 +70,7 @@ def sample_reward(
     if recipe.kind == "gold_reward_model":
         if folder is None:
             raise UserError("The true reward is a gold reward model; give its folder by --true-reward-model.")
-        ids, model = (
-            by_id["prompt_ids"].map(lambda ids: tuple(ids.tolist())).to_dict(),
-            load_scorer(folder, device=device),
-        )
-
-        def scores(rows: pd.DataFrame) -> Tensor:
-            named = zip(rows["prompt_id"], rows["token_ids"], strict=True)
-            read = [Row(ids[name], (tuple(completion.tolist()),)) for name, completion in named]
-            return score_rows(model, read, recipe.token_budget).flatten()
-
-        return scores
+        return scored_by(folder, prompts, recipe.token_budget, device)
     starts = by_id["prompt"].to_dict()
     reward = load_true_reward(
         kind=recipe.kind, folder=folder, max_length=recipe.max_length, batch_size=recipe.batch_size, device=device
@@ -88,6 +78,26 @@ def sample_reward(
     return lambda rows: reward(
         [starts[name] + text for name, text in zip(rows["prompt_id"], rows["text"], strict=True)]
     )
+
+
+def scored_by(folder: Path, prompts: pd.DataFrame, token_budget: int, device: torch.device) -> SampleReward:
+    """The reward that a reward model gives to samples, in float32.
+
+    Args:
+        folder: of the reward model.
+        prompts: rows of the prompts table.
+        token_budget: tokens per micro-batch.
+        device: where it runs.
+    """
+    ids = prompts.set_index("prompt_id")["prompt_ids"].map(lambda ids: tuple(ids.tolist())).to_dict()
+    model = load_scorer(folder, device=device)
+
+    def scores(rows: pd.DataFrame) -> Tensor:
+        named = zip(rows["prompt_id"], rows["token_ids"], strict=True)
+        read = [Row(ids[name], (tuple(completion.tolist()),)) for name, completion in named]
+        return score_rows(model, read, token_budget).flatten()
+
+    return scores
 
 
 def _tokenized_by(recipe: TrueRewardsRecipe, folder: Path | None) -> dict[str, str]:
@@ -128,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
         "scores",
         own[["prompt_id", "temperature", "sample_index"]].assign(reward=rewards),
         samples=samples.attrs["manifest"]["content_hash"],
-        reward_weights=weights_hash(args.true_reward_model) if args.true_reward_model else None,
+        reward_weights=reward_hash(args.true_reward_model),
         recipe=to_dict(recipe),
         used=usage.report(),
         **shard.manifest(rows),

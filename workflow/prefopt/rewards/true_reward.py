@@ -1,4 +1,4 @@
-"""The ground-truth reward of section 6.1: how positive a text is, by a rule or by a classifier."""
+"""The ground-truth reward of section 6.1: how positive a text is, by a rule, by n-grams or by a classifier."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from prefopt.data.synthetic import review_world
 from prefopt.errors import UserError
 from prefopt.lm import models
+from prefopt.store import provenance
 
 # Texts, each a prompt with its completion -> float32 [n] in [0, 1].
 TrueReward = Callable[[Sequence[str]], Tensor]
@@ -21,13 +22,18 @@ _POSITIVE = ("positive", "pos")
 
 
 def load_true_reward(
-    *, kind: Literal["rule", "classifier"], folder: Path | None, max_length: int, batch_size: int, device: torch.device
+    *,
+    kind: Literal["rule", "ngrams", "classifier"],
+    folder: Path | None,
+    max_length: int,
+    batch_size: int,
+    device: torch.device,
 ) -> TrueReward:
     """The true reward.
 
     Args:
-        kind: the synthetic reviews' rule, or a classifier's P(positive).
-        folder: the classifier's model folder.
+        kind: the synthetic reviews' rule, or P(positive) by n-grams or by a classifier.
+        folder: the classifier's model folder, or the table of n-grams.
         max_length: tokens that the classifier reads; a longer text is cut at its end.
         batch_size: texts that it reads at once.
         device: where it runs.
@@ -38,10 +44,22 @@ def load_true_reward(
     if kind == "rule":
         return lambda texts: torch.tensor([review_world.true_reward(text) for text in texts])
     if folder is None:
-        raise UserError("The true reward is a classifier; give its folder by --true-reward-model.")
+        raise UserError(f"The true reward is of the kind {kind!r}; give what it is by --true-reward-model.")
+    if kind == "ngrams":
+        # scikit-learn takes most of a second, which no other reward is to pay.
+        from prefopt.rewards.ngrams import load_ngrams
+
+        return load_ngrams(folder)
     model, tokenizer = load_classifier(folder)
     model.to(device)
     return lambda texts: positive_probabilities(model, tokenizer, texts, max_length, batch_size)
+
+
+def reward_hash(path: Path | None) -> str | None:
+    """What tells a true reward from another: the hash of a model's weights, or of a table's rows; None without one."""
+    if path is None:
+        return None
+    return models.weights_hash(path) if path.is_dir() else provenance.content(path)
 
 
 def load_classifier(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

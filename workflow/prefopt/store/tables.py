@@ -42,6 +42,15 @@ _RAW_PREFERENCES = [
     ("split", pa.string()),
     ("source", pa.string()),
 ]
+_RAW_LABELS = [
+    ("example_id", pa.string()),
+    ("prompt_id", pa.string()),
+    ("prompt", pa.string()),
+    ("completion", pa.string()),
+    ("label", pa.bool_()),
+    ("split", pa.string()),
+    ("source", pa.string()),
+]
 
 
 def _schema(columns: list[tuple[str, pa.DataType]], nullable: Sequence[str] = ()) -> pa.Schema:
@@ -55,12 +64,16 @@ _MESSAGES = ("messages", pa.string())
 SCHEMAS: dict[str, pa.Schema] = {
     "raw_demonstrations": _schema([*_RAW_DEMONSTRATIONS, ("source", pa.string()), _MESSAGES]),
     "raw_preferences": _schema([*_RAW_PREFERENCES, _MESSAGES]),
+    "raw_labels": _schema([*_RAW_LABELS, _MESSAGES]),
     "raw_reviews": _schema(
         [("review_id", pa.string()), ("text", pa.string()), ("label", pa.int32()), ("split", pa.string())]
     ),
     "pretraining": _schema([("text", pa.string())]),
+    "ngrams": _schema([("ngram", pa.string()), ("idf", pa.float64()), ("weight", pa.float64())]),
     "demonstrations": _schema([*_RAW_DEMONSTRATIONS, ("prompt_ids", _IDS), ("response_ids", _IDS)]),
     "preferences": _schema([*_RAW_PREFERENCES, ("prompt_ids", _IDS), ("chosen_ids", _IDS), ("rejected_ids", _IDS)]),
+    # `mismatched_ids` are a completion of another prompt.
+    "labels": _schema([*_RAW_LABELS, ("prompt_ids", _IDS), ("completion_ids", _IDS), ("mismatched_ids", _IDS)]),
     "prompts": _schema(
         [
             ("prompt_id", pa.string()),
@@ -78,6 +91,15 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("rejected_logp", pa.float32()),
             ("chosen_tokens", pa.int32()),
             ("rejected_tokens", pa.int32()),
+        ]
+    ),
+    "reference_label_logprobs": _schema(
+        [
+            ("example_id", pa.string()),
+            ("completion_logp", pa.float32()),
+            ("mismatched_logp", pa.float32()),
+            ("completion_tokens", pa.int32()),
+            ("mismatched_tokens", pa.int32()),
         ]
     ),
     "samples": _schema(
@@ -116,8 +138,12 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("reward", pa.float32()),
             ("kl", pa.float32()),
             ("tokens", pa.int32()),
+            ("logp", pa.float32()),
+            *((name, pa.bool_()) for name in ("ended", "repeats", "copies", "empty")),
+            ("text_hash", pa.string()),
+            ("learned_reward", pa.float32()),
         ],
-        nullable=["conservativeness"],  # of methods that have none
+        nullable=["conservativeness", "learned_reward"],  # of methods that have none, of runs without a reward model
     ),
     "verdicts": _schema(
         [
@@ -175,11 +201,15 @@ SCHEMAS: dict[str, pa.Schema] = {
 _KEYS: dict[str, list[str]] = {
     "raw_demonstrations": ["prompt_id"],
     "raw_preferences": ["pair_id"],
+    "raw_labels": ["example_id"],
     "raw_reviews": ["review_id"],
+    "ngrams": ["ngram"],
     "demonstrations": ["prompt_id"],
     "preferences": ["pair_id"],
+    "labels": ["example_id"],
     "prompts": ["prompt_id"],
     "reference_logprobs": ["pair_id"],
+    "reference_label_logprobs": ["example_id"],
     "samples": ["prompt_id", "run", "temperature", "sample_index"],
     "scores": ["prompt_id", "temperature", "sample_index"],
     "evaluations": ["run", "step", "prompt_id", "sample_index"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from prefopt.generation.measures import completion_measures
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.chat import end_tokens
+from prefopt.lm.continuations import decode_continuation
 from prefopt.lm.kl import completion_kls
 from prefopt.lm.precision import autocast
 from prefopt.lm.sampling import Completion, sample
@@ -39,6 +42,7 @@ def evaluate_policy(
     prompts: pd.DataFrame,
     true_reward: TrueReward,
     recipe: EvaluationRecipe,
+    learned: Callable[[Sequence[Row]], Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Samples the policy and measures reward and KL of each sample.
 
@@ -51,9 +55,11 @@ def evaluate_policy(
         prompts: rows of the prompts table.
         true_reward: of whole texts.
         recipe: see `EvaluationRecipe`.
+        learned: the reward that the policy learns from, where that is a reward model's, of rows [n, k].
 
     Returns:
-        A mapping a sample: prompt_id, sample_index, reward, kl (nats per completion) and tokens.
+        A mapping a sample: prompt_id, sample_index, reward, kl (nats per completion), tokens, logp, what
+        `completion_measures` gives, and learned_reward, NaN where there is none.
 
     Raises:
         UserError: one of these is not finite: names the prompts.
@@ -80,7 +86,8 @@ def evaluate_policy(
         with autocast(recipe.dtype, device):
             kls[batch] = completion_kls(policy, reference, [rows[i] for i in batch]).view(len(batch), -1)
     rewards = true_reward(completed_texts(tokenizer, rows)).view(len(rows), -1)
-    for what, values in (("log-probability", _logps(sampled)), ("KL", kls), ("true reward", rewards)):
+    logps, learned_rewards = _logps(sampled), None if learned is None else learned(rows)
+    for what, values in (("log-probability", logps), ("KL", kls), ("true reward", rewards)):
         require_finite(
             *(values, prompts["prompt_id"], f"An evaluated sample's {what}"),
             "the policy has come apart, so lower the learning rate, or look at these prompts",
@@ -91,10 +98,17 @@ def evaluate_policy(
             "sample_index": k,
             "reward": float(rewards[i, k]),
             "kl": float(kls[i, k]),
-            "tokens": len(completion),
+            "tokens": len(completion.token_ids),
+            "logp": float(logps[i, k]),
+            **completion_measures(
+                *(prompt, completion.token_ids),
+                decode_continuation(tokenizer, prompt, completion.token_ids),
+                completion.finish_reason == "eos",
+            ),
+            "learned_reward": math.nan if learned_rewards is None else float(learned_rewards[i, k]),
         }
-        for i, (prompt_id, row) in enumerate(zip(prompts["prompt_id"], rows, strict=True))
-        for k, completion in enumerate(row.completions)
+        for i, (prompt_id, prompt) in enumerate(zip(prompts["prompt_id"], prompt_ids, strict=True))
+        for k, completion in enumerate(sampled[i])
     ]
 
 

@@ -20,9 +20,9 @@ import torch
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json, to_dict
 from prefopt.lm.chat import end_tokens
-from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, new_scorer, tokenizer_hash, weights_hash
+from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, new_scorer, tokenizer_hash
 from prefopt.lm.sharding import recompute_activations
-from prefopt.rewards.true_reward import TrueReward, load_true_reward
+from prefopt.rewards.true_reward import TrueReward, load_true_reward, reward_hash
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.tables import read_table, write_table
 from prefopt.training import ppo, stage
@@ -89,17 +89,19 @@ def run(args: argparse.Namespace) -> None:
     inputs = {
         "prompts": prompts.attrs["manifest"]["content_hash"],
         **stage.model_hashes("reference", args.model),
-        **({"true_reward": weights_hash(args.true_reward_model)} if args.true_reward_model else {}),
+        **({"true_reward": hashed} if (hashed := reward_hash(args.true_reward_model)) else {}),
     }
     usage = Usage("frontier_run", device, torch.float32, models=recipe.models)
     torch.manual_seed(trainer.seed)
 
     if trainer.activation_checkpointing:
         recompute_activations(policy)
+    learned = None
     if isinstance(trainer, ppo.PPORecipe):
         models, reward_inputs = _ppo_models(args, recipe, trainer, policy, reference, tokenizer, true_reward)
         inputs |= reward_inputs
         trained = [models.policy, models.value]
+        learned = models.reward if recipe.learned_reward else None
     else:
         training, validation, data_inputs = _examples(args, recipe, trainer)
         inputs |= data_inputs
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         def evaluate(step: int) -> None:
             if step % recipe.interval:
                 return
-            rows = evaluate_policy(policy, reference, tokenizer, test, true_reward, evaluation)
+            rows = evaluate_policy(policy, reference, tokenizer, test, true_reward, evaluation, learned)
             named = {"run": recipe.run, "method": recipe.method, "seed": trainer.seed, "step": step}
             value = math.nan if recipe.conservativeness is None else recipe.conservativeness
             write_table(
@@ -157,7 +159,6 @@ def _examples(
     """Training and validation examples of a method that learns from the preference pairs, and their hash."""
     pairs = read_table(args.data, "preferences", tokenizer_hash=tokenizer_hash(args.model))
     reference = read_reference(args.reference, args.model, pairs)
-    reference.index = pairs.index
 
     def examples(split: str) -> Examples:
         rows = split_of(pairs, split, args.data)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from prefopt.lm.batching import Row
+from prefopt.lm.flops import Shape
 from prefopt.lm.precision import autocast
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.lm.sharding import dealt_micro_batches
@@ -43,8 +44,17 @@ logger = logging.getLogger(__name__)
 _ADVICE = "lower the learning rate or look at these rows"
 
 Metrics = dict[str, float]
-# model, indices of examples -> weighted losses [n] and named figures [n], one of each an example
-Losses = Callable[[nn.Module, Sequence[int]], tuple[Tensor, dict[str, Tensor]]]
+# model, indices of examples (and the batch's mean) -> weighted losses [n] and named figures [n], one of each an example
+Losses = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchMean:
+    """A figure whose mean over a whole batch all losses of the batch take as a constant, computed before any of them."""
+
+    name: str  # of the figure
+    rows: Sequence[Row]  # what is read for it, one for each example
+    values: Callable[[nn.Module, Sequence[int]], Tensor]  # model, indices of examples -> the figure, float [n]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +63,26 @@ class Examples:
 
     `losses(model, indices)` gives each example's loss times its weight, so that a batch's loss is the sum
     over its examples divided by the sum of their weights: weight 1 makes a mean over pairs, a weight of its
-    token count a mean over tokens.
+    token count a mean over tokens. With a `batch_mean` it is `losses(model, indices, mean)`.
     """
 
     ids: Sequence[str]
     rows: Sequence[Row]
     weights: Sequence[float]
     losses: Losses
+    batch_mean: BatchMean | None = None
 
     def tokens(self, indices: Sequence[int]) -> int:
-        """Tokens that the model reads for these examples, prompts counted once."""
-        return sum(self.rows[i].tokens for i in indices)
+        """Tokens that the model reads for these examples, the prompt of a row counted once."""
+        return sum(row.tokens for row in [*(self.rows[i] for i in indices), *self._before(indices)])
+
+    def flops(self, shape: Shape, indices: Sequence[int], passes: int) -> int:
+        """Operations of learning from these examples: `passes` forward passes' worth, and one of what has no gradients."""
+        learnt = rows_flops(shape, [self.rows[i] for i in indices])
+        return passes * learnt + rows_flops(shape, self._before(indices))
+
+    def _before(self, indices: Sequence[int]) -> list[Row]:
+        return [] if self.batch_mean is None else [self.batch_mean.rows[i] for i in indices]
 
 
 def steps_of(training: Examples, recipe: TrainingRecipe) -> int:
@@ -151,7 +170,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             state.step += 1
             # Passes over validation data are not part of the method.
-            flops = passes * rows_flops(shape, [training.rows[i] for i in indices])
+            flops = training.flops(shape, indices, passes)
             usage.add(len(indices), training.tokens(indices), flops=flops)
             state.record("train", {"learning_rate": learning_rate, **figures})
             progress.update(1, loss=figures["loss"])
@@ -204,10 +223,11 @@ def _mean_figures(
     sums: defaultdict[str, float] = defaultdict(float)
     device = next(model.parameters()).device
     rows = [examples.rows[i] for i in indices]
+    of_batch = _batch_mean(model, examples, indices, recipe, name, when)
     of_examples: defaultdict[str, Tensor] = defaultdict(lambda: torch.zeros(len(indices)))
     for batch, counts in dealt_micro_batches(rows, recipe.token_budget):
         with autocast(recipe.dtype, device):
-            losses, figures = examples.losses(model, [indices[i] for i in batch])
+            losses, figures = examples.losses(model, [indices[i] for i in batch], *of_batch)
         loss = losses.sum() * (counts / total_weight)
         if torch.is_grad_enabled():
             # Gradients of the processes are averaged, and are to be added up.
@@ -224,6 +244,26 @@ def _mean_figures(
     for figure, of_figure in zip(of_examples, every, strict=True):
         require_finite(of_figure, (examples.ids[i] for i in indices), f"{name}: the {figure}", _ADVICE, when)
     return collectives.summed(sums)
+
+
+@torch.no_grad()
+def _batch_mean(
+    model: nn.Module, examples: Examples, indices: Sequence[int], recipe: TrainingRecipe, name: str, when: str
+) -> tuple[float, ...]:
+    """What the losses of a batch take beside their examples: nothing, or the mean over the batch, equal in every process."""
+    if examples.batch_mean is None:
+        return ()
+    figure = examples.batch_mean
+    device = next(model.parameters()).device
+    of_examples = torch.zeros(len(indices))
+    for batch, counts in dealt_micro_batches([figure.rows[i] for i in indices], recipe.token_budget):
+        with autocast(recipe.dtype, device):
+            values = figure.values(model, [indices[i] for i in batch])
+        if counts:
+            of_examples[batch] = values.float().cpu()
+    every = collectives.summed_tensor(of_examples)
+    require_finite(every, (examples.ids[i] for i in indices), f"{name}: the {figure.name}", _ADVICE, when)
+    return (every.double().mean().item(),)
 
 
 def _batches_from(step: int, examples: int, recipe: TrainingRecipe, shuffle: bool) -> Iterator[list[int]]:

@@ -72,7 +72,8 @@ def preference_examples(pairs: pd.DataFrame, reference: pd.DataFrame | None, rec
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `preference`."""
     stage.add_arguments(parser)
-    parser.add_argument("--model", required=True, type=Path, help="the policy at the start, which is the reference")
+    parser.add_argument("--model", required=True, type=Path, help="the policy at the start")
+    parser.add_argument("--reference-model", type=Path, help="the reference policy, where it is another than --model")
     parser.add_argument("--data", required=True, type=Path, help="preferences table")
     parser.add_argument(
         "--reference", type=Path, help="reference_logprobs table, for an objective that has a reference"
@@ -84,14 +85,14 @@ def run(args: argparse.Namespace) -> None:
     """Trains a policy from the one that it starts with and publishes it."""
     recipe = from_json(PreferenceRecipe, args.recipe)
     pairs = read_table(args.data, "preferences", tokenizer_hash=tokenizer_hash(args.model))
-    reference = None if args.reference is None else read_reference(args.reference, args.model, pairs)
-    if reference is not None:
-        reference.index = pairs.index
+    fixed = args.reference_model or args.model
+    reference = None if args.reference is None else read_reference(args.reference, fixed, pairs)
 
     def examples(split: str) -> Examples:
         rows = split_of(pairs, split, args.data)
         return preference_examples(rows, None if reference is None else reference.loc[rows.index], recipe)
 
     training, validation = examples("train"), examples("validation")
-    inputs = {"data": pairs.attrs["manifest"]["content_hash"], **stage.model_hashes("reference", args.model)}
+    inputs = {"data": pairs.attrs["manifest"]["content_hash"], **stage.model_hashes("reference", fixed)}
+    inputs |= {} if fixed == args.model else stage.model_hashes("policy", args.model)
     fine_tune(args, __name__, recipe.objective, recipe, training, validation, inputs)

@@ -1,4 +1,4 @@
-"""The reference policy as data: its log-probability of every completion of a pair, computed once."""
+"""The reference policy as data: its log-probability of every completion that is learned from, computed once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -24,7 +24,7 @@ from prefopt.runtime import collectives, processes
 from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.finite import require_finite
-from prefopt.store.tables import read_table, write_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,20 +35,39 @@ class ReferenceRecipe:
     dtype: Literal["float32", "bfloat16"]
 
 
+class Cached(NamedTuple):
+    """What is cached of a table: two completions after the prompt of each row."""
+
+    table: str  # that is made
+    key: str  # column that names a row, in both tables
+    sides: tuple[str, str]  # the completions, as columns are called by them
+
+
+CACHED = {
+    "preferences": Cached("reference_logprobs", "pair_id", ("chosen", "rejected")),
+    "labels": Cached("reference_label_logprobs", "example_id", ("completion", "mismatched")),
+}
+
+
+def rows_of(table: pd.DataFrame, sides: Sequence[str]) -> list[Row]:
+    """A row for each row of a table: its prompt, followed by these completions."""
+    completions = (table[f"{side}_ids"] for side in sides)
+    return [
+        Row(tuple(prompt.tolist()), tuple(tuple(ids.tolist()) for ids in each))
+        for prompt, *each in zip(table["prompt_ids"], *completions, strict=True)
+    ]
+
+
 def preference_rows(pairs: pd.DataFrame) -> list[Row]:
     """A row for each pair: its prompt, followed by chosen and rejected."""
-    columns = (pairs["prompt_ids"], pairs["chosen_ids"], pairs["rejected_ids"])
-    return [
-        Row(tuple(prompt.tolist()), (tuple(chosen.tolist()), tuple(rejected.tolist())))
-        for prompt, chosen, rejected in zip(*columns, strict=True)
-    ]
+    return rows_of(pairs, CACHED["preferences"].sides)
 
 
 @torch.no_grad()
 def pair_logprobs(
     model: nn.Module, rows: Sequence[Row], token_budget: int, usage: Usage, dtype: str = "float32"
 ) -> Tensor:
-    """Log-probabilities of each row's chosen and rejected completion.
+    """Log-probabilities of each row's two completions.
 
     Returns:
         float32 [n, 2] on the CPU, in the order of `rows`.
@@ -56,7 +75,7 @@ def pair_logprobs(
     logps = torch.zeros(len(rows), 2)
     shape = shape_of(model)
     device = next(model.parameters()).device
-    with Progress("reference", len(rows), "pairs") as progress:
+    with Progress("reference", len(rows), "rows") as progress:
         for batch, counts in dealt_micro_batches(rows, token_budget):
             with autocast(dtype, device):
                 sums = completion_logprobs(model, [rows[i] for i in batch]).sums
@@ -68,73 +87,77 @@ def pair_logprobs(
     return collectives.summed_tensor(logps)
 
 
-def read_reference(path: str | Path, model: str | Path, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Reads cached log-probabilities for exactly these pairs of this reference policy, in their order.
+def read_reference(path: str | Path, model: str | Path, data: pd.DataFrame) -> pd.DataFrame:
+    """Reads cached log-probabilities for exactly these rows of this reference policy, in their order.
 
     Args:
-        path: the `reference_logprobs` table.
+        path: the `reference_logprobs` table of pairs, or the `reference_label_logprobs` of labels.
         model: folder of the reference policy that the caller takes the table to be of.
-        pairs: the preferences table, with its manifest in `.attrs`.
+        data: the preferences or labels table, with its manifest in `.attrs`.
+
+    Returns:
+        A data frame with the index of `data`.
 
     Raises:
         UserError: the table was made from other weights, another tokenizer, other lengths or other rows, or a
-            pair is not in it exactly once.
+            row is not in it exactly once.
     """
+    manifest = data.attrs["manifest"]
+    name = manifest["table"]
+    cached = CACHED[name]
     table = read_table(
         path,
-        "reference_logprobs",
+        cached.table,
         model_weights=weights_hash(model),
         model_tokenizer=tokenizer_hash(model),
-        lengths=pairs.attrs["manifest"].get("lengths"),
-        preferences=pairs.attrs["manifest"]["content_hash"],
+        lengths=manifest.get("lengths"),
+        **{name: manifest["content_hash"]},
     )
-    by_pair = table.set_index("pair_id")
-    if missing := sorted(set(pairs["pair_id"]) - set(by_pair.index)):
-        raise UserError(f"{path} lacks the pair {missing[0]!r}: run the stage `reference` again.")
-    if len(by_pair) != len(pairs):
-        raise UserError(f"{path} has {len(by_pair)} pairs, the preferences have {len(pairs)}: run it again.")
-    return by_pair.loc[pairs["pair_id"]].reset_index()
+    by_key = table.set_index(cached.key)
+    what = cached.key.removesuffix("_id")
+    if missing := sorted(set(data[cached.key]) - set(by_key.index)):
+        raise UserError(f"{path} lacks the {what} {missing[0]!r}: run the stage `reference` again.")
+    if len(by_key) != len(data):
+        raise UserError(f"{path} has {len(by_key)} {what}s, the {name} have {len(data)}: run it again.")
+    return by_key.loc[data[cached.key]].reset_index().set_index(data.index)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `reference`."""
     parser.add_argument("--model", required=True, type=Path, help="the reference policy")
-    parser.add_argument("--data", required=True, type=Path, help="preferences table")
+    parser.add_argument("--data", required=True, type=Path, help="preferences or labels table")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
-    parser.add_argument("--out", required=True, type=Path, help="reference_logprobs table that is made")
+    parser.add_argument("--out", required=True, type=Path, help="table of log-probabilities that is made")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Computes the reference policy's log-probabilities of all pairs and writes the table."""
+    """Computes the reference policy's log-probabilities of all completions and writes the table."""
     recipe = from_json(ReferenceRecipe, args.recipe)
     hashes = {"model_weights": weights_hash(args.model), "model_tokenizer": tokenizer_hash(args.model)}
-    pairs = read_table(args.data, "preferences", tokenizer_hash=hashes["model_tokenizer"])
+    name = "labels" if read_manifest(args.data).get("table") == "labels" else "preferences"
+    cached = CACHED[name]
+    data = read_table(args.data, name, tokenizer_hash=hashes["model_tokenizer"])
     model = place(load_policy(args.model)[0], recipe.dtype)
     usage = Usage("reference", default_device(), DTYPES[recipe.dtype])
-    rows = preference_rows(pairs)
+    rows = rows_of(data, cached.sides)
     logps = pair_logprobs(model, rows, recipe.token_budget, usage, recipe.dtype).numpy()
     require_finite(
-        *(logps, pairs["pair_id"], "A completion's log-probability"),
-        f"look at these pairs of {args.data}, and at the weights of {args.model}",
+        *(logps, data[cached.key], "A completion's log-probability"),
+        f"look at these {cached.key.removesuffix('_id')}s of {args.data}, and at the weights of {args.model}",
     )
-    table = pd.DataFrame(
-        {
-            "pair_id": pairs["pair_id"],
-            "chosen_logp": logps[:, 0],
-            "rejected_logp": logps[:, 1],
-            "chosen_tokens": [len(row.completions[0]) for row in rows],
-            "rejected_tokens": [len(row.completions[1]) for row in rows],
-        }
-    )
+    columns: dict[str, Any] = {cached.key: data[cached.key]}
+    for i, side in enumerate(cached.sides):
+        columns[f"{side}_logp"] = logps[:, i]
+        columns[f"{side}_tokens"] = [len(row.completions[i]) for row in rows]
     used = usage.report()
     if processes.is_main():
         write_table(
             args.out,
-            "reference_logprobs",
-            table,
+            cached.table,
+            pd.DataFrame(columns),
             **hashes,
-            preferences=pairs.attrs["manifest"]["content_hash"],
-            lengths=pairs.attrs["manifest"].get("lengths"),
+            **{name: data.attrs["manifest"]["content_hash"]},
+            lengths=data.attrs["manifest"].get("lengths"),
             recipe=to_dict(recipe),
             used=used,
         )

@@ -70,9 +70,11 @@ def test_the_first_that_pleased_stands_against_the_first_that_did_not() -> None:
     thumbs = [parse_thumb({"prompt": prompt, "completion": text, "label": label}) for prompt, text, label in rows]
     pairs, left = paired(thumbs)
     assert [(pair.chosen, pair.rejected) for pair in pairs] == [(" a", " b"), (" e", " f"), (" i", " g")]
-    assert left == 3 and paired([]) == ([], 0)
+    assert [(thumb.response, thumb.up) for thumb in left] == [(" c", True), (" d", False), (" h", False)]
+    assert paired([]) == ([], [])
     # One text with both labels prefers nothing.
-    assert paired([parse_thumb(THUMB), parse_thumb({**THUMB, "label": 0})]) == ([], 2)
+    both = [parse_thumb(THUMB), parse_thumb({**THUMB, "label": 0})]
+    assert paired(both) == ([], both)
 
 
 @pytest.mark.parametrize("row", [WINNER, {**CONVERSATIONS, "winner": "model_a"}])

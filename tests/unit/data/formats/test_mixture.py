@@ -246,6 +246,52 @@ def test_thumbs_are_paired_before_they_are_mixed() -> None:
     assert told(tables) == [("a", "thumbs", 18, {}, 9, 4)]
 
 
+def thumb(prompt: str, completion: str, label: bool) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": completion, "label": label}
+
+
+def test_thumbs_in_no_pair_are_labels() -> None:
+    rows = [thumb("p", "a", True), thumb("p", "b", False), thumb("P ", "c", False), thumb("q", "d", True)]
+    tables = build(source("a", rows), source("b", [thumb("p", "c", False)]))
+    found = [[row[key] for key in ("prompt", "completion", "label", "source")] for row in tables.labels]
+    # White space at the ends of a prompt is no part of it.
+    assert found == [["P", " c", False, "a"], ["q", " d", True, "a"], ["p", " c", False, "b"]]
+    assert [row["chosen"] for row in tables.preferences] == [" a"]
+    assert len({row["example_id"] for row in tables.labels}) == 3
+    split = {row["prompt"]: row["split"] for row in (*tables.labels, *tables.preferences)}
+    assert split["p"] == tables.preferences[0]["split"]
+    # What pleased is a demonstration, in a pair or not, where there are no others.
+    assert [row["response"] for row in tables.demonstrations] == [" a", " d"]
+
+
+def test_a_label_that_comes_twice_has_a_name_of_its_own() -> None:
+    tables = build(source("a", [thumb("q", "d", True)] * 2 + [thumb("q", "d", False)]))
+    first, second, other = (row["example_id"] for row in tables.labels)
+    assert second == f"{first}-2" and other.endswith("-down") and first.endswith("-up")
+
+
+def test_no_thumb_of_a_prompt_of_the_gold_judge_is_learned_from() -> None:
+    rows = [one for i in range(40) for one in (thumb(f"p{i}", "a", True), thumb(f"p{i}", "b", False))]
+    more = [thumb(f"p{i}", "c", True) for i in range(50)]
+    tables = build(source("a", rows), source("b", more), gold_fraction=0.5)
+    gold = {row["prompt"] for row in tables.preferences if row["split"].startswith("gold_")}
+    assert 10 < len(gold) < 30
+    assert {row["prompt"] for row in tables.labels if row["split"].startswith("gold_")} == gold
+
+
+def test_single_thumbs_are_taken_as_the_pairs_are() -> None:
+    rows = [one for i in range(8) for one in (thumb(f"p{i}", "a", True), thumb(f"p{i}", "b", False))]
+    rows += [thumb(f"q{i}", "c", i % 2 == 0) for i in range(20)]
+    tables = build(source("a", rows, count=2))
+    assert len(tables.preferences) == 2 and len(tables.labels) == 5, "a quarter of each"
+    assert tables.accounts["raw_labels"].as_dict() == {"read": 20, "kept": 5, "dropped": {"left_out_by_mixing": 15}}
+    assert tables.notes["sources"][0]["single_thumbs_taken"] == 5
+    # Without any pair they are what is counted and weighed.
+    assert len(build(source("a", rows[16:], count=7)).labels) == 7
+    tables = build(source("a", rows[16:], weight=1.0), source("b", [pair(i) for i in range(5)], weight=1.0))
+    assert (len(tables.labels), len(tables.preferences)) == (5, 5)
+
+
 def test_ties_are_counted_or_prefer_neither() -> None:
     rows = [{"prompt": "p", "response_a": "x", "response_b": "y", "winner": winner} for winner in ("tie", "a")]
     tables = build(source("a", rows))

@@ -43,6 +43,16 @@ class Pair:
     source: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Thumb:
+    """A post with a response, which starts with a space, and whether it pleased."""
+
+    post: Post
+    response: str
+    up: bool
+    source: str = ""
+
+
 Place = Callable[[Post], tuple[str, str]]  # a post's key and split
 
 
@@ -68,6 +78,7 @@ def tables_of(
     *,
     splits: Mapping[str, float],
     gold_fraction: float,
+    thumbs: Sequence[Thumb] = (),
     sides: Mapping[str, Mapping[str, float]] | None = None,
     repeated: str = "duplicate_post",
 ) -> RawTables:
@@ -84,6 +95,7 @@ def tables_of(
         accounts: of the two tables, with what was dropped before.
         splits: share of the posts of train, validation and test.
         gold_fraction: share of the posts with pairs.
+        thumbs: that are in no pair.
         sides: the shares of posts that not all splits may have, by a source's name; of a post that several sources have
             those of the first of them.
         repeated: why a second demonstration of a post is dropped.
@@ -94,7 +106,7 @@ def tables_of(
     """
     check_shares(splits)
     keys = PostKeys()
-    records: list[Demonstration | Pair] = [*demonstrations, *pairs]
+    records: list[Demonstration | Pair | Thumb] = [*demonstrations, *pairs, *thumbs]
     for record in records:
         keys.add(record.post.post_id, record.post.document, record.post.known_by)
     gold = {key: gold_split_of(key, gold_fraction) for key in (keys.key(pair.post.document) for pair in pairs)}
@@ -119,11 +131,11 @@ def tables_of(
             "preferences": _posts_by_split(preference_rows),
         },
     }
-    return RawTables(demonstration_rows, preference_rows, documents, accounts, notes)
+    return RawTables(demonstration_rows, preference_rows, documents, accounts, notes, list(_label_rows(thumbs, place)))
 
 
 def _shares(
-    keys: PostKeys, records: Iterable[Demonstration | Pair], sides: Mapping[str, Mapping[str, float]]
+    keys: PostKeys, records: Iterable[Demonstration | Pair | Thumb], sides: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Mapping[str, float]]:
     """The shares of each post that a source keeps out of some split; of several sources the first of `sides` decides."""
     order = list(sides)
@@ -166,6 +178,25 @@ def _preference_rows(records: Iterable[Pair], place: Place, account: Account) ->
             "prompt": record.post.prompt,
             "chosen": record.chosen,
             "rejected": record.rejected,
+            "split": split,
+            "source": record.source,
+            "messages": record.post.messages,
+        }
+
+
+def _label_rows(records: Iterable[Thumb], place: Place) -> Iterator[dict[str, Any]]:
+    """A repeated label is kept, as a repeated pair is."""
+    repeats: Counter[str] = Counter()
+    for record in records:
+        key, split = place(record.post)
+        example_id = f"{key}-{content_hash(record.response)}-{'up' if record.up else 'down'}"
+        repeats[example_id] += 1
+        yield {
+            "example_id": example_id if repeats[example_id] == 1 else f"{example_id}-{repeats[example_id]}",
+            "prompt_id": key,
+            "prompt": record.post.prompt,
+            "completion": record.response,
+            "label": record.up,
             "split": split,
             "source": record.source,
             "messages": record.post.messages,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefopt.data.formats.answers import answered
-from prefopt.data.formats.examples import Pair, Post, completion, pair
+from prefopt.data.formats.examples import Pair, Thumb, completion, pair
 from prefopt.data.raw.parsing import Unusable
 from prefopt.data.raw.record import Malformed, field_of
 from prefopt.data.raw.splits import PostKeys
@@ -16,15 +15,6 @@ from prefopt.data.raw.splits import PostKeys
 # As JSON, Parquet and CSV spell them; 1.0 is 1.
 _LABELS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
 _WINNERS = {"a": 0, "b": 1, "model_a": 0, "model_b": 1, "tie": None, "tie (bothbad)": None, "both_bad": None}
-
-
-@dataclasses.dataclass(frozen=True)
-class Thumb:
-    """A post with a response, which starts with a space, and whether it pleased."""
-
-    post: Post
-    response: str
-    up: bool
 
 
 def parse_thumb(row: Mapping[str, Any]) -> Thumb:
@@ -42,23 +32,24 @@ def parse_thumb(row: Mapping[str, Any]) -> Thumb:
     return Thumb(post, completion(response), _LABELS[known])
 
 
-def paired(thumbs: Iterable[Thumb]) -> tuple[list[Pair], int]:
-    """Pairs of what pleased and what did not, the first of a prompt with the first, and how many thumbs are left over."""
-    thumbs = list(thumbs)
+def paired(thumbs: Sequence[Thumb]) -> tuple[list[Pair], list[Thumb]]:
+    """Pairs of what pleased and what did not, the first of a prompt with the first, and the thumbs that are left over."""
     keys = PostKeys()
     for thumb in thumbs:
         keys.add(thumb.post.post_id, thumb.post.document, thumb.post.known_by)
-    sides: dict[str, tuple[list[Thumb], list[Thumb]]] = {}
-    for thumb in thumbs:
+    sides: dict[str, tuple[list[int], list[int]]] = {}
+    for number, thumb in enumerate(thumbs):
         down, up = sides.setdefault(keys.key(thumb.post.document), ([], []))
-        (up if thumb.up else down).append(thumb)
-    pairs = [
-        Pair(good.post, good.response, bad.response, "")
+        (up if thumb.up else down).append(number)
+    both = [
+        (good, bad)
         for down, up in sides.values()
         for good, bad in zip(up, down, strict=False)
-        if good.response != bad.response
+        if thumbs[good].response != thumbs[bad].response
     ]
-    return pairs, len(thumbs) - 2 * len(pairs)
+    pairs = [Pair(thumbs[good].post, thumbs[good].response, thumbs[bad].response, "") for good, bad in both]
+    taken = {number for two in both for number in two}
+    return pairs, [thumb for number, thumb in enumerate(thumbs) if number not in taken]
 
 
 def parse_winner(row: Mapping[str, Any], ties: str) -> list[Pair]:

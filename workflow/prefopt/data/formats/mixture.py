@@ -6,15 +6,17 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from prefopt.data.formats.examples import Demonstration, Pair, tables_of
-from prefopt.data.formats.labelled import Thumb, paired
+from prefopt.data.formats.examples import Demonstration, Pair, Thumb, tables_of
+from prefopt.data.formats.labelled import paired
 from prefopt.data.formats.recognise import FORMATS, Choices, Reader
 from prefopt.data.raw.parsing import Account, Parser, RawTables
 from prefopt.data.raw.record import Records
 from prefopt.data.raw.splits import content_hash, position
 from prefopt.errors import UserError
+
+Example = TypeVar("Example", Demonstration | Pair, Thumb)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class _Read:
     format: str | None
     rows: Account
     examples: list[Demonstration | Pair]
+    thumbs: list[Thumb]  # in no pair
 
 
 def raw_tables(
@@ -51,7 +54,7 @@ def raw_tables(
     """Parses, mixes and splits all records.
 
     Prompts alone are of the validation and the test split. Where no record is a demonstration, the chosen responses of
-    pairs are, each prompt once.
+    pairs are, and those of single thumbs that pleased, each prompt once.
 
     Args:
         sources: see `Source`.
@@ -68,27 +71,33 @@ def raw_tables(
     read = [_read(source, choices, parse) for source in sources]
     accounts = {"raw_demonstrations": Account(), "raw_preferences": Account()}
     taken = _mixed(read, choices.seed)
-    for one, kept in zip(read, taken, strict=True):
+    for one, (kept, _) in zip(read, taken, strict=True):
         # A source has one format, and so one table.
         account = accounts[FORMATS[one.format].table if one.format else "raw_demonstrations"]
         dropped = one.rows.dropped + Counter(left_out_by_mixing=len(one.examples) - len(kept))
         account.dropped += dropped
         account.read += dropped.total()
-    examples = [example for kept in taken for example in kept]
+    examples = [example for kept, _ in taken for example in kept]
+    thumbs = [thumb for _, single in taken for thumb in single]
     pairs = [example for example in examples if isinstance(example, Pair)]
     demonstrations = [example for example in examples if isinstance(example, Demonstration)]
     if not any(example.response for example in demonstrations):
-        demonstrations = [*(Demonstration(pair.post, pair.chosen, pair.source) for pair in pairs), *demonstrations]
+        good = [(pair.post, pair.chosen, pair.source) for pair in pairs]
+        good += [(thumb.post, thumb.response, thumb.source) for thumb in thumbs if thumb.up]
+        demonstrations = [*(Demonstration(*one) for one in good), *demonstrations]
     tables = tables_of(
         sorted(demonstrations, key=lambda example: example.response == ""),
         pairs,
         accounts,
         splits=splits,
         gold_fraction=gold_fraction,
+        thumbs=thumbs,
         sides=_sides(read, splits),
         repeated="duplicate_prompt",
     )
-    tables.notes["sources"] = [_told(one, kept) for one, kept in zip(read, taken, strict=True)]
+    left_out = sum(len(one.thumbs) for one in read) - len(thumbs)
+    accounts["raw_labels"] = Account(left_out + len(thumbs), len(thumbs), Counter(left_out_by_mixing=left_out))
+    tables.notes["sources"] = [_told(one, *kept) for one, kept in zip(read, taken, strict=True)]
     return tables
 
 
@@ -103,48 +112,55 @@ def _read(source: Source, choices: Choices, parse: Parser) -> _Read:
         else:
             examples += found if isinstance(found, list) else [found]
     pairs, unpaired = paired(thumbs)
-    account.kept -= unpaired
-    account.dropped += Counter(unpaired=unpaired)
+    account.kept -= len(unpaired)
+    account.dropped += Counter(unpaired=len(unpaired))
     named = [dataclasses.replace(example, source=source.name) for example in (*examples, *pairs)]
     if source.side == "train" and any(isinstance(each, Demonstration) and not each.response for each in named):
         raise UserError(
             f"{source.name} holds prompts alone, on which nothing is trained: set its as to test, or leave it out."
         )
-    return _Read(source, reader.name, account, named)
+    single = [dataclasses.replace(thumb, source=source.name) for thumb in unpaired]
+    return _Read(source, reader.name, account, named, single)
 
 
-def _mixed(read: Sequence[_Read], seed: int) -> list[list[Demonstration | Pair]]:
-    """What is taken of each source: of those with weights as much as the scarcest allows, none of it twice."""
+def _mixed(read: Sequence[_Read], seed: int) -> list[tuple[list[Demonstration | Pair], list[Thumb]]]:
+    """What is taken of each source: of those with weights as much as the scarcest allows, none of it twice.
+
+    Thumbs that are in no pair are taken as the source's pairs are, in proportion; of a source without any pair they are what
+    is counted.
+    """
     weights = {i: one.source.weight for i, one in enumerate(read) if one.source.weight is not None}
+    sizes = [len(one.examples) or len(one.thumbs) for one in read]
     for i in weights:
-        if not read[i].examples:
+        if not sizes[i]:
             raise UserError(
                 f"{read[i].source.name} has a weight and no example: leave it out, or see why its rows are dropped."
             )
-    scale = min((len(read[i].examples) / weight for i, weight in weights.items()), default=0.0)
-    return [
-        _drawn(
-            one.examples,
-            # A hair more, since 0.3 * (30 / 0.3) may fall short of 30.
-            math.floor(weights[i] * scale + 1e-6) if i in weights else one.source.count,
-            f"mix-{seed}-{i}",
-        )
-        for i, one in enumerate(read)
-    ]
+    scale = min((sizes[i] / weight for i, weight in weights.items()), default=0.0)
+    taken = []
+    for i, one in enumerate(read):
+        # A hair more, since 0.3 * (30 / 0.3) may fall short of 30.
+        count = math.floor(weights[i] * scale + 1e-6) if i in weights else one.source.count
+        single = None if count is None else math.floor(count / max(1, sizes[i]) * len(one.thumbs) + 1e-6)
+        salt = f"mix-{seed}-{i}"
+        taken.append((_drawn(one.examples, count, salt), _drawn(one.thumbs, single, salt)))
+    return taken
 
 
-def _drawn(examples: list[Demonstration | Pair], count: int | None, salt: str) -> list[Demonstration | Pair]:
+def _drawn(examples: list[Example], count: int | None, salt: str) -> list[Example]:
     """So many examples, in their order; which, hangs on the seed and their texts alone."""
     if count is None or count >= len(examples):
         return examples
 
     def place(i: int) -> float:
-        example = examples[i]
-        answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.response,)
-        return position(salt, content_hash("\0".join((example.post.document, *answers))))
+        return position(salt, content_hash("\0".join((examples[i].post.document, *_answers(examples[i])))))
 
     drawn = set(sorted(range(len(examples)), key=place)[:count])
     return [example for i, example in enumerate(examples) if i in drawn]
+
+
+def _answers(example: Demonstration | Pair | Thumb) -> tuple[str, ...]:
+    return (example.chosen, example.rejected) if isinstance(example, Pair) else (example.response,)
 
 
 def _sides(read: Sequence[_Read], splits: Mapping[str, float]) -> dict[str, dict[str, float]]:
@@ -162,12 +178,13 @@ def _sides(read: Sequence[_Read], splits: Mapping[str, float]) -> dict[str, dict
     }
 
 
-def _told(one: _Read, kept: Sequence[Demonstration | Pair]) -> dict[str, Any]:
-    """What became of a source: its rows, each read or dropped, and its examples, each taken or left."""
+def _told(one: _Read, kept: Sequence[Demonstration | Pair], thumbs: Sequence[Thumb]) -> dict[str, Any]:
+    """What became of a source: its rows, each read or dropped, and its examples and single thumbs, each taken or left."""
     return {
         "source": one.source.name,
         "format": one.format,
         "rows": one.rows.as_dict(),
         "examples": len(one.examples),
         "taken": len(kept),
+        "single_thumbs_taken": len(thumbs),
     }

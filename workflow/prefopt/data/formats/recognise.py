@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prefopt.data.formats import answers, cnn_dailymail, hh, labelled, scored, tldr
-from prefopt.data.formats.examples import Demonstration, Pair
+from prefopt.data.formats.examples import Demonstration, Pair, Thumb
 from prefopt.data.raw.conversations import readable
 from prefopt.data.raw.record import Malformed
 
-Example = Demonstration | Pair | labelled.Thumb
+Example = Demonstration | Pair | Thumb
 Row = Mapping[str, Any]
 _DEMONSTRATIONS = "raw_demonstrations"
 

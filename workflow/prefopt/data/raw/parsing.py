@@ -50,8 +50,9 @@ class RawTables:
     demonstrations: list[dict[str, Any]]  # raw_demonstrations
     preferences: list[dict[str, Any]]  # raw_preferences, split train | validation | test | gold_train | gold_test
     pretraining: list[str]  # documents to pretrain a base model on, without the task's own format
-    accounts: dict[str, Account]  # per table
+    accounts: dict[str, Account]  # per table; of raw_labels that of completions in no pair, where there may be any
     notes: dict[str, Any]  # what a reader should know: synthetic or real, known label noise, warnings
+    labels: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # raw_labels of completions in no pair
 
 
 class Parser:

@@ -1,0 +1,198 @@
+"""Fits of known curves, the best of N by brute force, and alarms."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from made_up import MEASURES
+from prefopt.analysis import overoptimization
+from prefopt.analysis.overoptimization import (
+    Form,
+    Optimized,
+    alarm,
+    coefficients,
+    fit_row,
+    of_candidates,
+    of_run,
+    peak_kl,
+    points,
+)
+from prefopt.errors import UserError
+from prefopt.store.tables import write_table
+
+
+def gain_at(kl: np.ndarray, a: float, b: float, form: Form) -> np.ndarray:
+    d = np.sqrt(kl)
+    result: np.ndarray = d * (a - b * (d if form == "best_of_n" else np.log(d)))
+    return result
+
+
+@pytest.mark.parametrize("form", ["best_of_n", "rl"])
+def test_a_curve_without_noise_is_found_and_its_peak_is_where_it_is_highest(form: Form) -> None:
+    kl = np.array([[0.3, 1.0, 2.5, 6.0], [0.1, 0.4, 3.0, 9.0]])
+    assert coefficients(kl, gain_at(kl, 1.4, 0.3, form), form) == pytest.approx(np.array([[1.4, 0.3]] * 2))
+    grid = np.linspace(0.001, 80 if form == "rl" else 20, 2_000_001)
+    a, b = (0.8, 0.35) if form == "rl" else (1.4, 0.3)
+    highest = grid[gain_at(grid, a, b, form).argmax()]
+    assert peak_kl(a, b, form) == pytest.approx(highest, rel=1e-3)
+    assert peak_kl(1.0, 0.0, form) == math.inf == peak_kl(1.0, -0.1, form)
+
+
+def test_points_at_no_kl_are_left_out_and_one_kl_gives_no_fit() -> None:
+    kl = np.array([[-0.1, 0.0, 1.0, 4.0], [2.0, 2.0, 2.0, 2.0]])
+    gain = np.array([[9.0, 9.0, 0.7, 0.8], [1.0, 1.0, 1.0, 1.0]])
+    found = coefficients(kl, gain, "best_of_n")
+    assert found[0] == pytest.approx([1.0, 0.3]) and np.isnan(found[1]).all()
+
+
+@pytest.mark.parametrize("form", ["best_of_n", "rl"])
+def test_intervals_hold_the_known_curve_in_95_of_100_simulations(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts differ in their slope, their noise and, of a trained run, in the KL at each step."""
+    monkeypatch.setattr(overoptimization, "_RESAMPLES", 500)
+    rng, a, b, prompts, simulations = np.random.default_rng(3), 1.0, 0.25, 150, 1000
+    at = [2**k for k in range(8)] if form == "best_of_n" else list(range(9))
+    kl = np.array([overoptimization.best_of_n_bound(n, 1.0) for n in at] if form == "best_of_n" else at, dtype=float)
+    truth = np.concatenate([[0.0], gain_at(kl[1:], a, b, form)])
+    held = np.zeros(3)
+    method = "best_of_n" if form == "best_of_n" else "ppo"
+    for _ in range(simulations):
+        slope = 0.3 * rng.standard_normal((prompts, 1)) * np.sqrt(kl)
+        true = truth + slope + 0.4 * rng.standard_normal((prompts, len(at)))
+        true[:, 0] = slope[:, 0]
+        kls = kl * (rng.gamma(4.0, 0.25, (prompts, len(at))) if form == "rl" else np.ones((prompts, 1)))
+        row = fit_row([Optimized("t", "r", method, 0, at, kls, true, true, np.full_like(true, np.nan))], 0.95, 0)
+        held += [row["a_low"] <= a <= row["a_high"], row["b_low"] <= b <= row["b_high"], False]
+        held[2] += row["peak_kl_low"] <= peak_kl(a, b, form) <= row["peak_kl_high"]
+    assert (held >= 0.93 * simulations).all() and (held <= 0.97 * simulations).all(), held
+
+
+def test_the_best_of_n_is_the_mean_over_all_subsets() -> None:
+    rng = np.random.default_rng(1)
+    key = {"prompt_id": np.repeat(["a", "b", "c"], 5), "sample_index": np.tile(range(5), 3), "temperature": 1.0}
+    frame = pd.DataFrame(key).assign(reward=rng.normal(size=15), true=rng.normal(size=15))
+    other = frame.assign(temperature=0.7, reward=9.0, true=9.0)
+    curve = of_candidates(pd.concat([other, frame]), "hh", 4)
+    assert curve is not None and curve.at == [1, 2, 3, 4, 5] and (curve.seed, curve.form) == (4, "best_of_n")
+    for p, (_, group) in enumerate(frame.groupby("prompt_id")):
+        for n in range(1, 6):
+            subsets = [list(subset) for subset in itertools.combinations(range(5), n)]
+            best = [max(subset, key=lambda i: group["reward"].iloc[i]) for subset in subsets]
+            assert curve.true[p, n - 1] == pytest.approx(np.mean(group["true"].to_numpy()[best]))
+            assert curve.learned[p, n - 1] == pytest.approx(np.mean(group["reward"].to_numpy()[best]))
+    assert curve.kl[0] == pytest.approx([0.0, math.log(2) - 1 / 2, *(math.log(n) - (n - 1) / n for n in (3, 4, 5))])
+    assert of_candidates(other, "hh", 4) is None
+
+
+def made_up(true: list[float], learned: list[float], method: str = "ppo", prompts: int = 60) -> Optimized:
+    """Points with these means, and noise that all points of a prompt share and some of their own."""
+    rng = np.random.default_rng(5)
+    shared, own = rng.standard_normal((prompts, 1)), 0.3 * rng.standard_normal((prompts, len(true)))
+    own -= own.mean(axis=0)
+    known = np.tile(learned, (prompts, 1))
+    none = np.full_like(known, np.nan)
+    kl = np.tile(np.arange(len(true), dtype=float), (prompts, 1))
+    rewards = {"learned": none, "implicit": known} if method == "dpo" else {"learned": known, "implicit": none}
+    return Optimized(
+        "hh", "mine", method, 0, [10 * i for i in range(len(true))], kl, np.array(true) + shared + own, **rewards
+    )
+
+
+def test_an_alarm_is_a_true_reward_that_falls_while_the_other_rises() -> None:
+    falling = made_up([0.0, 0.6, 0.9, 0.4], [0.0, 1.0, 2.0, 3.0])
+    assert alarm(falling, 0.95, 0) == (
+        "over-optimised: from step 20 to 30 the true reward fell by 0.5 while the learned one rose by 1"
+    )
+    assert alarm(made_up([0.0, 0.6, 0.9, 0.4], [0.0, 1.0, 2.0, 3.0], "dpo"), 0.95, 0).endswith("implicit one rose by 1")
+    assert alarm(made_up([0.0, 0.6, 0.9, 1.0], [0.0, 1.0, 2.0, 3.0]), 0.95, 0) == "", "both rise"
+    assert alarm(made_up([0.0, 0.6, 0.9, 0.4], [0.0, 1.0, 2.0, 1.9]), 0.95, 0) != "", (
+        "from step 10, which is lower in both"
+    )
+    assert alarm(made_up([0.0, 0.6, 0.9, 0.4], [3.0, 2.0, 1.0, 0.0]), 0.95, 0) == "", "both fall"
+    assert alarm(made_up([0.0, 0.6, 0.9, 0.89], [0.0, 1.0, 2.0, 3.0]), 0.95, 0) == "", "within the noise"
+    assert alarm(made_up([0.0, 0.6, 0.9, 0.4], [math.nan] * 4), 0.95, 0) == "", "nothing is known of the other"
+
+
+def test_of_the_best_of_n_powers_of_two_are_fitted_and_told() -> None:
+    curve = made_up([0.0, 0.1, 0.9, 0.5, 0.2], [0.0, 1.0, 2.0, 3.0, 4.0], "best_of_n")
+    curve = Optimized(**{**vars(curve), "at": [1, 2, 3, 4, 5]})
+    assert fit_row([curve], 0.95, 0)["points"] == 2
+    assert alarm(curve, 0.95, 0) == "", "the third is no power of 2, and from the second to the fourth it rose"
+
+
+def evaluations(run: str, method: str, beta: float, learned: bool, prompts: int = 60) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(len(run))
+    return [
+        {"run": run, "method": method, "seed": 0, "conservativeness": beta, "step": step, "prompt_id": f"p{p:02d}"}
+        | {"sample_index": 0, "kl": step + 0.01 * p, "tokens": 4, **MEASURES}
+        | {"reward": [0.0, 0.5, 0.2][step // 5] + 0.1 * rng.standard_normal()}
+        | {"learned_reward": 0.3 * step + 0.001 * p if learned else math.nan}
+        for step in (0, 5, 10)
+        for p in range(prompts)
+    ]
+
+
+def test_a_method_on_pairs_has_an_implicit_reward_and_no_other_has() -> None:
+    dpo, ppo, simpo = (of_run(pd.DataFrame(evaluations("r", m, 0.5, True)), "t", 0) for m in ("dpo", "ppo", "simpo"))
+    assert dpo.implicit == pytest.approx(0.5 * dpo.kl) and dpo.maximised is dpo.implicit
+    assert np.isnan(ppo.implicit).all() and ppo.maximised is ppo.learned and np.isnan(simpo.implicit).all()
+    assert dpo.learned[0].tolist() == pytest.approx([0.0, 1.5, 3.0]) and dpo.at == [0, 5, 10]
+    row = list(points(dpo, ""))[2]
+    assert row["implicit_gain"] == pytest.approx(5.0) and row["learned_gain"] == pytest.approx(3.0)
+    assert row["true_gain_se"] == pytest.approx((dpo.true[:, 2] - dpo.true[:, 0]).std(ddof=1) / math.sqrt(60))
+    with pytest.raises(UserError, match="r of t was not evaluated on every prompt"):
+        of_run(pd.DataFrame(evaluations("r", "dpo", 0.5, True)[1:]), "t", 0)
+
+
+def test_several_seeds_widen_the_intervals_by_what_lies_between_them() -> None:
+    first = made_up([0.0, 0.6, 0.9, 0.4], [0.0, 1.0, 2.0, 3.0])
+    other = Optimized(**{**vars(first), "seed": 1, "true": first.true * np.array([1.0, 1.5, 1.5, 1.5])})
+    one, both = fit_row([first], 0.95, 0), fit_row([first, other], 0.95, 0)
+    assert both["seeds"] == 2 and both["a_high"] - both["a_low"] > 2 * (one["a_high"] - one["a_low"])
+    assert both["a"] == pytest.approx((one["a"] + fit_row([other], 0.95, 0)["a"]) / 2)
+
+
+def test_the_stage_writes_points_fits_figure_and_alarms(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = [("dpo", "dpo", 0.5, False), ("ppo", "ppo", 6.0, True)]
+    paths = [tmp_path / f"{run[0]}.parquet" for run in runs]
+    for path, run in zip(paths, runs, strict=True):
+        write_table(path, "evaluations", evaluations(*run))
+    rng = np.random.default_rng(2)
+    key = [{"prompt_id": f"p{p}", "sample_index": k, "temperature": 1.0} for p in range(30) for k in range(4)]
+    rest = {"run": "sft", "text": "x", "tokens": 1, "token_ids": [3], "finish_reason": "eos", "logp": -1.0}
+    rows = [row | rest | {"split": "test", "reference_logp": math.nan} for row in key]
+    content = write_table(tmp_path / "c.parquet", "samples", rows)["content_hash"]
+    for name in ("s", "t"):
+        scores = [row | {"reward": float(rng.standard_normal())} for row in key]
+        write_table(tmp_path / f"{name}.parquet", "scores", scores, samples=content)
+    recipe: dict[str, Any] = {"runs": [["hh", 0, "dpo"], ["hh", 0, "ppo"]], "candidates": [["hh", 0]]}
+    recipe["tasks"] = [["hh", "Dialogue", "dialogues", "oracle", 0.95]]
+    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
+    out = {"table": tmp_path / "o.csv", "fits": tmp_path / "f.csv", "out": [tmp_path / "o.svg", tmp_path / "o.png"]}
+    tables = {"candidates": "c", "scores": "s", "true": "t"}
+    overoptimization.run(
+        argparse.Namespace(
+            evaluations=paths,
+            summaries=[tmp_path / "summary.json"],
+            **{name: [tmp_path / f"{path}.parquet"] for name, path in tables.items()},
+            **out,
+            recipe=json.dumps({**recipe, "seed": 0}),
+        )
+    )
+    table, fits = pd.read_csv(out["table"]), pd.read_csv(out["fits"])
+    assert table.groupby("run", sort=False).size().to_dict() == {"dpo": 3, "ppo": 3, "best_of_n": 4}
+    assert fits["form"].tolist() == ["rl", "rl", "best_of_n"] and fits["points"].tolist() == [2, 2, 2]
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [text.partition(": ")[0] for text in warned] == ["hh, dpo, seed 0", "hh, ppo, seed 0"]
+    assert table.loc[table["run"] == "ppo", "alarm"].str.startswith("over-optimised: from step 5 to 10").all()
+    assert table.loc[table["run"] == "best_of_n", "alarm"].isna().all()
+    assert b"<svg" in out["out"][0].read_bytes()
