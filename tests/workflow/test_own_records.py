@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 import pytest
 from running import REPOSITORY, only, overlay, planned, snakemake
+from test_record_formats import SECTIONS
+
+from prefopt.data.formats.recognise import FORMATS
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -84,4 +92,66 @@ def test_a_task_of_thumbs_alone_trains_kto(tmp_path: Path) -> None:
     metrics = [json.loads(line) for line in (tmp_path / "results/training/support/kto.jsonl").read_text().splitlines()]
     learnt = sum(pd.read_parquet(tmp_path / "results/data/support/labels.parquet")["split"] == "train")
     assert metrics[0]["kl"] < 1e-3 and max(row["step"] for row in metrics) == -(-learnt // 16)
+    assert planned(*targets, "--configfile", path, folder=tmp_path) == {}
+
+
+def numbered(value: Any, number: str) -> Any:
+    """An example row whose every text about a prompt says a number, so that it is another prompt."""
+    if isinstance(value, dict):
+        own = ("prompt", "content", "post", "article", "title")
+        return {
+            key: f"{number} {one}" if key in own and isinstance(one, str) else numbered(one, number)
+            for key, one in value.items()
+        }
+    if isinstance(value, list):
+        return [numbered(one, number) for one in value]
+    return value.replace("Human: Hi", f"Human: Hi {number}") if isinstance(value, str) else value
+
+
+def every_format(folder: Path) -> Iterator[tuple[str, Path, int]]:
+    """The example rows of docs/record_formats.md, twelve of each, in files of every ending: format, file, rows."""
+    writers = {
+        "jsonl": lambda rows: "\n".join(map(json.dumps, rows)).encode(),
+        "json": lambda rows: json.dumps(rows).encode(),
+        "jsonl.gz": lambda rows: gzip.compress("\n".join(map(json.dumps, rows)).encode()),
+        "json.zst": lambda rows: pa.compress(json.dumps(rows).encode(), "zstd", asbytes=True),
+        "csv": lambda rows: pd.DataFrame(cells(rows)).to_csv(index=False).encode(),
+        "parquet": lambda rows: pd.DataFrame(rows).to_parquet(),
+    }
+    for (name, text), ending in zip(SECTIONS.items(), itertools.cycle(writers), strict=False):
+        blocks = re.findall(r"```json\n(.*?)\n```", text, re.DOTALL)
+        # Of one file each row has one form; a later block of the page is another.
+        for number, block in enumerate(blocks):
+            rows = [numbered(json.loads(line), f"{name} {i}") for i in range(12) for line in block.splitlines()]
+            path = folder / f"{name}_{number}.{ending}"
+            path.write_bytes(writers[ending](rows))
+            yield name, path, len(rows)
+
+
+def cells(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as a CSV file holds them, lists as JSON."""
+    return [{key: one if isinstance(one, str | int) else json.dumps(one) for key, one in row.items()} for row in rows]
+
+
+@pytest.mark.workflow
+def test_every_format_becomes_one_tasks_tables_and_policy(tmp_path: Path) -> None:
+    files = list(every_format(tmp_path))
+    assert {name for name, *_ in files} == set(FORMATS)
+    trained = {"epochs": 1, "batch_size": 16, "warmup_steps": 1, "evaluate_every": 4}
+    support = {
+        "like": "tldr",
+        "data": {"source": "records", "records": [path.name for _, path, _ in files], "pairs": {"rule": "all"}},
+        "runs": {**dict.fromkeys(only("tldr")), "sft": {"method": "sft"}},
+        "base": {"source": "path", "path": str(REPOSITORY / "workflow" / "models" / "tldr_base")},
+        "prompt": {"style": "plain"},
+        "sft": trained,
+    }
+    path = overlay(tmp_path, {"tasks": {"support": support, **dict.fromkeys(("hh", "tldr", "cnndm", "imdb"))}})
+    targets = ("results/models/support/sft", "results/data/support/summary.json")
+    result = snakemake("--cores", "1", "--show-failed-logs", *targets, "--configfile", path, folder=tmp_path)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    summary = json.loads((tmp_path / targets[1]).read_text())
+    told = [(one["format"], one["source"], one["rows"]["read"]) for one in summary["sources"]]
+    assert told == [(name, path.name, rows) for name, path, rows in files]
+    assert all(one["taken"] for one in summary["sources"])
     assert planned(*targets, "--configfile", path, folder=tmp_path) == {}
