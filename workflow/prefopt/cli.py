@@ -37,6 +37,7 @@ STAGES = {
     "sft": ("prefopt.training.sft", "supervised fine-tuning; Preferred-FT"),
     "true_rewards": ("prefopt.rewards.stage", "the true reward of completions"),
     "sampled_pairs": ("prefopt.data.sampled_pairs", "preferences among a policy's own completions"),
+    "pair_labels": ("prefopt.data.labels", "pairs among a policy's own completions to single labelled ones"),
     "round_prompts": ("prefopt.data.round_prompts", "the prompts of a round"),
     "reference": ("prefopt.training.reference", "reference log-probabilities of all pairs or labelled completions"),
     "preference": ("prefopt.training.preference", "DPO and other objectives on fixed pairs"),

@@ -407,10 +407,21 @@ def ceiling_scores(wildcards):
     return [f"results/{seed}ceiling/{wildcards.task}_scores.parquet" for seed in runs.seeds(config)]
 
 
-def preferences(wildcards):
-    """The pairs of a task; those of a sweep are its reference policy's own completions, and each seed has others."""
-    kind = targets.kind(config["tasks"][wildcards.task])
-    return f"results/{wildcards.seed if kind == 'frontier' else ''}data/{wildcards.task}/preferences.parquet"
+def learned_table(name):
+    """Input function: a task's pairs or labels; a sweep's are its reference policy's completions, others for each seed."""
+
+    def of_job(wildcards):
+        kind = targets.kind(config["tasks"][wildcards.task])
+        return f"results/{wildcards.seed if kind == 'frontier' else ''}data/{wildcards.task}/{name}.parquet"
+
+    return of_job
+
+
+def swept_tables(wildcards):
+    """What a run of a sweep learns from, pairs or labels, and the reference policy's log-probabilities of them."""
+    labels = "reference_label_logprobs" in runs.entry(config, wildcards.task, wildcards.run).needs
+    reference = f"results/{wildcards.seed}logprobs/{wildcards.task}/reference{'_labels' if labels else ''}.parquet"
+    return {"data": learned_table("labels" if labels else "preferences")(wildcards), "reference": reference}
 
 
 def by_step_arguments(wildcards):

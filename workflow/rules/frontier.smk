@@ -7,9 +7,8 @@ with_frontier = [task for task, section in config["tasks"].items() if targets.me
 rule frontier_run:
     input:
         unpack(made(reward_files)),
+        unpack(swept_tables),
         model=model_files("sft"),
-        data=preferences,
-        reference="results/{seed}logprobs/{task}/reference.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
         evaluations="results/{seed}frontier/{task}/{run}.parquet",

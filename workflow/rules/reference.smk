@@ -4,7 +4,7 @@
 rule reference:
     input:
         model=model_files("reference"),
-        data=preferences,
+        data=learned_table("preferences"),
     output:
         "results/{seed}logprobs/{task}/reference.parquet",
     log:
@@ -27,7 +27,7 @@ rule reference:
 use rule reference as reference_labels with:
     input:
         model=model_files("reference"),
-        data="results/data/{task}/labels.parquet",
+        data=learned_table("labels"),
     output:
         "results/{seed}logprobs/{task}/reference_labels.parquet",
     log:

@@ -4,7 +4,7 @@
 rule reward_model:
     input:
         model=model_files("reference"),
-        data=preferences,
+        data=learned_table("preferences"),
         demonstrations="results/data/{task}/training/demonstrations.parquet",
     output:
         model=directory("results/{seed}models/{task}/reward_model"),

@@ -209,6 +209,29 @@ rule sampled_pairs:
         )
 
 
+# The same pairs taken apart, for KTO.
+rule pair_labels:
+    input:
+        "results/{seed}data/{task}/preferences.parquet",
+    output:
+        "results/{seed}data/{task}/labels.parquet",
+    log:
+        "logs/{seed}{task}/pair_labels.log",
+    benchmark:
+        "logs/benchmarks/{seed}{task}/pair_labels.jsonl"
+    wildcard_constraints:
+        task=one_of(targets.tasks_of(config, "frontier")),
+    conda:
+        "../../envs/model.yaml"
+    threads: 1
+    resources:
+        **TABLE_RESOURCES,
+    params:
+        code=fingerprint("prefopt.data.labels"),
+    shell:
+        table_stage("pair_labels --data {input} --out {output}")
+
+
 # The true reward of real reviews: a classifier trained on their labels, and how far it can be trusted.
 rule classifier:
     input:

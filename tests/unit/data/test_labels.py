@@ -18,7 +18,7 @@ from prefopt.data.labels import mismatched, taken_apart
 from prefopt.data.prepare import Prepared, prepare_labels, tokenized
 from prefopt.errors import UserError
 from prefopt.lm.models import load_tokenizer
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training.pretrain import train_tokenizer
 
 
@@ -37,6 +37,30 @@ def test_a_pair_is_a_desirable_and_an_undesirable_completion() -> None:
         {**shared, "example_id": "a-chosen", "completion": " x", "label": True},
         {**shared, "example_id": "a-rejected", "completion": " y", "label": False},
     ]
+
+
+def test_pairs_of_tokens_are_taken_apart_with_a_completion_of_another_prompt_of_their_split(tmp_path: Path) -> None:
+    """Of two prompts each example has one of the other's: the two of training, and the two of validation."""
+    rows = [
+        {"pair_id": f"pair{i}", "prompt_id": f"p{i}", "prompt": f"post {i}", "chosen": " x", "rejected": " y"}
+        | {"split": split, "source": "sampled", "prompt_ids": [i], "chosen_ids": [10 + i, 1], "rejected_ids": [20 + i]}
+        for i, split in enumerate(["train", "train", "validation", "validation"])
+    ]
+    pairs, out = tmp_path / "pairs.parquet", tmp_path / "labels.parquet"
+    write_table(pairs, "preferences", rows, tokenizer_hash="t", samples="s")
+    assert main(["pair_labels", "--data", str(pairs), "--out", str(out)]) == 0
+    table = read_table(out, "labels", tokenizer_hash="t", preferences=read_manifest(pairs)["content_hash"])
+    assert table["example_id"].tolist() == [f"pair{i}-{side}" for i in range(4) for side in ("chosen", "rejected")]
+    assert (
+        table["label"].tolist() == [True, False] * 4 and table["split"].tolist() == ["train"] * 4 + ["validation"] * 4
+    )
+    assert [ids.tolist() for ids in table["completion_ids"]] == [
+        ids for i in range(4) for ids in ([10 + i, 1], [20 + i])
+    ]
+    other = {i: {((10 + j), 1) for j in [i ^ 1]} | {(20 + j,) for j in [i ^ 1]} for i in range(4)}
+    for prompt, ids in zip(table["prompt_ids"], table["mismatched_ids"], strict=True):
+        assert tuple(ids.tolist()) in other[prompt[0]]
+    assert len({tuple(ids.tolist()) for ids in table["mismatched_ids"]}) == 8
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from prefopt.experiment.methods import METHODS
 
 
 def test_the_papers_cast() -> None:
-    assert methods.swept() == ["dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
+    papers = ["dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
+    assert methods.swept() == [*papers, "simpo", "orpo", "kto"]
     assert [name for name in METHODS if METHODS[name].opponent] == ["sft", "preferred_ft", "dpo"]
     assert methods.names("transfers") == [
         "base",
@@ -24,6 +25,7 @@ def test_the_papers_cast() -> None:
     assert methods.trained_by("ppo") == ["ppo", "ppo_gt", "ppo_gt_trl"]
     assert {name: METHODS[name].models for name in methods.swept()} == {
         **{"dpo": 2, "unlikelihood": 2, "preferred_ft": 2, "ppo": 4, "ppo_gt": 3, "ppo_gt_trl": 3},
+        **{"simpo": 2, "orpo": 2, "kto": 2},
     }
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from prefopt.data import labels
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.generation.measures import completion_measures
@@ -35,6 +36,9 @@ TRAINERS: dict[str, dict[str, Any]] = {
     "dpo": {**TRAINING, "objective": "dpo", "values": {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}},
     "unlikelihood": {**TRAINING, "objective": "unlikelihood", "values": {"alpha": 0.5}},
     "preferred_ft": {**TRAINING, "completion": "chosen"},
+    "simpo": {**TRAINING, "objective": "simpo", "values": {"beta": 2.0, "margin": 1.0}},
+    "orpo": {**TRAINING, "objective": "orpo", "values": {"beta": 0.5}},
+    "kto": {**TRAINING, "beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
     "ppo_gt": {**PPO, "updates": 4, "kl_target": 3.0, "missing_eos_reward": None, "validation_prompts": 0},
 }
 # One sample of a checkpoint, where its evaluation is not what is looked at.
@@ -48,17 +52,24 @@ def inputs(task: Task) -> dict[str, Path]:
     rows = pd.concat([prompts, prompts.tail(4).assign(split="test", prompt_id=[f"t{i}" for i in range(4)])])
     hash_of = read_manifest(task.prompts)["tokenizer_hash"]
     write_table(task.folder / "with_test.parquet", "prompts", rows, tokenizer_hash=hash_of)
-    logps = task.folder / "frontier_logps.parquet"
     recipe = '{"token_budget": 128, "dtype": "float32"}'
-    reference.run(argparse.Namespace(model=task.model, data=task.preferences, recipe=recipe, out=logps))
-    return {"data": task.preferences, "reference": logps, "prompts": task.folder / "with_test.parquet"}
+    taken_apart = task.folder / "frontier_labels.parquet"
+    labels.run(argparse.Namespace(data=task.preferences, out=taken_apart))
+    for name, data in (("pairs", task.preferences), ("labels", taken_apart)):
+        out = task.folder / f"frontier_{name}_logps.parquet"
+        reference.run(argparse.Namespace(model=task.model, data=data, recipe=recipe, out=out))
+    return {
+        **{"data": task.preferences, "reference": task.folder / "frontier_pairs_logps.parquet"},
+        **{"labels": taken_apart, "label_reference": task.folder / "frontier_labels_logps.parquet"},
+        "prompts": task.folder / "with_test.parquet",
+    }
 
 
 def arguments(task: Task, inputs: dict[str, Path], folder: Path, method: str, **values: Any) -> argparse.Namespace:
     recipe = {
         "run": f"{method}_x",
         "method": method,
-        "kind": {"preferred_ft": "sft", "ppo_gt": "ppo"}.get(method, "preference"),
+        "kind": {"preferred_ft": "sft", "ppo_gt": "ppo", "kto": "kto"}.get(method, "preference"),
         "learned_reward": False,
         "models": 3 if method == "ppo_gt" else 2,
         "conservativeness": None if method == "preferred_ft" else 0.5,
@@ -70,7 +81,9 @@ def arguments(task: Task, inputs: dict[str, Path], folder: Path, method: str, **
     }
     paths = {"work": folder / "work", "out": folder / "out.parquet", "metrics": folder / "metrics.jsonl"}
     models = {"model": task.model, "reward_model": None, "true_reward_model": None}
-    return argparse.Namespace(**inputs, **models, **paths, recipe=json.dumps({**recipe, **values}))
+    learned = ("labels", "label_reference") if method == "kto" else ("data", "reference")
+    given = dict(zip(("data", "reference", "prompts"), (inputs[name] for name in (*learned, "prompts")), strict=True))
+    return argparse.Namespace(**given, **models, **paths, recipe=json.dumps({**recipe, **values}))
 
 
 @pytest.mark.parametrize("method", TRAINERS)
@@ -89,7 +102,7 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
     used = read_manifest(args.out)["used"]
     assert used["flops"] > 0 and used["models"] == (3 if method == "ppo_gt" else 2)
     assert (used["generated_tokens"] > 0) == (method == "ppo_gt")
-    pairs = {} if method == "ppo_gt" else {"data": read_manifest(inputs["data"])["content_hash"]}
+    pairs = {} if method == "ppo_gt" else {"data": read_manifest(args.data)["content_hash"]}
     assert read_manifest(args.out)["identity"]["inputs"] == {
         "prompts": read_manifest(inputs["prompts"])["content_hash"],
         **model_hashes("reference", task.model),
@@ -99,7 +112,7 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
     assert left == []
 
 
-@pytest.mark.parametrize("method", ["dpo", "unlikelihood", "preferred_ft"])
+@pytest.mark.parametrize("method", ["dpo", "unlikelihood", "preferred_ft", "kto"])
 def test_each_method_learns_from_its_own_side_of_its_own_pairs(
     task: Task, inputs: dict[str, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +121,12 @@ def test_each_method_learns_from_its_own_side_of_its_own_pairs(
     args = arguments(task, inputs, tmp_path, method, interval=1, checkpoints=1)
     frontier_run.run(args)
     validation, training = (json.loads(line) for line in args.metrics.read_text().splitlines()[:2])
+    if method == "kto":
+        # The policy is the reference: no log-ratio, no KL, and each example loses 1 - sigmoid(0).
+        for figures in (validation, training):
+            expected = {"loss": 0.5, "kl": 0.0, "kto_margin": 0.0, "kto_accuracy": 0.5}
+            assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-3)
+        return
     table = read_table(inputs["reference"], "reference_logprobs")
     first = loop.epoch_batches(12, TRAINING["batch_size"], TRAINING["seed"], 0)[0]
     for figures, rows in ((validation, table.iloc[12:]), (training, table.iloc[first])):

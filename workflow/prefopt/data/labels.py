@@ -1,22 +1,44 @@
-"""Single labelled completions: pairs taken apart, and for each example a completion of another prompt."""
+"""Single labelled completions: pairs taken apart, and for each example a completion of another prompt.
+
+The stage `pair_labels` makes them of pairs that are tokens already, those of a sweep.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from prefopt.data.raw.splits import position
 from prefopt.errors import UserError
+from prefopt.store.tables import read_table, write_table
+
+_SHARED = ("prompt_id", "prompt", "split", "source", "messages", "prompt_ids")
 
 
-def taken_apart(pairs: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Two rows of raw_labels for each row of raw_preferences: chosen is desirable, rejected is not."""
+def taken_apart(pairs: Iterable[Mapping[Any, Any]]) -> Iterator[dict[str, Any]]:
+    """Two labelled rows for each row of raw_preferences or preferences: chosen is desirable, rejected is not."""
     for pair in pairs:
-        shared = {name: pair[name] for name in ("prompt_id", "prompt", "split", "source", "messages")}
+        shared = {name: pair[name] for name in _SHARED if name in pair}
         for side in ("chosen", "rejected"):
             made = {"example_id": f"{pair['pair_id']}-{side}", "completion": pair[side], "label": side == "chosen"}
-            yield {**shared, **made}
+            ids = {"completion_ids": pair[f"{side}_ids"]} if f"{side}_ids" in pair else {}
+            yield {**shared, **made, **ids}
+
+
+def give_mismatched(rows: Sequence[dict[str, Any]], what: str) -> None:
+    """Gives each row the completion of another prompt of its split, `mismatched_ids`.
+
+    Raises:
+        UserError: see `mismatched`.
+    """
+    for split in dict.fromkeys(row["split"] for row in rows):
+        own = [row for row in rows if row["split"] == split]
+        others = mismatched([row["prompt_id"] for row in own], f"{what}, split {split!r},")
+        for row, other in zip(own, others, strict=True):
+            row["mismatched_ids"] = own[other]["completion_ids"]
 
 
 def mismatched(prompts: Sequence[str], what: str) -> list[int]:
@@ -46,3 +68,23 @@ def mismatched(prompts: Sequence[str], what: str) -> list[int]:
     for place, i in enumerate(order):
         found[i] = order[(place + shift) % len(order)]
     return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the stage `pair_labels`."""
+    parser.add_argument("--data", required=True, type=Path, help="preferences table")
+    parser.add_argument("--out", required=True, type=Path, help="labels table that is made")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the labels table of a preferences table."""
+    pairs = read_table(args.data, "preferences")
+    rows = list(taken_apart(pairs.to_dict("records")))
+    give_mismatched(rows, str(args.data))
+    manifest = pairs.attrs["manifest"]
+    write_table(
+        *(args.out, "labels", rows),
+        tokenizer_hash=manifest["tokenizer_hash"],
+        lengths=manifest.get("lengths"),
+        preferences=manifest["content_hash"],
+    )

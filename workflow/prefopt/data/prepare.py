@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.data.labels import mismatched
+from prefopt.data.labels import give_mismatched
 from prefopt.data.losses import loss_warnings
 from prefopt.data.special_tokens import REASON, warn_of_template, with_special_tokens
 from prefopt.data.turns import Tokens, tokenize_conversations
@@ -236,11 +236,7 @@ def prepare_labels(
             table.dropped["completion_too_long"] += 1
         else:
             table.keep({**row, "completion_ids": completion_ids}, found)
-    for split in dict.fromkeys(row["split"] for row in table.rows):
-        own = [row for row in table.rows if row["split"] == split]
-        others = mismatched([row["prompt_id"] for row in own], f"{path}, split {split!r},")
-        for row, other in zip(own, others, strict=True):
-            row["mismatched_ids"] = own[other]["completion_ids"]
+    give_mismatched(table.rows, str(path))
     return table
 
 

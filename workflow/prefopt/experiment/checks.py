@@ -240,8 +240,9 @@ def _check_human(section: Config, task: str) -> Iterator[str]:
 
 def _check_sections(section: Config, task: str) -> Iterator[str]:
     needed = {}
-    if section["reference"] not in section["runs"]:
-        needed[section["reference"]] = f"reference is {section['reference']!r}"
+    reference = section.get("reference")
+    if reference is not None and reference not in section["runs"]:
+        needed[reference] = f"reference is {reference!r}"
     for run, values in section["runs"].items():
         method = METHODS[values["method"]]
         if "reward_model" in needs_of(values["method"], {**section.get(values["method"], {}), **values}):
@@ -563,6 +564,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_models,
         _check_sizes,
         _check_ceiling,
+        _check_sections,
         _check_names,
         _check_values,
         _check_true_reward,

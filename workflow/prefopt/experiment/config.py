@@ -130,7 +130,7 @@ def _section(schemas: dict[str, Any], name: str, swept: bool = False) -> dict[st
     return {
         "type": "object",
         "additionalProperties": False,
-        **({} if swept else {"x-optional": True}),
+        "x-optional": True,
         "description": method["description"],
         "properties": {**own, **shared},
     }

@@ -92,6 +92,7 @@ METHODS: dict[str, Method] = {
         varies="beta",
         reported=True,
         transfers=True,
+        swept=7,
     ),
     "orpo": Method(
         label="ORPO",
@@ -101,6 +102,7 @@ METHODS: dict[str, Method] = {
         varies="beta",
         reported=True,
         transfers=True,
+        swept=8,
     ),
     "kto": Method(
         label="KTO",
@@ -111,6 +113,7 @@ METHODS: dict[str, Method] = {
         varies="beta",
         reported=True,
         transfers=True,
+        swept=9,
     ),
     "iterative_dpo": Method(
         label="Iterative DPO",

@@ -350,10 +350,15 @@ def models(config: Config, task: str) -> list[str]:
 
 
 def reference_tables(config: Config, task: str) -> list[str]:
-    """Names of the files of the reference policy's log-probabilities that models of a task need."""
-    if kind(config["tasks"][task]) != "comparison":
+    """Names of the files of the reference policy's log-probabilities that models of a task need.
+
+    All runs of a sweep are given those of its pairs.
+    """
+    own = kind(config["tasks"][task])
+    if own == "transfer":
         return []
     needed = {need for run in runs(config, task) for need in entry(config, task, run).needs}
+    needed |= {"reference_logprobs"} if own == "frontier" else set()
     return [name for table, name in REFERENCE_TABLES.items() if table in needed]
 
 

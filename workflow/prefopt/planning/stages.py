@@ -75,7 +75,7 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
     section = config["tasks"][task]
     made = [_trained(config, task, name) for name in targets.trainers(config, task)]
     if targets.kind(section) == "frontier":
-        stages = ["pair_samples", "ceiling_samples", "reference"]
+        stages = ["pair_samples", "ceiling_samples", *targets.reference_tables(config, task)]
         stages += [] if section["true_reward"]["source"] in targets.PROGRAMS else ["true_rewards"]
         return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
     stages = targets.reference_tables(config, task)

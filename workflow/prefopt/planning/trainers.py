@@ -163,9 +163,15 @@ def _on_examples(
 def _on_pairs(
     task: Task, model: Architecture, values: Config, engine: Engine, method: Method, others: Sequence[Resident]
 ) -> tuple[Parts, list[Phase]]:
-    """A run of DPO, Unlikelihood or Preferred-FT: so many steps, and all validation pairs at every checkpoint."""
+    """A run that learns from pairs or labels: so many steps, and all validation examples at every checkpoint.
+
+    KTO reads as much again without gradients, mismatched completions.
+    """
+    labelled = method.trainer == "kto"
 
     def rows(long: bool) -> Rows:
+        if labelled:
+            return task.label_rows(long)
         both = task.pair_rows(long)
         return Rows(both.prompt, both.completions[:1]) if method.trainer == "sft" else both
 
@@ -174,8 +180,12 @@ def _on_pairs(
     parts = memory.training([trained(model, values)], batch, engine, micro_batches=micro_batches, others=others)
     checkpoints = task.section["evaluation"]["checkpoints"]
     learning = work.reading(model, rows(False), values["interval"] * checkpoints * values["batch_size"])
-    looking = work.reading(model, rows(False), task.counts.pairs["validation"] * (checkpoints + 1))
-    return parts, [Phase(passes(values, engine.checkpointing) * learning), Phase(looking)]
+    held_out = (task.counts.labels if labelled else task.counts.pairs)["validation"]
+    looking = work.reading(model, rows(False), held_out * (checkpoints + 1))
+    return parts, [
+        Phase((passes(values, engine.checkpointing) + labelled) * learning),
+        Phase((1 + labelled) * looking),
+    ]
 
 
 def _evaluations(task: Task, model: Architecture, judge: Architecture | None, engine: Engine) -> list[Phase]:

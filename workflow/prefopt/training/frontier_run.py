@@ -28,6 +28,7 @@ from prefopt.store.tables import read_table, write_table
 from prefopt.training import ppo, stage
 from prefopt.training.checkpoint import RunFolder
 from prefopt.training.evaluation import EvaluationRecipe, completed_texts, evaluate_policy
+from prefopt.training.kto import KTORecipe, label_examples
 from prefopt.training.loop import Examples, train, write_metrics
 from prefopt.training.preference import PreferenceRecipe, preference_examples
 from prefopt.training.recipe import TrainingRecipe
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 _TRAINERS: dict[str, type[Any]] = {
     "sft": SFTRecipe,
     "preference": PreferenceRecipe,
+    "kto": KTORecipe,
     "ppo": ppo.PPORecipe,
 }
 
@@ -49,10 +51,10 @@ class FrontierRunRecipe:
 
     run: str
     method: str  # its name in tables
-    kind: Literal["sft", "preference", "ppo"]  # of trainer
+    kind: Literal["sft", "preference", "kto", "ppo"]  # of trainer
     learned_reward: bool  # PPO's reward is a reward model, else the true reward
     models: int  # in memory: a policy and the reference that it is compared with; PPO's value network and reward model
-    conservativeness: float | None  # DPO's beta, PPO's target KL, unlikelihood's alpha; None has none
+    conservativeness: float | None  # DPO's or KTO's beta, PPO's target KL, unlikelihood's alpha; None has none
     interval: int  # optimizer steps (of PPO: updates) between two checkpoints
     checkpoints: int  # evaluated after the reference policy itself, step 0
     trainer: dict[str, Any]  # values of the method's trainer
@@ -63,8 +65,8 @@ class FrontierRunRecipe:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `frontier_run`."""
     parser.add_argument("--model", required=True, type=Path, help="the reference policy, also the start")
-    parser.add_argument("--data", required=True, type=Path, help="preferences table")
-    parser.add_argument("--reference", required=True, type=Path, help="reference_logprobs table")
+    parser.add_argument("--data", required=True, type=Path, help="preferences table, or labels table of KTO")
+    parser.add_argument("--reference", required=True, type=Path, help="reference log-probabilities of that table")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
     parser.add_argument("--reward-model", type=Path, help="the learned reward, for the method ppo")
     parser.add_argument(
@@ -156,17 +158,20 @@ def _evaluation_path(folder: RunFolder, step: int) -> Path:
 def _examples(
     args: argparse.Namespace, recipe: FrontierRunRecipe, trainer: TrainingRecipe
 ) -> tuple[Examples, Examples, dict[str, str]]:
-    """Training and validation examples of a method that learns from the preference pairs, and their hash."""
-    pairs = read_table(args.data, "preferences", tokenizer_hash=tokenizer_hash(args.model))
-    reference = read_reference(args.reference, args.model, pairs)
+    """Training and validation examples of a method that learns from fixed pairs or labels, and their hash."""
+    name = "labels" if isinstance(trainer, KTORecipe) else "preferences"
+    data = read_table(args.data, name, tokenizer_hash=tokenizer_hash(args.model))
+    reference = read_reference(args.reference, args.model, data)
 
     def examples(split: str) -> Examples:
-        rows = split_of(pairs, split, args.data)
+        rows = split_of(data, split, args.data)
         if isinstance(trainer, PreferenceRecipe):
             return preference_examples(rows, reference.loc[rows.index], trainer)
+        if isinstance(trainer, KTORecipe):
+            return label_examples(rows, reference.loc[rows.index], trainer)
         return table_examples(rows, "pair_id", "chosen_ids")
 
-    return examples("train"), examples("validation"), {"data": pairs.attrs["manifest"]["content_hash"]}
+    return examples("train"), examples("validation"), {"data": data.attrs["manifest"]["content_hash"]}
 
 
 def _ppo_models(
