@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from test_config import read, with_value
 
+from prefopt.errors import UserError
 from prefopt.experiment import runs, targets
 from prefopt.experiment.config import resolve
 
@@ -67,7 +68,14 @@ def test_what_kto_reads_and_is_made_of() -> None:
     ]
     # A frontier is of all that starts from the reference policy.
     assert targets.measured(config, "tldr") == ["kto", "ppo"]
-    assert not targets.learns_labels(config, "hh") and targets.reference_tables(config, "imdb") == []
+    assert not targets.learns_labels(config, "hh") and targets.reference_tables(config, "imdb") == ["reference"]
+    swept = resolve(with_value("tasks.imdb.runs.kto", {"method": "kto", "beta": 0.1}))
+    assert targets.reference_tables(swept, "imdb") == ["reference", "reference_labels"]
+    with pytest.raises(UserError, match=r"tasks.imdb.runs.kto.beta is missing; a run of the method 'kto' is made by it"):
+        resolve(with_value("tasks.imdb.runs.kto", {"method": "kto"}))
+    lacking = with_value("tasks.imdb", {"kto": None, "runs": {"kto": {"method": "kto", "beta": 0.1}}})
+    with pytest.raises(UserError, match=r"tasks.imdb.kto is missing; the run 'kto' is of this method"):
+        resolve(lacking)
 
 
 def test_runs_that_are_sampled_while_they_train(config: dict[str, Any]) -> None:
