@@ -279,7 +279,7 @@ def test_the_stages_from_evaluations_to_figure(tmp_path: Path, caplog: pytest.Lo
     (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
     facts = {
         "summary": tmp_path / "summary.json",
-        "recipe": json.dumps({**WORDS, "task": "imdb", "true_reward": "rule"}),
+        "recipe": json.dumps({**WORDS, "task": "imdb", "methods": ["dpo"], "true_reward": "rule"}),
     }
     frontier_figure.run(argparse.Namespace(frontier=table, ceiling=ceiling, **facts, out=images))
     before = images[0].read_bytes()
@@ -376,10 +376,25 @@ def sweep() -> pd.DataFrame:
     return pd.DataFrame(rows).assign(samples=400, prompts=200, reward_se=0.01, kl_se=0.1)
 
 
+METHODS = ("dpo", "ppo", "preferred_ft")
+
+
 class TestFigure:
     def draw(self, table: pd.DataFrame, reward: str = "rule", **facts: Any) -> Any:
-        recipe = frontier_figure.FrontierFigureRecipe(task="imdb", **WORDS, true_reward=reward)
+        recipe = frontier_figure.FrontierFigureRecipe(task="imdb", methods=METHODS, **WORDS, true_reward=reward)
         return frontier_figure.frontier_figure(table, CEILING, recipe, {"synthetic": True, "warnings": [], **facts})
+
+    def test_runs_with_another_loss_are_a_line_of_their_own(self) -> None:
+        dpo = sweep().query("method == 'dpo'")
+        table = pd.concat([dpo, dpo.assign(method="dpo (loss ipo)", run="ipo")], ignore_index=True)
+        recipe = frontier_figure.FrontierFigureRecipe(
+            task="imdb", methods=("dpo", "dpo (loss ipo)"), **WORDS, true_reward="rule"
+        )
+        figure = frontier_figure.frontier_figure(table, CEILING, recipe, {"synthetic": True, "warnings": []})
+        labels = [text.get_text().splitlines()[0] for text in figure.legends[0].get_texts()]
+        assert labels[-2:] == ["DPO", "DPO (loss ipo)"]
+        colors = {line.get_color() for line in figure.axes[0].lines if line.get_marker() not in ("None", "")}
+        assert len(colors) == 2
 
     def test_it_stands_alone(self) -> None:
         figure = self.draw(sweep())
@@ -471,7 +486,11 @@ def test_several_seeds_have_a_frontier_each_and_a_mean(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"synthetic": False, "warnings": []}))
     ceiling = pd.DataFrame({"kl": [0.0, 1.0], "reward": [0.5, 1.0], "reliable": [True, False], "samples": 9})
     shown = frontier_figure.frontier_figure(
-        *(table, ceiling, frontier_figure.FrontierFigureRecipe(task="imdb", **WORDS, true_reward="rule")),
+        *(
+            table,
+            ceiling,
+            frontier_figure.FrontierFigureRecipe(task="imdb", methods=METHODS, **WORDS, true_reward="rule"),
+        ),
         {"synthetic": False, "warnings": []},
     )
     assert "mean frontier over 2 seeds" in " ".join(shown.get_supxlabel().split())

@@ -8,8 +8,9 @@ import pytest
 from test_config import read, with_value
 
 from prefopt.errors import UserError
-from prefopt.experiment import runs, targets
+from prefopt.experiment import runs, stage_recipes, targets
 from prefopt.experiment.config import resolve
+from prefopt.experiment.methods import METHODS, of_group
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +72,34 @@ def test_what_kto_reads_and_is_made_of() -> None:
     assert not targets.learns_labels(config, "hh") and targets.reference_tables(config, "imdb") == ["reference"]
     swept = resolve(with_value("tasks.imdb.runs.kto", {"method": "kto", "beta": 0.1}))
     assert targets.reference_tables(swept, "imdb") == ["reference", "reference_labels"]
-    with pytest.raises(UserError, match=r"tasks.imdb.runs.kto.beta is missing; a run of the method 'kto' is made by it"):
+    with pytest.raises(
+        UserError, match=r"tasks.imdb.runs.kto.beta is missing; a run of the method 'kto' is made by it"
+    ):
         resolve(with_value("tasks.imdb.runs.kto", {"method": "kto"}))
     lacking = with_value("tasks.imdb", {"kto": None, "runs": {"kto": {"method": "kto", "beta": 0.1}}})
     with pytest.raises(UserError, match=r"tasks.imdb.kto is missing; the run 'kto' is of this method"):
         resolve(lacking)
+
+
+def test_runs_that_differ_in_more_than_their_beta_have_frontiers_of_their_own() -> None:
+    of_their_own = {
+        "ipo_0.1": {"method": "dpo", "beta": 0.1, "loss": "ipo"},
+        "ipo_1": {"method": "dpo", "beta": 1, "loss": "ipo"},
+        "dpo_again": {"method": "dpo", "beta": 0.1, "loss": "sigmoid", "seed": 3},
+        "kto_0.1": {"method": "kto", "beta": 0.1},
+    }
+    config = resolve(with_value("tasks.imdb.runs", of_their_own))
+    assert {run: runs.group(config, "imdb", run) for run in of_their_own} == {
+        **{"ipo_0.1": "dpo (loss ipo)", "ipo_1": "dpo (loss ipo)", "dpo_again": "dpo", "kto_0.1": "kto"},
+    }
+    papers = ["ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
+    assert targets.frontiers(config, "imdb") == ["dpo", "dpo (loss ipo)", *papers, "kto"]
+    assert of_group("dpo (loss ipo)") is METHODS["dpo"]
+    assert stage_recipes.frontier_run_recipe(config, "imdb", "ipo_1")["method"] == "dpo (loss ipo)"
+    for stage in ("dominance", "frontier_figure"):
+        assert stage_recipes.stage_recipe(config, "imdb", stage)["methods"][:2] == ["dpo", "dpo (loss ipo)"]
+    values = stage_recipes.stage_recipe(config, "imdb", "diagnosis")["values"]
+    assert "nll_weight" in values["dpo (loss ipo)"] and "kto" not in values
 
 
 def test_runs_that_are_sampled_while_they_train(config: dict[str, Any]) -> None:

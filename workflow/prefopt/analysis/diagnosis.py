@@ -27,7 +27,7 @@ from prefopt.analysis.style import display_name
 from prefopt.analysis.texts import escape_markdown, write_csv
 from prefopt.analysis.training_curves import Metrics, read_metrics
 from prefopt.errors import UserError
-from prefopt.experiment.methods import METHODS
+from prefopt.experiment.methods import of_group
 from prefopt.experiment.recipes import from_json
 from prefopt.store.files import write_text
 from prefopt.store.tables import read_table
@@ -340,7 +340,7 @@ def _falling(run: pd.DataFrame, at: Sequence[int]) -> str:
 
 def _helps(method: str, own: Sequence[str], flags: set[str], clean: int) -> str:
     """What helps a run of a method whose objective takes these values, in Markdown; `clean` is the last step without a flag."""
-    one = METHODS[method]
+    one = of_group(method)
     found = [f"an earlier step (step {clean} shows none of it)"] if clean > 0 else ["evaluating and stopping earlier"]
     found.append("a lower `learning_rate`")
     if "nll_weight" in own:

@@ -21,9 +21,9 @@ from scipy.stats import norm
 
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
 from prefopt.analysis.statistics import mean_over_seeds
-from prefopt.analysis.style import annotate, display_name, figure_style, line_styles, save
+from prefopt.analysis.style import LineStyle, annotate, display_name, figure_style, line_styles, save
 from prefopt.errors import UserError
-from prefopt.experiment.methods import METHODS, swept
+from prefopt.experiment.methods import of_group
 from prefopt.experiment.recipes import from_json
 from prefopt.store.tables import read_csv
 
@@ -59,6 +59,7 @@ class FrontierFigureRecipe:
     """What the figure is of."""
 
     task: str
+    methods: tuple[str, ...]  # whose frontiers are drawn, see `experiment.runs.group`
     title: str  # for a reader
     written: str  # what a program wrote where the records are synthetic
     true_reward: str  # see `_REWARDS`
@@ -85,12 +86,13 @@ def frontier_figure(
             handles.append(handle)
             labels.append(label)
         ends: list[float] = []
-        for method in swept():
+        styles = line_styles(recipe.methods)
+        for method in recipe.methods:
             rows = table[table["method"] == method]
             if rows.empty:
                 continue
             ends.append(float(rows.loc[rows["on_frontier"], "kl"].max()))
-            handles.append(_draw_method(axes, rows, method))
+            handles.append(_draw_method(axes, rows, method, styles[method]))
             labels.append(_label(method, list(marker_sizes(method, rows["conservativeness"]))))
         edge = right_edge(ends)
         axes.set_xlim(-0.02 * edge, edge)
@@ -127,7 +129,7 @@ def marker_sizes(method: str, conservativeness: pd.Series) -> dict[float, float]
         method: a larger beta or alpha holds a policy back, a larger target lets it go.
         conservativeness: the values; a method that varies nothing has none.
     """
-    values = sorted(conservativeness.dropna().unique(), reverse=METHODS[method].varies != "kl_target")
+    values = sorted(conservativeness.dropna().unique(), reverse=of_group(method).varies != "kl_target")
     if len(values) < 2:
         return dict.fromkeys(values, _MIDDLE)
     step = (_LARGEST - _SMALLEST) / (len(values) - 1)
@@ -157,9 +159,8 @@ def mean_frontier(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"kl": grid, "reward": reward.mean(axis=0), **ends})
 
 
-def _draw_method(axes: Axes, rows: pd.DataFrame, method: str) -> tuple[Any, ...]:
+def _draw_method(axes: Axes, rows: pd.DataFrame, method: str, style: LineStyle) -> tuple[Any, ...]:
     """Draws a method's checkpoints and its frontier; returns a handle of the legend for each size of marker."""
-    style = line_styles(swept())[method]
     several = rows["seed"].nunique() > 1
     for _, line in rows[rows["on_frontier"]].sort_values("kl").groupby("seed"):
         axes.errorbar(
@@ -198,10 +199,11 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, method: str) -> tuple[Any, ...]
 
 
 def _label(method: str, values: Sequence[float]) -> str:
-    symbol = METHODS[method].symbol
+    symbol, name, others = of_group(method).symbol, *method.partition(" (")[::2]
+    shown = f"{display_name(name)} ({others}" if others else display_name(name)
     if not symbol or not values:
-        return display_name(method)
-    return f"{display_name(method)}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
+        return shown
+    return f"{shown}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
 
 
 def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any], outside: int) -> str:

@@ -30,7 +30,7 @@ from prefopt.analysis.style import annotate, display_name, figure_style, positio
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.win_rates import best_of_n_bound
 from prefopt.errors import UserError
-from prefopt.experiment.methods import METHODS
+from prefopt.experiment.methods import of_group
 from prefopt.experiment.recipes import from_json
 from prefopt.store.tables import read_table
 
@@ -96,7 +96,7 @@ def of_run(evaluations: pd.DataFrame, task: str, seed: int) -> Optimized:
     if columns["kl"].isna().to_numpy().any():
         raise UserError(f"{first['run']} of {task} was not evaluated on every prompt at each step: run it again.")
     kl, true, learned = (table.to_numpy(dtype=np.float64) for table in columns.values())
-    method = METHODS[str(first["method"])]
+    method = of_group(str(first["method"]))
     implicit = method.varies == "beta" and "reference_logprobs" in method.needs
     beta = float(first["conservativeness"]) if implicit else math.nan
     steps = [int(step) for step in columns["kl"].columns]

@@ -199,6 +199,11 @@ def swept() -> list[str]:
     return sorted((name for name in METHODS if METHODS[name].swept), key=lambda name: METHODS[name].swept)
 
 
+def of_group(group: str) -> Method:
+    """The method of a group of runs, whose name stands first, see `runs.group`."""
+    return METHODS[group.partition(" (")[0]]
+
+
 def trained() -> list[str]:
     """Those that are reported and for which a model is trained."""
     return [name for name in names("reported") if METHODS[name].trainer]

@@ -71,6 +71,18 @@ def values(config: Config, task: str, run: str) -> Config:
     return {**section.get(name, {}), **own}
 
 
+def group(config: Config, task: str, run: str) -> str:
+    """What a frontier is of, the runs of a method that differ in what it varies and in their seed alone: "dpo".
+
+    Other values of a run's own stand behind it: "dpo (loss ipo)", see `methods.of_group`.
+    """
+    name = method(config, task, run)
+    section = config["tasks"][home(config, task)].get(name, {})
+    own = values(config, task, run)
+    others = [key for key in own if key not in (METHODS[name].varies, "seed") and own[key] != section.get(key)]
+    return f"{name} ({', '.join(f'{key} {own[key]}' for key in others)})" if others else name
+
+
 def needs(config: Config, task: str, run: str) -> tuple[Need, ...]:
     """What is made before a run, beside the model that it starts from."""
     return needs_of(method(config, task, run), values(config, task, run))

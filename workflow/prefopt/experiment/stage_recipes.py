@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefopt.experiment import methods, runs, targets
+from prefopt.experiment import runs, targets
 from prefopt.experiment.config import objective_values, round_values
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
 from prefopt.store.files import canonical_json
@@ -88,7 +88,7 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
         run: key of its `runs`.
     """
     section = config["tasks"][task]
-    name, evaluation = runs.method(config, task, run), section["evaluation"]
+    evaluation = section["evaluation"]
     method, trainer = runs.entry(config, task, run), training_recipe(config, task, run)
     interval = trainer.pop("interval")
     # The last weights are all that is evaluated at the end, as at every other checkpoint.
@@ -99,7 +99,7 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
         trainer["epochs"] = 1  # not read: a run has a number of steps
     return {
         "run": run,
-        "method": name,
+        "method": runs.group(config, task, run),
         "kind": method.trainer,
         "learned_reward": "reward_model" in method.needs,
         "models": method.models,
@@ -362,7 +362,7 @@ def evaluations_recipe(config: Config, task: str, run: str) -> Config:
     return {
         **_engine(config),
         "run": run,
-        "method": runs.method(config, task, run),
+        "method": runs.group(config, task, run),
         "seed": _seed(config, runs.values(config, task, run)),
         "conservativeness": _conservativeness(config, task, run),
         "reward": _true_reward(config, config["tasks"][task]),
@@ -469,12 +469,13 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "frontier": lambda config, task, name: {"seeds": config["seeds"]},
     "frontier_figure": lambda config, task, name: {
         "task": name,
+        "methods": targets.frontiers(config, name),
         "title": task["words"]["title"],
         "written": TASKS[task["form"]].written,
         "true_reward": _true_reward(config, task)["kind"],
     },
     "dominance": lambda config, task, name: {
-        "methods": methods.swept(),
+        "methods": targets.frontiers(config, name),
         "seeds": config["seeds"],
         "confidence": task["evaluation"]["confidence"],
         "bootstrap": _frontier(task)["bootstrap"],
@@ -488,9 +489,9 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seeds"][0],
         "values": {
-            method: objective_values(method)
-            for method in dict.fromkeys(runs.method(config, name, run) for run in targets.measured(config, name))
-            if methods.METHODS[method].objective
+            runs.group(config, name, run): objective_values(runs.method(config, name, run))
+            for run in targets.measured(config, name)
+            if runs.entry(config, name, run).objective
         },
     },
     "human_study": lambda config, task, name: {

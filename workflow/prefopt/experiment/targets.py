@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from prefopt.experiment.methods import of_group
 from prefopt.experiment.runs import (
     choices,
     entry,
+    group,
     home,
     in_rounds,
     is_brought,
@@ -87,6 +89,12 @@ def measured(config: Config, task: str) -> list[str]:
     if "frontier" not in config["tasks"][task]:
         return []
     return [run for run in stepped(config, task) if entry(config, task, run).starts_from == "reference"]
+
+
+def frontiers(config: Config, task: str) -> list[str]:
+    """What a task's frontiers are of (see `runs.group`), in the order in which they are compared."""
+    found = dict.fromkeys(group(config, task, run) for run in measured(config, task))
+    return sorted(found, key=lambda name: of_group(name).swept)
 
 
 def measured_metrics(config: Config, task: str) -> list[str]:

@@ -50,7 +50,7 @@ class FrontierRunRecipe:
     """A run of the sweep."""
 
     run: str
-    method: str  # its name in tables
+    method: str  # whose frontier it is of, see `experiment.runs.group`
     kind: Literal["sft", "preference", "kto", "ppo"]  # of trainer
     learned_reward: bool  # PPO's reward is a reward model, else the true reward
     models: int  # in memory: a policy and the reference that it is compared with; PPO's value network and reward model
