@@ -32,6 +32,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessAF
     return OneProcessAFile(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest comes first: at the end it would run alone."""
+    items.sort(key=lambda item: item.path.name != "test_rounds.py")
+
+
 @pytest.fixture(autouse=True)
 def no_stage_is_begun() -> Iterator[None]:
     """A stage that a test runs in this process does not sign what the next one writes."""
