@@ -6,6 +6,7 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
+from prefopt import resources as repository
 from prefopt.runtime.commands import environment, judging_stage, model_stage, option, path_word, quoted, table_stage
 from prefopt.store.contents import content_of
 from prefopt.experiment.verify import unrecorded
@@ -20,7 +21,7 @@ if workflow.is_main_process and (count := unrecorded()):
 # the shell, which would also stand before the rules of a workflow that loads this one as a module.
 os.environ.update(
     environment(
-        Path(HOME) / "workflow",
+        targets.PACKAGE.parent,
         "python" if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method else sys.executable,
         config,
         os.environ,
@@ -33,7 +34,7 @@ ROUND = "[1-9][0-9]*"
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
 MODEL_THREADS = config["compute"]["threads"]
-SHIPPED_BASE = os.path.relpath(f"{HOME}/workflow/models/tldr_base")
+SHIPPED_BASE = os.path.relpath(repository.SHIPPED_BASE)
 
 
 def model_needs(stage):
