@@ -20,7 +20,7 @@ from prefopt.resources import SNAKEFILE
 configfile: "config.yaml"
 
 module prefopt:
-    snakefile: SNAKEFILE
+    snakefile: {snakefile}
     config: config["study"]
 use rule * from prefopt as dpo_*
 """
@@ -78,8 +78,19 @@ def test_its_commands_read_its_own_files(installed: Path, elsewhere: Path) -> No
     assert "shipped base" in python("-m", "prefopt", "plan", folder=elsewhere)
 
 
-def test_it_is_a_module_of_another_workflow(elsewhere: Path) -> None:
-    (elsewhere / "Snakefile").write_text(OUTER)
+@pytest.mark.parametrize("source", ["wheel", "git"])
+def test_it_is_a_module_of_another_workflow(elsewhere: Path, source: str) -> None:
+    """By the Snakefile of the wheel, or by that of a repository, whose files Snakemake fetches one by one."""
+    snakefile = "SNAKEFILE"
+    if source == "git":
+        for name in ("workflow/rules", "workflow/report", "envs"):
+            shutil.copytree(REPOSITORY / name, elsewhere / "repository" / name)
+        shutil.copy(REPOSITORY / "workflow" / "Snakefile", elsewhere / "repository" / "workflow")
+        for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "A release"]):
+            by = ("-c", "user.name=a", "-c", "user.email=a@b")
+            subprocess.run(["git", *by, *words], cwd=elsewhere / "repository", check=True)
+        snakefile = f'"git+file://{elsewhere}/repository/workflow/Snakefile@HEAD"'
+    (elsewhere / "Snakefile").write_text(OUTER.format(snakefile=snakefile))
     study = yaml.safe_load((REPOSITORY / "config" / "config.yaml").read_text())
     (elsewhere / "config.yaml").write_text(yaml.safe_dump({"study": study}))
     jobs = planned("results/tldr_winrates.csv", folder=elsewhere)
