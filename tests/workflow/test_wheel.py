@@ -105,3 +105,5 @@ def test_it_runs_its_stages(installed: Path, elsewhere: Path) -> None:
     result = snakemake(*arguments, folder=elsewhere)
     assert result.returncode == 0, result.stderr
     assert read_manifest(elsewhere / table)["rows"] == 48
+    said = python("-m", "prefopt", "verify", table, "--configfile", str(TINY), folder=elsewhere)
+    assert said.startswith("1 as asked for, 0 not made yet")
