@@ -135,8 +135,6 @@ def build(lab: Path, modules: list[str], tests: list[str]) -> None:
     for name in ("workflow", "config", "profiles", "tests", "docs"):
         shutil.copytree(REPOSITORY / name, lab / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     (lab / "workflow" / "prefopt").rename(lab / "prefopt")
-    for name in ("models", "prompts", "schemas"):  # the package looks for them beside itself
-        shutil.copytree(REPOSITORY / "workflow" / name, lab / name)
     for module in modules:
         file = lab / "prefopt" / f"{module.replace('.', '/')}.py"
         file.write_text(undecorated(file.read_text(encoding="utf-8")), encoding="utf-8")

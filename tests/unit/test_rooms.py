@@ -13,7 +13,7 @@ import prefopt
 PACKAGE = Path(prefopt.__file__).parent
 # From the ground up; those of one floor in their order too.
 ROOMS = [
-    *("errors", "objectives", "store", "runtime", "experiment", "lm"),
+    *("errors", "resources", "objectives", "store", "runtime", "experiment", "lm"),
     *("data.raw", "data.formats", "data.synthetic", "data"),
     *("rewards", "planning", "analysis", "generation", "training", "judging", "judging.human", "cli", "__main__"),
 ]

@@ -15,6 +15,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 TINY = Path(__file__).parent / "tiny.yaml"
+IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info")
 PARTS = ("Snakefile", "workflow", "config", "profiles", "envs")
 
 
@@ -77,7 +78,7 @@ def copy_workflow(folder: Path) -> Path:
     for name in PARTS:
         source = REPOSITORY / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            shutil.copytree(source, folder / name, symlinks=True, ignore=IGNORED)
         else:
             shutil.copy2(source, folder / name)
     return folder

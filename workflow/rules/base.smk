@@ -21,7 +21,7 @@ rule pretrain:
         code=fingerprint("prefopt.training.pretrain"),
     shell:
         model_stage(
-            "pretrain --text {input.text} --recipe {params.recipe} --work work/{wildcards.task}/pretrain"
+            "pretrain --text {input.text} --recipe {params.recipe} --work {work}/{wildcards.task}/pretrain"
             " --out {output.model} --metrics {output.metrics}"
         )
 

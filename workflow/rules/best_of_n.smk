@@ -23,7 +23,7 @@ rule candidates:
         **recipe("candidates"),
         policy=lambda wildcards: runs.reference(config, wildcards.task),
         shard=shard_argument,
-        earlier="results/{seed}candidates/{task}.parquet",
+        earlier=placed("results/{seed}candidates/{task}.parquet"),
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(

@@ -2,25 +2,44 @@
 import itertools
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
+from prefopt import resources as repository
 from prefopt.runtime.commands import environment, judging_stage, model_stage, option, path_word, quoted, table_stage
 from prefopt.store.contents import content_of
 from prefopt.experiment.verify import unrecorded
 
-if workflow.is_main_process and (count := unrecorded()):
+_moved = workflow.modifier.path_modifier
+
+
+def placed(path):
+    """Where a path of the rules lies: below the `prefix:` of a workflow that loads this one as a module, else as it is.
+
+    Snakemake moves inputs, outputs, logs and benchmarks there. What params and commands name goes through here.
+    """
+    return _moved.replace_prefix(path)
+
+
+# Folders that are no outputs: where trainers keep their checkpoints, and what belongs to raters.
+_folders = {"work": placed("work"), "human": placed("human")}
+table_stage = partial(table_stage, folders=_folders)
+model_stage = partial(model_stage, folders=_folders)
+
+
+if workflow.is_main_process and (count := unrecorded(Path(placed("results")))):
     logger.warning(
-        f"{count} tables and models in results/ were not made in this folder as far as .snakemake/ knows: Snakemake "
-        "sees their times alone. `python -m prefopt verify` says which are not what the config asks for."
+        f"{count} tables and models in {placed('results')}/ were not made in this folder as far as .snakemake/ knows: "
+        "Snakemake sees their times alone. `python -m prefopt verify` says which are not what the config asks for."
     )
 
 # Conda brings a Python of its own; else it is the one that runs Snakemake. Set in the environment and not by a prefix of
 # the shell, which would also stand before the rules of a workflow that loads this one as a module.
 os.environ.update(
     environment(
-        Path(HOME) / "workflow",
+        targets.PACKAGE.parent,
         "python" if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method else sys.executable,
         config,
         os.environ,
@@ -33,7 +52,7 @@ ROUND = "[1-9][0-9]*"
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
 MODEL_THREADS = config["compute"]["threads"]
-SHIPPED_BASE = os.path.relpath(f"{HOME}/workflow/models/tldr_base")
+SHIPPED_BASE = os.path.relpath(repository.SHIPPED_BASE)
 
 
 def model_needs(stage):
@@ -94,12 +113,19 @@ def brought(files):
 def arguments_of(files):
     """Params function: all of it as arguments of a stage."""
     return uncompared(
-        lambda wildcards: [word for name, paths in files(wildcards).items() for word in option(name, paths)]
+        lambda wildcards: [word for name, path in files(wildcards).items() for word in option(name, _placed(path))]
     )
 
 
 def _is_made(path):
     return not isinstance(path, str) or path.startswith("results/")
+
+
+def _placed(path):
+    """What a rule makes, or the paths of several, where they lie; what the user brings is found in the working folder."""
+    if not _is_made(path):
+        return path
+    return placed(path) if isinstance(path, str) else [placed(one) for one in path]
 
 
 def record_files(wildcards):
@@ -200,7 +226,7 @@ def model_files(name):
 def model(name, key="model"):
     """Params of reading a model: its folder, and the content of one that the user brings."""
     folder = model_folder(name)
-    given = uncompared(lambda wildcards: path_word(folder(wildcards)))
+    given = uncompared(lambda wildcards: path_word(_placed(folder(wildcards))))
     return {key: given, f"{key}_content": brought(lambda wildcards: {key: folder(wildcards)})}
 
 
@@ -261,7 +287,7 @@ def against_arguments(wildcards):
     """Params function: these as arguments of a stage."""
     against = config["tasks"][wildcards.task]["evaluation"]["against"]
     files = against_files(wildcards)
-    return ["--against", files["against"], "--against-temperature", against["temperature"]] if files else []
+    return ["--against", placed(files["against"]), "--against-temperature", against["temperature"]] if files else []
 
 
 def judge_needs(stage):
@@ -427,8 +453,8 @@ def swept_tables(wildcards):
 def by_step_arguments(wildcards):
     """Params function: what a trainer needs to sample its policy while it trains."""
     values = canonical_json(stage_recipes.stage_recipe(seeded(wildcards), wildcards.task, "by_step"))
-    prompts = f"results/data/{wildcards.task}/prompts.parquet"
-    samples = f"results/{wildcards.seed}samples/{wildcards.task}/{wildcards.run}_by_step.parquet"
+    prompts = placed(f"results/data/{wildcards.task}/prompts.parquet")
+    samples = placed(f"results/{wildcards.seed}samples/{wildcards.task}/{wildcards.run}_by_step.parquet")
     return ["--by-step", values, "--run", wildcards.run, "--sampled-prompts", prompts, "--samples", samples]
 
 

@@ -36,7 +36,7 @@ rule frontier_run:
         model_stage(
             "frontier_run --model {params.model} --data {input.data} --reference {input.reference}"
             " --prompts {input.prompts} {params.rewards} --recipe {params.recipe}"
-            " --work work/{wildcards.seed}{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations}"
+            " --work {work}/{wildcards.seed}{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations}"
             " --metrics {output.metrics}"
         )
 

@@ -26,7 +26,7 @@ rule human_study:
         table_stage(
             "human_study --samples {input.samples} --prompts {input.prompts} --recipe {params.recipe}"
             " --pages {output.pages} --items {output.compared} --key {output.key}"
-            " --secret human/secrets/{wildcards.task}"
+            " --secret {human}/secrets/{wildcards.task}"
         )
 
 

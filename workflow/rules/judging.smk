@@ -48,7 +48,7 @@ use rule judge as other_judge with:
         of_shard("judging", "logs/benchmarks/{seed}{task}/judge_{judge}_{run}.jsonl")
     params:
         **judge_params("prefopt.judging.stage"),
-        selected=["--selected-by", "results/{seed}verdicts/{task}/{run}.parquet"],
+        selected=["--selected-by", placed("results/{seed}verdicts/{task}/{run}.parquet")],
         against=against_arguments,
         shard=shard_argument,
 

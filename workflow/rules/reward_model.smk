@@ -27,7 +27,7 @@ rule reward_model:
     shell:
         model_stage(
             "reward --model {params.model} --data {input.data} --demonstrations {input.demonstrations}"
-            " --recipe {params.recipe} --work work/{wildcards.seed}{wildcards.task}/reward_model --out {output.model}"
+            " --recipe {params.recipe} --work {work}/{wildcards.seed}{wildcards.task}/reward_model --out {output.model}"
             " --metrics {output.metrics}"
         )
 
@@ -56,6 +56,6 @@ rule gold_reward_model:
     shell:
         model_stage(
             "reward --model {params.model} --data {input.data} --demonstrations {input.demonstrations}"
-            " --recipe {params.recipe} --work work/{wildcards.task}/gold_reward_model --out {output.model}"
+            " --recipe {params.recipe} --work {work}/{wildcards.task}/gold_reward_model --out {output.model}"
             " --metrics {output.metrics}"
         )

@@ -46,7 +46,7 @@ use rule candidates as round_samples with:
         **recipe_of_round("round_samples"),
         policy="{run}",
         shard=shard_argument,
-        earlier="results/{seed}rounds/{task}/{run}/{round}/samples.parquet",
+        earlier=placed("results/{seed}rounds/{task}/{run}/{round}/samples.parquet"),
         code=fingerprint("prefopt.generation.sample"),
 
 
@@ -193,6 +193,6 @@ rule iterative_dpo:
         model_stage(
             "preference --model {params.model} --reference-model {params.reference_policy} --data {input.data}"
             " --reference {input.reference} --recipe {params.recipe}"
-            " --work work/{wildcards.seed}{wildcards.task}/rounds/{wildcards.run}/{wildcards.round} --out {output.model}"
+            " --work {work}/{wildcards.seed}{wildcards.task}/rounds/{wildcards.run}/{wildcards.round} --out {output.model}"
             " --metrics {output.metrics}"
         )

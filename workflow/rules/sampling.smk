@@ -25,7 +25,7 @@ rule sample:
         **recipe("sample"),
         shots=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).shots,
         shard=shard_argument,
-        earlier="results/{seed}samples/{task}/{run}.parquet",
+        earlier=placed("results/{seed}samples/{task}/{run}.parquet"),
         code=fingerprint("prefopt.generation.sample"),
     shell:
         model_stage(

@@ -267,7 +267,7 @@ rule classifier:
     shell:
         model_stage(
             "classifier --model {params.model} --reviews {input.reviews} --recipe {params.recipe}"
-            " --work work/{wildcards.task}/classifier --out {output.model} --metrics {output.metrics}"
+            " --work {work}/{wildcards.task}/classifier --out {output.model} --metrics {output.metrics}"
             " --table {output.table}"
         )
 

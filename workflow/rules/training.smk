@@ -41,5 +41,5 @@ for method, sampled in itertools.product(trained_at_once(), (False, True)):
         shell:
             model_stage(
                 "{params.stage} --model {params.model} {params.files} --recipe {params.recipe} {params.by_step}"
-                " --work work/{wildcards.seed}{wildcards.task}/{wildcards.run} --out {output.model} --metrics {output.metrics}"
+                " --work {work}/{wildcards.seed}{wildcards.task}/{wildcards.run} --out {output.model} --metrics {output.metrics}"
             )

@@ -41,7 +41,7 @@ def test_the_papers_plan_is_a_table_of_every_task(capsys: pytest.CaptureFixture[
 
 def test_the_documents_hold_the_papers_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--configfile", str(PAPER)]) == 0
-    page = (DEFAULTS.parents[1] / "docs" / "paper_scale.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "paper_scale.md").read_text(encoding="utf-8")
     shown = page.partition("```\n")[2].partition("\n```")[0]
     assert shown == capsys.readouterr().out.strip(), "docs/paper_scale.md should hold what the command prints"
 

@@ -16,8 +16,8 @@ from prefopt.planning import work
 from prefopt.planning.architecture import from_folder, from_hub, shape
 from prefopt.planning.memory import Rows
 from prefopt.planning.stages import estimate, estimates
-from prefopt.planning.task import SHIPPED
 from prefopt.planning.work import Hardware, Phase
+from prefopt.resources import SHIPPED_BASE
 from prefopt.training.pretrain import _VALIDATION_SHARE
 
 GPT2 = from_hub("gpt2")
@@ -135,7 +135,7 @@ def test_hours_are_those_of_whichever_takes_longer() -> None:
 def test_operations_of_a_trainer_by_hand(config: dict[str, Any]) -> None:
     """5,000 pairs three passes each, and 256 once at step 0 and after every 20 of 79 steps."""
     one = estimate(config_of(tasks__tldr__frontier=None, tasks__tldr__by_step=None), "tldr", "dpo")
-    row = reading_flops(shape(from_folder(SHIPPED)), 103, [18, 17])
+    row = reading_flops(shape(from_folder(SHIPPED_BASE)), 103, [18, 17])
     assert one.flops == 3 * 5000 * row + 256 * (1 + 4) * row
     assert (one.name, one.parameters, one.processes) == ("shipped base", 987_008, 1)
 
@@ -145,7 +145,7 @@ def test_operations_of_kto_by_hand() -> None:
     policy reads both completions after one prompt."""
     kto = {"runs": {"kto": {"method": "kto"}}, "frontier": None, "by_step": None}
     config = config_of(tasks__tldr=kto)
-    model = shape(from_folder(SHIPPED))
+    model = shape(from_folder(SHIPPED_BASE))
     row = reading_flops(model, 103, [18])  # of 18 and 17 the mean
     # 79 steps of 128 examples, looked at before the first, after every 20, and after the last.
     assert estimate(config, "tldr", "kto").flops == 4 * 10_000 * row + 2 * 512 * (1 + 4) * row
@@ -209,8 +209,8 @@ def test_operations_of_rounds_by_hand() -> None:
         }
     }
     stages = {one.stage: one for one in estimates(config_of(tasks__tldr=mine), "tldr")}
-    model = shape(from_folder(SHIPPED))
-    scorer = shape(from_folder(SHIPPED), 1)
+    model = shape(from_folder(SHIPPED_BASE))
+    scorer = shape(from_folder(SHIPPED_BASE), 1)
     pair = reading_flops(model, 103, [22, 22])
     by_hand = {
         "round_samples mine": 688 * sampling_flops(model, 103, [22] * 8),

@@ -130,6 +130,13 @@ def test_a_key_is_gone_and_a_planted_module_does_not_run_in_a_stage_that_does_no
     assert seen == {"table_stage": "None 2\n", "model_stage": "None 2\n", "judging_stage": "sk-1 2\n"}
 
 
+@pytest.mark.parametrize("folder", [*ODD, "work"])
+def test_a_folder_that_is_known_before_any_job_is_quoted_too(folder: str, tmp_path: Path) -> None:
+    command = snakemake_format(quoted("show --work {work}/{x}", {"work": folder}), x="a b")
+    assert words_of(command, tmp_path) == ["--work", f"{folder}/a b"]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("path", sorted(RULES.glob("*.smk")), ids=lambda path: path.stem)
 def test_every_rule_is_quoted_in_one_place(path: Path) -> None:
     blocks = re.findall(r"^ +shell:\n((?: {8}.*\n)+)", path.read_text(), re.MULTILINE)

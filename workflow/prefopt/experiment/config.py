@@ -25,8 +25,7 @@ from prefopt.experiment import methods
 from prefopt.experiment.checks import leave_out_embedded, leave_out_untrained, problems
 from prefopt.experiment.like import take_over
 from prefopt.experiment.tasks import TASKS
-
-SCHEMA = Path(__file__).parents[2] / "schemas" / "config.schema.yaml"
+from prefopt.resources import SCHEMA
 
 Config = dict[str, Any]
 

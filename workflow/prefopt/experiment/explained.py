@@ -10,7 +10,7 @@ from typing import Any
 
 from prefopt.errors import UserError
 from prefopt.experiment.config import resolve
-from prefopt.experiment.like import DEFAULTS
+from prefopt.resources import DEFAULTS
 
 Config = dict[str, Any]
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
+from prefopt.resources import DEFAULTS
 
 Config = dict[str, Any]
 
-DEFAULTS = Path(__file__).parents[3] / "config" / "config.yaml"
 NAME = r"[a-z][a-z0-9_]*"  # of a task
 # Names of files that would be another task's, and of folders that hold a seed's results.
 _TAKEN = re.compile(r".*_(scores|true_rewards|subsets|verdicts|curve|samples)|seed_[0-9]+|all")

@@ -29,12 +29,12 @@ from prefopt.experiment.runs import (
     values,
 )
 from prefopt.experiment.tasks import MIXTURE, TASKS
+from prefopt.resources import PROMPTS
 
 Config = dict[str, Any]
 
 REFERENCE = "reference"  # a side of a matchup: the reference text of the prompt
 PACKAGE = Path(__file__).parents[1]
-PROMPTS = Path(__file__).parents[2] / "prompts"
 
 # Models that are made once for all seeds.
 _PARTS = ("base", "true_reward", "reward_model", "gold_reward_model")  # whose sections say where they come from

@@ -20,6 +20,7 @@ from snakemake.settings.types import ConfigSettings, Quietness, ResourceSettings
 
 from prefopt.errors import UserError
 from prefopt.experiment.stage_recipes import compared
+from prefopt.resources import SNAKEFILE
 from prefopt.store import provenance
 
 _RECORDS = Path(".snakemake", "metadata")  # of Snakemake, a file a result, named by its path
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("targets", nargs="*", help="results to look at, with all they are made of (default: all)")
     parser.add_argument("--configfile", nargs="+", type=Path, default=[], help="overlays, as for snakemake")
     parser.add_argument("--directory", type=Path, default=Path(), help="the folder of the results")
-    parser.add_argument("--snakefile", type=Path, help="of the workflow (default: the one beside this package)")
+    parser.add_argument("--snakefile", type=Path, help="of the workflow (default: this package's)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: there is one.
     """
-    snakefile = args.snakefile or Path(__file__).parents[3] / "Snakefile"
+    snakefile = args.snakefile or SNAKEFILE
     here = Path.cwd()
     os.chdir(args.directory)
     try:

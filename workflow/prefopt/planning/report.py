@@ -10,10 +10,10 @@ from typing import Any
 
 from prefopt.experiment.config import resolve
 from prefopt.experiment.explained import merged
-from prefopt.experiment.like import DEFAULTS
 from prefopt.planning.estimate import Estimate, hardware
 from prefopt.planning.stages import estimates
 from prefopt.planning.work import Hardware
+from prefopt.resources import DEFAULTS
 from prefopt.store.files import write_text
 
 Config = dict[str, Any]

@@ -11,10 +11,9 @@ from prefopt.planning import work
 from prefopt.planning.architecture import Architecture, from_folder, from_hub, from_pretrain
 from prefopt.planning.estimate import gpus
 from prefopt.planning.memory import Engine, Rows, Trained
+from prefopt.resources import SHIPPED_BASE
 
 Config = dict[str, Any]
-
-SHIPPED = Path(__file__).parents[2] / "models" / "tldr_base"
 
 # A micro-batch of a run's longest rows: half again as long as the mean, where the lengths allow it.
 _LONG = 1.5
@@ -81,7 +80,7 @@ class Task:
             return self.model("reference")
         base = section["base"]
         if base["source"] == "shipped":
-            return "shipped base", from_folder(SHIPPED)
+            return "shipped base", from_folder(SHIPPED_BASE)
         if base["source"] == "scratch":
             return "base from scratch", from_pretrain(section["pretrain"])
         return self._brought(base, "base")

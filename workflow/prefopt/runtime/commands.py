@@ -9,6 +9,7 @@ that `environment` gives.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
@@ -25,19 +26,20 @@ _LOG = " > {log} 2>&1"
 _DEVICES = "--threads {threads} --gpus {resources.gpu} "
 
 
-def table_stage(words: str, stdin: str = "") -> str:
+def table_stage(words: str, stdin: str = "", folders: Mapping[str, str] | None = None) -> str:
     """The command of a stage that runs no model.
 
     Args:
         words: the stage and its arguments, with Snakemake's `{values}`.
         stdin: what it reads from standard input, for a value that is longer than an argument can be.
+        folders: see `quoted`.
     """
-    return quoted(_WAIT + _env(keys=False) + _PYTHON + words + _LOG + (f" <<< {stdin}" if stdin else ""))
+    return quoted(_WAIT + _env(keys=False) + _PYTHON + words + _LOG + (f" <<< {stdin}" if stdin else ""), folders)
 
 
-def model_stage(words: str) -> str:
+def model_stage(words: str, folders: Mapping[str, str] | None = None) -> str:
     """The command of a stage that runs a model, with the job's threads and GPUs."""
-    return quoted(_WAIT + _env(keys=False) + _PYTHON + _DEVICES + words + _LOG)
+    return quoted(_WAIT + _env(keys=False) + _PYTHON + _DEVICES + words + _LOG, folders)
 
 
 def judging_stage(words: str) -> str:
@@ -45,16 +47,26 @@ def judging_stage(words: str) -> str:
     return quoted(_WAIT + _env(keys=True) + _PYTHON + _DEVICES + words + _LOG)
 
 
-def quoted(command: str) -> str:
-    """A command whose every `{value}` Snakemake quotes: one word of the shell, or each item of a list one."""
+def quoted(command: str, folders: Mapping[str, str] | None = None) -> str:
+    """A command whose every `{value}` Snakemake quotes: one word of the shell, or each item of a list one.
+
+    Args:
+        command: text with values.
+        folders: what stands for a `{name}` among them, the same in every job.
+    """
     text = ""
     for literal, field, spec, conversion in Formatter().parse(command):
-        text += literal.replace("{", "{{").replace("}", "}}")
+        text += _plain(literal)
         if field is not None:
             if spec or conversion:
                 raise ValueError(f"{{{field}}} has a format of its own in {command!r}")
-            text += f"{{{field}:q}}"
+            text += _plain(shlex.quote(folders[field])) if folders and field in folders else f"{{{field}:q}}"
     return text
+
+
+def _plain(text: str) -> str:
+    """A text in which Snakemake finds no values."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def environment(package: Path, python: str, config: Config, inherited: Mapping[str, str]) -> dict[str, str]:
