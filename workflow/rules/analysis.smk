@@ -1,10 +1,24 @@
 # Win rates with intervals, figures, and what the runs wrote.
 import time
 
+from prefopt.runtime import ticker
+
 STARTED = time.time()
 
 
+onstart:
+    # The main process alone: Slurm's jobs start Snakemake too.
+    quiet = {kind.name for kind in workflow.output_settings.quiet or ()}
+    if workflow.is_main_process and not quiet & {"ALL", "PROGRESS"}:
+        ticker.start(logger.info)
+
+
+onerror:
+    ticker.stop()
+
+
 onsuccess:
+    ticker.stop()
     from prefopt.analysis.shown import shown  # and pandas, which every start of Snakemake would wait for
 
     print(shown(Path("results"), STARTED), file=sys.stderr)

@@ -58,18 +58,20 @@ class StageLog:
     peak_memory_mib: float | None
 
 
-def read_logs(folder: Path) -> list[StageLog]:
+def read_logs(folder: Path, since: float = 0.0) -> list[StageLog]:
     """Every stage's log of a folder in which Snakemake ran, the one that was written last at the end.
 
     Args:
         folder: that holds `logs/`. Nothing is written there and no lock is touched.
+        since: seconds since the epoch; logs that were last written before are left out.
     """
     logs = folder / "logs"
     now, held = time.time(), _open_files()
     found = []
     for path in logs.rglob("*.log"):
         try:
-            found.append(_read(path, logs, now, held))
+            if path.stat().st_mtime >= since:
+                found.append(_read(path, logs, now, held))
         except FileNotFoundError:
             continue  # Snakemake removes a log when it starts its stage again
     return sorted(found, key=lambda log: (log.written, log.name))

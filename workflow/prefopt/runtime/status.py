@@ -61,7 +61,7 @@ def _progress(progress: Progress) -> str:
 
 def _left(log: StageLog, progress: Progress, now: float) -> str:
     """Time left at this rate; "" of work that is done, after which a stage may have other work."""
-    return "" if progress.done == progress.total else _time(max(0.0, progress.left - (now - log.written)))
+    return "" if progress.done == progress.total else _time(max(0.0, progress.left - max(0.0, now - log.written)))
 
 
 def _time(seconds: float) -> str:
