@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from prefopt.analysis.event_files import trainings, write_events
 from prefopt.errors import UserError
 from prefopt.store.files import atomic_directory, write_text
 from prefopt.store.tables import read_table
@@ -88,13 +89,21 @@ def _cell(value: object) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command `export`."""
-    parser.add_argument("form", choices=["alpaca_eval", "datasets", "markdown", "latex"], help="what is made")
-    parser.add_argument("source", type=Path, help="a samples table, a preferences table, or for the others a CSV file")
+    parser.add_argument(
+        "form", choices=["alpaca_eval", "datasets", "tensorboard", "markdown", "latex"], help="what is made"
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="a samples table, a preferences table, for tensorboard a folder (results/training or work), else a CSV file",
+    )
     parser.add_argument("--prompts", type=Path, help="prompts table, for alpaca_eval")
     parser.add_argument("--run", help="whose completions, for alpaca_eval, where the table holds several runs")
     parser.add_argument("--temperature", type=float, help="at which, for alpaca_eval, where there are several")
     parser.add_argument("--columns", nargs="+", help="of a CSV file, in this order (default: all)")
-    parser.add_argument("--out", required=True, type=Path, help="file or, for datasets, folder that is made")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="file or, for datasets and tensorboard, folder that is made"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -111,6 +120,8 @@ def run(args: argparse.Namespace) -> None:
         write_text(args.out, alpaca_eval(samples, prompts, args.run, args.temperature))
     elif args.form == "datasets":
         save_pairs(read_table(args.source, "preferences"), args.out)
+    elif args.form == "tensorboard":
+        write_events(trainings(args.source), args.out)
     else:
         table = pd.read_csv(args.source)
         if missing := sorted({*(args.columns or ())} - {*table.columns}):
