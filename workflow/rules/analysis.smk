@@ -77,6 +77,7 @@ rule win_rate_figure:
             labels={"task": "{task}", "what": "figure"},
         ),
         png="results/{task}_winrates.png",
+        pdf="results/{task}_winrates.pdf",
     log:
         "logs/{task}/win_rate_figure.log",
     benchmark:
@@ -91,7 +92,7 @@ rule win_rate_figure:
     shell:
         table_stage(
             "win_rate_figure --win-rates {input.table} --by-seed {input.by_seed} --manifest {input.manifest}"
-            " --out {output.svg} {output.png}"
+            " --out {output.svg} {output.png} {output.pdf}"
         )
 
 
@@ -117,6 +118,7 @@ rule win_rate_by_step:
             },
         ),
         png="results/{task}_winrate_by_step.png",
+        pdf="results/{task}_winrate_by_step.pdf",
     log:
         "logs/{task}/win_rate_by_step.log",
     benchmark:
@@ -132,7 +134,7 @@ rule win_rate_by_step:
     shell:
         table_stage(
             "win_rate_by_step --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
-            " --recipe {params.recipe} --table {output.table} --out {output.svg} {output.png}"
+            " --recipe {params.recipe} --table {output.table} --out {output.svg} {output.png} {output.pdf}"
         )
 
 
@@ -177,6 +179,7 @@ rule compute_figure:
             labels={"task": "all", "what": "figure"},
         ),
         png="results/compute.png",
+        pdf="results/compute.pdf",
     log:
         "logs/compute_figure.log",
     benchmark:
@@ -190,7 +193,7 @@ rule compute_figure:
         code=fingerprint("prefopt.analysis.compute_figure"),
     shell:
         table_stage(
-            "compute_figure --table {input.table} --manifests {input.manifests} --out {output.svg} {output.png}"
+            "compute_figure --table {input.table} --manifests {input.manifests} --out {output.svg} {output.png} {output.pdf}"
         )
 
 
@@ -310,6 +313,7 @@ rule overoptimization:
             labels={"task": "all", "what": "figure"},
         ),
         png="results/overoptimization.png",
+        pdf="results/overoptimization.pdf",
     log:
         "logs/overoptimization.log",
     benchmark:
@@ -326,7 +330,7 @@ rule overoptimization:
     shell:
         table_stage(
             "overoptimization {params.files} --recipe {params.recipe} --table {output.table} --fits {output.fits}"
-            " --out {output.svg} {output.png}"
+            " --out {output.svg} {output.png} {output.pdf}"
         )
 
 

@@ -71,7 +71,7 @@ def test_one_file_and_nothing_at_all(tmp_path: Path) -> None:
     write(tmp_path / "dpo.jsonl", ROWS)
     assert trainings(tmp_path / "dpo.jsonl") == {"dpo": (ROWS, 1000.0)}
     for source in (tmp_path / "none", tmp_path / "empty"):
-        with pytest.raises(UserError, match="holds no metrics: name results/training, or work"):
+        with pytest.raises(UserError, match="holds no metrics: name results/training, or work once"):
             trainings(source)
         (tmp_path / "empty").mkdir(exist_ok=True)
 

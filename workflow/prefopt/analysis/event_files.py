@@ -33,7 +33,9 @@ def trainings(source: Path) -> dict[str, tuple[Metrics, float]]:
         if metrics := _metrics_so_far(path):
             found[str(path.parents[2].relative_to(source))] = (metrics, _written(path))
     if not found:
-        raise UserError(f"{source} holds no metrics: name results/training, or work while a training runs.")
+        raise UserError(
+            f"{source} holds no metrics: name results/training, or work once a training has saved a checkpoint."
+        )
     return found
 
 
