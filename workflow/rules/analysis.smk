@@ -341,7 +341,12 @@ rule examples:
         verdicts=of_every_run("verdicts", first=True),
         win_rates="results/{task}_winrates.csv",
     output:
-        "results/{task}_examples.md",
+        report(
+            "results/{task}_examples.md",
+            caption="../report/examples.rst",
+            category="Win rates",
+            labels={"task": "{task}", "what": "what the runs wrote, side by side"},
+        ),
     log:
         "logs/{task}/examples.log",
     benchmark:

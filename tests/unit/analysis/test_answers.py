@@ -17,7 +17,7 @@ from prefopt.errors import UserError
 
 MANIFEST: dict[str, Any] = {
     **{"judge": "oracle:v1", "test_prompts": 192, "title": "Posts", "reference": "the reference summary"},
-    **{"written": "posts", "synthetic": True, "seeds": [0], "warnings": []},
+    **{"written": "posts", "synthetic": True, "seeds": [0], "warnings": [], "recipe": {"confidence": 0.95}},
 }
 
 
@@ -43,7 +43,9 @@ def test_the_run_that_wins_most_at_its_chosen_temperature_and_those_that_are_nea
         "DPO with 88% [83, 92] at temperature 0.25, of 192 test prompts. "
         "Intervals that overlap with this one: PPO with 83% [77, 87]."
     )
-    assert "Judge: oracle:v1. 192 test prompts." in answer.note and "no person was asked" in answer.note
+    assert answer.note == (
+        "Judge: oracle:v1. 95% intervals over prompts. Synthetic: posts and the judge are a program; no person was asked."
+    )
     assert answer.caveats == [] and answer.figure == tmp_path / "tldr_winrates.svg"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources, read_facts
-from prefopt.analysis.figures import footnote, read_win_rates
+from prefopt.analysis.figures import read_win_rates
 from prefopt.analysis.style import display_name
 from prefopt.store.tables import read_csv
 
@@ -52,11 +52,15 @@ def _of_win_rates(path: Path) -> Answer:
         if near
         else "No other run's interval overlaps with this one."
     )
+    facts = {"task": best["task"], "warnings": manifest.get("data_warnings", [])}
+    facts |= {word: manifest[word] for word in ("title", "written", "synthetic")}
+    over = interval_sources(len(manifest["seeds"]))
+    note = f"Judge: {manifest['judge']}. {manifest['recipe']['confidence']:.0%} intervals over {over}."
     return Answer(
         f"{manifest['title']}: whose texts are most often preferred to {manifest['reference']}?",
         sentence,
         caveats_of(manifest),
-        footnote(table, manifest),
+        " ".join([note, *data_notes([facts], {best["task"]: manifest["judge"]})]),
         path.with_suffix(".svg"),
     )
 
