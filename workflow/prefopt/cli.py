@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     level = logging.INFO if processes.is_main() else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "httpx2", "openai", "matplotlib", "datasets"):
+    for noisy in ("httpx", "httpx2", "openai", "matplotlib", "fontTools", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     stage = next((word for word in arguments if word in STAGES), None)
     args = build_parser(stage).parse_args(arguments)

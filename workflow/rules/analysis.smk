@@ -1,9 +1,11 @@
 # Win rates with intervals, figures, and what the runs wrote.
 import time
 
+from prefopt.analysis import answers_directive
 from prefopt.runtime import ticker
 
 STARTED = time.time()
+answers_directive.register()  # workflow.rst opens a report with it
 
 
 onstart:
