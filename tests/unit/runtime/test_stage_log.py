@@ -56,6 +56,11 @@ def read(folder: Path) -> StageLog:
             "process 1 of 2 ended with exit code 137",
         ),
         (
+            STEPS + "prefopt sft: pairs.parquet has no rows.\n06:10:34 process 0 of 2 ended with exit code 2\n",
+            "failed",
+            "prefopt sft: pairs.parquet has no rows.",
+        ),
+        (
             "06:10:33 dpo: saved after step 3 of 9; run it again to go on.\n",
             "stopped",
             "dpo: saved after step 3 of 9; run it again to go on.",

@@ -109,7 +109,9 @@ def _state(lines: list[str], measured: bool) -> tuple[str, str]:
     if match := _SAVED.fullmatch(last):
         return "stopped", match[1]
     if match := _FAILED_PROCESS.fullmatch(last):
-        return "failed", match[1]
+        # Of several processes; the one that failed has said why, unless it was killed.
+        state, said = _state(lines[:-1], False)
+        return ("failed", said) if state == "failed" else ("failed", match[1])
     plain = len(lines) - next((i for i, line in enumerate(reversed(lines)) if re.match(_TIME, line)), len(lines))
     after = lines[plain:]
     if any(line.startswith(("Traceback (most recent", "prefopt ", "usage: prefopt")) for line in after):
