@@ -99,3 +99,14 @@ def test_a_module_of_the_working_folder_does_not_run(planted: Path, flags: list[
 
 def test_a_module_of_the_working_folder_does_not_run_in_one_of_several_processes(planted: Path) -> None:
     assert launch(["--help"], 2) == 0
+
+
+def test_a_job_of_a_rule_ends_its_log_with_a_word(tmp_path: Path) -> None:
+    """`status` tells by it that a stage is done, in a folder that was copied too."""
+    command = [sys.executable, "-m", "prefopt", "power", "--prompts", "100", "--seeds", "1"]
+    environment = {key: value for key, value in os.environ.items() if key != "PREFOPT_CODE"}
+    by_hand, of_rule = (
+        subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=True).stderr
+        for more in ({}, {"PREFOPT_CODE": "hash"})
+    )
+    assert by_hand == "" and of_rule[9:] == "power: done\n"

@@ -109,7 +109,8 @@ def test_the_best_of_n_curve_ends_at_the_tables_row(finished: Path) -> None:
 
 
 def test_the_other_results_are_there(finished: Path) -> None:
-    names = ["winrates.svg", "winrates.png", "winrates.manifest.json", "comparisons.csv", "training.svg", "examples.md"]
+    names = ["winrates.svg", "winrates.png", "winrates.pdf", "winrates.manifest.json", "comparisons.csv"]
+    names += ["training.svg", "examples.md"]
     assert all((finished / "results" / f"tldr_{name}").stat().st_size > 0 for name in names)
     assert json.loads((finished / "results" / "tldr_winrates.manifest.json").read_text())["synthetic"] is True
 
@@ -379,7 +380,8 @@ def test_a_report_can_be_made(finished: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     result = snakemake("--report", report, "--configfile", TINY, folder=finished)
     assert result.returncode == 0, result.stderr[-4000:]
-    assert "Win rates" in report.read_text(encoding="utf-8")
+    text = report.read_text(encoding="utf-8")
+    assert "Win rates" in text and "whose texts are most often preferred to the reference summary?" in text
 
 
 def test_the_learned_judge_runs_on_the_same_samples(finished: Path) -> None:

@@ -23,6 +23,7 @@ STAGES = {
     ),
     "config": ("prefopt.experiment.explained", "every value of a config, and where it comes from"),
     "plan": ("prefopt.planning.report", "what every stage of a config will take, before anything runs"),
+    "status": ("prefopt.runtime.status", "what every stage of a folder is doing or did"),
     "power": ("prefopt.analysis.power", "which difference of win rates so many prompts and seeds can show"),
     "records": ("prefopt.data.records", "raw records to raw tables"),
     "reviews": ("prefopt.data.reviews", "film reviews to raw tables"),
@@ -114,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     level = logging.INFO if processes.is_main() else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "httpx2", "openai", "matplotlib", "datasets"):
+    for noisy in ("httpx", "httpx2", "openai", "matplotlib", "fontTools", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     stage = next((word for word in arguments if word in STAGES), None)
     args = build_parser(stage).parse_args(arguments)
@@ -140,6 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
             module = STAGES[args.stage][0]
             provenance.begin(args.stage, module, args)
             importlib.import_module(module).run(args)
+        if "PREFOPT_CODE" in os.environ:
+            # A rule's job; `status` reads it.
+            logging.getLogger(__name__).info("%s: done", args.stage)
     except UserError as error:
         print(f"prefopt {args.stage}: {error}", file=sys.stderr)
         return 2

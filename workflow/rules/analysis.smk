@@ -1,10 +1,26 @@
 # Win rates with intervals, figures, and what the runs wrote.
 import time
 
+from prefopt.analysis import answers_directive
+from prefopt.runtime import ticker
+
 STARTED = time.time()
+answers_directive.register()  # workflow.rst opens a report with it
+
+
+onstart:
+    # The main process alone: Slurm's jobs start Snakemake too.
+    quiet = {kind.name for kind in workflow.output_settings.quiet or ()}
+    if workflow.is_main_process and not quiet & {"ALL", "PROGRESS"}:
+        ticker.start(logger.info)
+
+
+onerror:
+    ticker.stop()
 
 
 onsuccess:
+    ticker.stop()
     from prefopt.analysis.shown import shown  # and pandas, which every start of Snakemake would wait for
 
     print(shown(Path("results"), STARTED), file=sys.stderr)
@@ -63,6 +79,7 @@ rule win_rate_figure:
             labels={"task": "{task}", "what": "figure"},
         ),
         png="results/{task}_winrates.png",
+        pdf="results/{task}_winrates.pdf",
     log:
         "logs/{task}/win_rate_figure.log",
     benchmark:
@@ -77,7 +94,7 @@ rule win_rate_figure:
     shell:
         table_stage(
             "win_rate_figure --win-rates {input.table} --by-seed {input.by_seed} --manifest {input.manifest}"
-            " --out {output.svg} {output.png}"
+            " --out {output.svg} {output.png} {output.pdf}"
         )
 
 
@@ -103,6 +120,7 @@ rule win_rate_by_step:
             },
         ),
         png="results/{task}_winrate_by_step.png",
+        pdf="results/{task}_winrate_by_step.pdf",
     log:
         "logs/{task}/win_rate_by_step.log",
     benchmark:
@@ -118,7 +136,7 @@ rule win_rate_by_step:
     shell:
         table_stage(
             "win_rate_by_step --verdicts {input.verdicts} --samples {input.samples} --summary {input.summary}"
-            " --recipe {params.recipe} --table {output.table} --out {output.svg} {output.png}"
+            " --recipe {params.recipe} --table {output.table} --out {output.svg} {output.png} {output.pdf}"
         )
 
 
@@ -163,6 +181,7 @@ rule compute_figure:
             labels={"task": "all", "what": "figure"},
         ),
         png="results/compute.png",
+        pdf="results/compute.pdf",
     log:
         "logs/compute_figure.log",
     benchmark:
@@ -176,7 +195,7 @@ rule compute_figure:
         code=fingerprint("prefopt.analysis.compute_figure"),
     shell:
         table_stage(
-            "compute_figure --table {input.table} --manifests {input.manifests} --out {output.svg} {output.png}"
+            "compute_figure --table {input.table} --manifests {input.manifests} --out {output.svg} {output.png} {output.pdf}"
         )
 
 
@@ -296,6 +315,7 @@ rule overoptimization:
             labels={"task": "all", "what": "figure"},
         ),
         png="results/overoptimization.png",
+        pdf="results/overoptimization.pdf",
     log:
         "logs/overoptimization.log",
     benchmark:
@@ -312,7 +332,7 @@ rule overoptimization:
     shell:
         table_stage(
             "overoptimization {params.files} --recipe {params.recipe} --table {output.table} --fits {output.fits}"
-            " --out {output.svg} {output.png}"
+            " --out {output.svg} {output.png} {output.pdf}"
         )
 
 
@@ -323,7 +343,12 @@ rule examples:
         verdicts=of_every_run("verdicts", first=True),
         win_rates="results/{task}_winrates.csv",
     output:
-        "results/{task}_examples.md",
+        report(
+            "results/{task}_examples.md",
+            caption="../report/examples.rst",
+            category="Win rates",
+            labels={"task": "{task}", "what": "what the runs wrote, side by side"},
+        ),
     log:
         "logs/{task}/examples.log",
     benchmark:

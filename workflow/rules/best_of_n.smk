@@ -187,6 +187,7 @@ rule best_of_n_figure:
             labels={"task": "all", "what": "figure"},
         ),
         png="results/best_of_n.png",
+        pdf="results/best_of_n.pdf",
     log:
         "logs/best_of_n_figure.log",
     benchmark:
@@ -201,5 +202,5 @@ rule best_of_n_figure:
     shell:
         table_stage(
             "best_of_n_figure --curves {input.curves} --summaries {input.summaries} --table {output.table}"
-            " --out {output.svg} {output.png}"
+            " --out {output.svg} {output.png} {output.pdf}"
         )

@@ -178,6 +178,7 @@ rule frontier_figure:
             labels={"task": "{task}", "what": "figure"},
         ),
         png="results/{task}_frontier.png",
+        pdf="results/{task}_frontier.pdf",
     log:
         "logs/{task}/frontier_figure.log",
     benchmark:
@@ -195,5 +196,5 @@ rule frontier_figure:
     shell:
         table_stage(
             "frontier_figure --frontier {input.frontier} --ceiling {input.ceiling} --summary {input.summary}"
-            " --recipe {params.recipe} --out {output.svg} {output.png}"
+            " --recipe {params.recipe} --out {output.svg} {output.png} {output.pdf}"
         )

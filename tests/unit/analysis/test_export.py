@@ -77,17 +77,23 @@ def test_pairs_become_a_folder_of_datasets(tmp_path: Path) -> None:
 
 
 def test_tables_in_markdown_and_latex(tmp_path: Path) -> None:
-    pd.DataFrame({"run": ["dpo_0.1", "a|b & c"], "win_rate": [0.8765, None], "n": [192, 3]}).to_csv(
-        tmp_path / "table.csv", index=False
-    )
+    pd.DataFrame(
+        {"run": ["dpo_0.1", "a|b & c"], "win_rate": [0.8765, None], "n": [192, 3], "tokens|a": [123456.0, None]}
+    ).to_csv(tmp_path / "table.csv", index=False)
     do("markdown", tmp_path / "table.csv", "--out", tmp_path / "table.md")
     assert (tmp_path / "table.md").read_text() == (
-        "| run | win_rate | n |\n| --- | --- | --- |\n| dpo_0.1 | 0.876 | 192 |\n| a\\|b & c |  | 3 |\n"
+        "| run | win\\_rate | n | tokens\\|a |\n| --- | --- | --- | --- |\n"
+        "| dpo\\_0.1 | 0.876 | 192 | 123456 |\n| a\\|b \\& c |  | 3 |  |\n"
     )
     do("latex", tmp_path / "table.csv", "--columns", "n", "run", "--out", tmp_path / "table.tex")
     assert (tmp_path / "table.tex").read_text() == (
-        "\\begin{tabular}{rl}\n\\toprule\nn & run \\\\\n\\midrule\n192 & dpo\\_0.1 \\\\\n3 & a|b \\& c \\\\\n"
+        "\\begin{tabular}{rl}\n\\toprule\nn & run \\\\\n\\midrule\n192 & dpo\\_0.1 \\\\\n3 & a\\textbar{}b \\& c \\\\\n"
         "\\bottomrule\n\\end{tabular}\n"
     )
-    with pytest.raises(UserError, match=r"has no column 'rate'; it has run, win_rate, n\."):
+    pd.DataFrame({"interval": ["[57, 70]"], "a~^\\{<>%$#}": [1]}).to_csv(tmp_path / "odd.csv", index=False)
+    do("latex", tmp_path / "odd.csv", "--out", tmp_path / "table.tex")
+    head, row = (tmp_path / "table.tex").read_text().splitlines()[2:5:2]
+    escaped = r"a\textasciitilde{}\textasciicircum{}\textbackslash{}\{\textless{}\textgreater{}\%\$\#\}"
+    assert (head, row) == (rf"interval & {escaped} \\", r"{[}57, 70] & 1 \\")
+    with pytest.raises(UserError, match=r"has no column 'rate'; it has run, win_rate, n, tokens\|a"):
         do("latex", tmp_path / "table.csv", "--columns", "rate", "--out", tmp_path / "table.tex")

@@ -197,7 +197,7 @@ def test_the_stage_writes_the_same_bytes_twice(table: pd.DataFrame, tmp_path: Pa
     figures.add_arguments(parser)
     made = []
     for name in ("a", "b"):
-        out = [str(tmp_path / f"{name}.svg"), str(tmp_path / f"{name}.png")]
+        out = [str(tmp_path / f"{name}.{ending}") for ending in ("svg", "png", "pdf")]
         inputs = [
             "--win-rates",
             str(tmp_path / "t.csv"),
@@ -210,7 +210,7 @@ def test_the_stage_writes_the_same_bytes_twice(table: pd.DataFrame, tmp_path: Pa
         made.append([Path(path).read_bytes() for path in out])
     assert made[0] == made[1]
     assert b"<dc:date>" not in made[0][0]
-    assert made[0][1].startswith(b"\x89PNG")
+    assert made[0][1].startswith(b"\x89PNG") and made[0][2].startswith(b"%PDF")
 
 
 def test_a_table_that_cannot_be_drawn_is_refused(tmp_path: Path) -> None:

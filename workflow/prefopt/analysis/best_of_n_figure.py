@@ -153,7 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--summaries", required=True, type=Path, nargs="+", help="summaries of the data of their tasks, in their order"
     )
     parser.add_argument("--table", required=True, type=Path, help="CSV of all of them that is made")
-    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made: .svg, .png or .pdf")
 
 
 def run(args: argparse.Namespace) -> None:

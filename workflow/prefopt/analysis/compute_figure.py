@@ -125,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--manifests", required=True, type=Path, nargs="*", help="manifests of the win rates of all its tasks"
     )
-    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made: .svg, .png or .pdf")
 
 
 def run(args: argparse.Namespace) -> None:

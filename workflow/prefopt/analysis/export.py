@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 
+from prefopt.analysis.event_files import trainings, write_events
 from prefopt.errors import UserError
 from prefopt.store.files import atomic_directory, write_text
 from prefopt.store.tables import read_table
+
+_MARKUP = re.compile(r"[\\`*_<>\[\]|&]")  # what Markdown takes for markup within a line, or for the end of a cell
+# A bracket that begins a row would be an argument of what ends the row before; TeX's first fonts have none of the last three.
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+}
 
 
 def alpaca_eval(samples: pd.DataFrame, prompts: pd.DataFrame, run: str | None, temperature: float | None) -> str:
@@ -60,41 +70,53 @@ def save_pairs(pairs: pd.DataFrame, out: Path) -> None:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table in Markdown; bars in cells are escaped, numbers have three digits."""
-    rows = [[_cell(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *rows]
+    """A table in Markdown; what Markdown would take for markup is escaped, numbers have three digits or all before the point."""
+    head, *rows = ([_MARKUP.sub(r"\\\g<0>", cell) for cell in row] for row in _cells(table))
+    lines = [head, ["---"] * len(table.columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(table: pd.DataFrame) -> str:
     """The body of a LaTeX `tabular`, booktabs' rules around it, special characters escaped."""
-    special = {"\\": r"\textbackslash{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "~": r"\textasciitilde{}"}
-    special["^"] = r"\textasciicircum{}"
 
     def line(cells: list[str]) -> str:
-        return " & ".join("".join(special.get(c, c) for c in cell) for cell in cells) + r" \\" + "\n"
+        return " & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in cells) + r" \\" + "\n"
 
-    body = "".join(line([_cell(value) for value in row]) for row in table.itertuples(index=False))
+    head, *body = map(line, _cells(table))
     columns = "".join("r" if pd.api.types.is_numeric_dtype(kind) else "l" for kind in table.dtypes)
-    head = line(list(map(str, table.columns)))
-    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    rows = "".join(body)
+    return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\\midrule\n{rows}\\bottomrule\n\\end{{tabular}}\n"
+
+
+def _cells(table: pd.DataFrame) -> list[list[str]]:
+    """The names of the columns, and each row, as text of one line."""
+    return [[_cell(value) for value in row] for row in (list(table.columns), *table.itertuples(index=False))]
 
 
 def _cell(value: object) -> str:
     if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.3g}"
+        # A count is a float where a column has gaps.
+        return "" if pd.isna(value) else f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
     return "" if value is None else " ".join(str(value).split())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command `export`."""
-    parser.add_argument("form", choices=["alpaca_eval", "datasets", "markdown", "latex"], help="what is made")
-    parser.add_argument("source", type=Path, help="a samples table, a preferences table, or for the others a CSV file")
+    parser.add_argument(
+        "form", choices=["alpaca_eval", "datasets", "tensorboard", "markdown", "latex"], help="what is made"
+    )
+    parser.add_argument(
+        "source",
+        type=Path,
+        help="a samples table, a preferences table, for tensorboard a folder (results/training or work), else a CSV file",
+    )
     parser.add_argument("--prompts", type=Path, help="prompts table, for alpaca_eval")
     parser.add_argument("--run", help="whose completions, for alpaca_eval, where the table holds several runs")
     parser.add_argument("--temperature", type=float, help="at which, for alpaca_eval, where there are several")
     parser.add_argument("--columns", nargs="+", help="of a CSV file, in this order (default: all)")
-    parser.add_argument("--out", required=True, type=Path, help="file or, for datasets, folder that is made")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="file or, for datasets and tensorboard, folder that is made"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -111,6 +133,8 @@ def run(args: argparse.Namespace) -> None:
         write_text(args.out, alpaca_eval(samples, prompts, args.run, args.temperature))
     elif args.form == "datasets":
         save_pairs(read_table(args.source, "preferences"), args.out)
+    elif args.form == "tensorboard":
+        write_events(trainings(args.source), args.out)
     else:
         table = pd.read_csv(args.source)
         if missing := sorted({*(args.columns or ())} - {*table.columns}):

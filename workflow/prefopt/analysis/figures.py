@@ -131,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--win-rates", required=True, type=Path, help="CSV of the stage `win_rates`")
     parser.add_argument("--by-seed", required=True, type=Path, help="its CSV of each seed")
     parser.add_argument("--manifest", required=True, type=Path, help="its JSON manifest")
-    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made: .svg, .png or .pdf")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -33,7 +33,10 @@ _RC: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.hashsalt": "prefopt",
     "svg.fonttype": "path",  # a viewer without the font would draw another one over its neighbours
+    "pdf.fonttype": 42,  # TrueType, as publishers ask
 }
+# What a file says of itself that another day, or another release of matplotlib, would write differently.
+_VARYING = {"svg": ["Date"], "png": ["Software"], "pdf": ["CreationDate", "Creator", "Producer"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +136,6 @@ def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure as its file's suffix says, byte for byte the same for the same content."""
     path = Path(path)
     kind = path.suffix.removeprefix(".")
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    metadata = dict.fromkeys(_VARYING[kind])
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format=kind, metadata=metadata, dpi=200)

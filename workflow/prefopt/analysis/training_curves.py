@@ -117,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", required=True, type=Path, nargs="+", help="JSON-lines files, each named after its trainer"
     )
-    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made: .svg, .png or .pdf")
 
 
 def run(args: argparse.Namespace) -> None:

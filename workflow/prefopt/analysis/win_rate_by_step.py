@@ -136,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--summary", required=True, type=Path, help="summary of the data, JSON")
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--table", required=True, type=Path, help="CSV that is made")
-    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made, .svg or .png")
+    parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made: .svg, .png or .pdf")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -443,21 +443,21 @@ def compute_files(config: Config) -> dict[str, list[str]]:
 
 def result_files(config: Config) -> list[str]:
     """Tables and figures of every task, and all that they are made of: a deleted model or table is made again."""
-    files = [f"results/best_of_n.{ending}" for ending in ("csv", "svg", "png")]
+    files = [f"results/best_of_n.{ending}" for ending in ("csv", "svg", "png", "pdf")]
     if not any(has_candidates(config, task) for task in config["tasks"]):
         files = []
     files.append("results/compute.csv")
     if tasks_of(config, "comparison", "transfer"):
-        files += ["results/compute.svg", "results/compute.png", "results/paper_vs_here.md"]
+        files += ["results/compute.svg", "results/compute.png", "results/compute.pdf", "results/paper_vs_here.md"]
     if optimized(config):
-        files += [f"results/overoptimization{ending}" for ending in (".csv", "_fits.csv", ".svg", ".png")]
+        files += [f"results/overoptimization{ending}" for ending in (".csv", "_fits.csv", ".svg", ".png", ".pdf")]
     files += study_files(config)
     files += ["results/judge_agreement.csv"] if tasks_with_judges(config) else []
     for task, section in config["tasks"].items():
         if measures_frontier(section):
             files += [f"results/{task}_{name}.csv" for name in ("frontier", "ceiling", "dominance", "diagnosis")]
             files.append(f"results/{task}_diagnosis.md")
-            files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png")]
+            files += [f"results/{task}_frontier.{ending}" for ending in ("svg", "png", "pdf")]
             files += [
                 f"results/{seed}frontier/{task}/{run}.parquet"
                 for seed in seeds(config)
@@ -466,7 +466,7 @@ def result_files(config: Config) -> list[str]:
         if kind(section) == "frontier":
             files += [f"results/{task}_classifier.csv"] if section["true_reward"]["source"] in _LEARNED else []
         else:
-            files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png")]
+            files += [f"results/{task}_winrates.{ending}" for ending in ("csv", "manifest.json", "svg", "png", "pdf")]
             files += [f"results/{task}_{name}" for name in ("winrates_by_seed.csv", "comparisons.csv", "examples.md")]
             files += [
                 f"results/{seed}{table}/{task}/{name}.parquet"
@@ -475,7 +475,7 @@ def result_files(config: Config) -> list[str]:
                 for name in runs(config, task)
             ]
         if stepped(config, task):
-            files += [f"results/{task}_winrate_by_step.{ending}" for ending in ("csv", "svg", "png")]
+            files += [f"results/{task}_winrate_by_step.{ending}" for ending in ("csv", "svg", "png", "pdf")]
         files += [f"results/{task}_training.svg"] if trainers(config, task) else []
         files += models(config, task)
         files += round_files(config, task)
