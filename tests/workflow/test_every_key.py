@@ -153,7 +153,7 @@ GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
     "a run less": (
         {"tldr": {"runs": {"ppo": None}, "human": None}},
         "win_rates examples training_figure judge_agreement compute paper all win_rates@cnndm examples@cnndm"
-        " win_rate_by_step frontier dominance diagnosis overoptimization",
+        " win_rate_by_step frontier frontier_figure dominance diagnosis overoptimization",
     ),
     "a run more": (
         {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}},
