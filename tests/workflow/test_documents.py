@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from running import REPOSITORY, snakemake
 
 from prefopt.cli import STAGES
@@ -57,6 +59,17 @@ def test_conda_environments_take_the_versions_of_pyproject(path: Path) -> None:
     for line in environment["dependencies"]:
         name, versions = re.fullmatch(r"([\w.-]+)(.*)", line).groups()  # type: ignore[union-attr]
         assert versions == wanted[name], f"{path.name}: {name} should be {wanted[name]}"
+
+
+def test_the_lock_file_has_a_version_within_the_range_of_everything_that_is_asked_for() -> None:
+    lines = [line for line in read("envs/lock.txt").splitlines() if not line.startswith("#")]
+    locked = dict(line.split("==") for line in lines)
+    assert len(locked) == len(lines) > 100 and lines == sorted(lines, key=lambda line: line.split("==")[0])
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    asked = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    for line in map(Requirement, asked):
+        version = locked.get(canonicalize_name(line.name))
+        assert version is not None and version in line.specifier, f"envs/lock.txt has {version} of {line}"
 
 
 STAGE = re.compile(r'(table|model|judging)_stage\(\s*"([\w{}.]+)')
