@@ -114,6 +114,13 @@ class TestOthers:
         # A token's probability is 1/2 in the chosen and 1/5 in the rejected completion: odds of 1 and 1/4.
         made = objectives.orpo(pairs_of(2 * math.log(0.5), 4 * math.log(0.2)), beta=0.5)
         assert made.losses.item() == pytest.approx(math.log(2) - 0.5 * math.log(sigmoid(math.log(4))))
+        rewards = (made.chosen_reward.item(), made.rejected_reward.item())  # type: ignore[union-attr]
+        assert rewards == pytest.approx((0.5 * math.log(0.5), 0.5 * math.log(0.2)))
+
+    def test_unlikelihood_by_hand_has_no_rewards(self) -> None:
+        made = objectives.unlikelihood(pairs_of(-4.0, -10.0), alpha=0.25)
+        assert made.losses.tolist() == [4.0 - 2.5]
+        assert made.chosen_reward is None and made.rejected_reward is None
 
     def test_what_is_as_good_as_certain_has_finite_odds(self) -> None:
         assert torch.isfinite(objectives.odds_ratio_loss(torch.tensor([0.0]), torch.tensor([-1.0]))).all()
