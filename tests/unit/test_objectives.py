@@ -94,6 +94,10 @@ class TestOthers:
         other = objectives.dpo(turned, "robust", 0.5, 0.2).losses.item()
         assert 0.8 * self.loss("robust", 0.5, 0.2) + 0.2 * other == pytest.approx(-math.log(sigmoid(1.5)))
 
+    def test_smoothed_labels_are_the_mixture_of_both(self) -> None:
+        expected = -0.9 * math.log(sigmoid(1.5)) - 0.1 * math.log(sigmoid(-1.5))
+        assert self.loss("sigmoid", 0.5, 0.1) == pytest.approx(expected)
+
     def test_a_likelihood_term_is_of_a_token_of_the_chosen_completion(self) -> None:
         assert self.loss("sigmoid", 0.5, nll_weight=0.25) == pytest.approx(-math.log(sigmoid(1.5)) + 0.25 * 2)
         assert self.loss("ipo", 0.5, nll_weight=1.0) == pytest.approx((0.5 + 0.5 - 1) ** 2 + 2)
@@ -123,7 +127,11 @@ class TestOthers:
         assert made.chosen_reward is None and made.rejected_reward is None
 
     def test_what_is_as_good_as_certain_has_finite_odds(self) -> None:
-        assert torch.isfinite(objectives.odds_ratio_loss(torch.tensor([0.0]), torch.tensor([-1.0]))).all()
+        """A probability of 1 counts as exp(-1e-6), odds of some 1e6; float32 knows its complement to a tenth."""
+        chosen, rejected = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([-1.0, 0.0, 0.0])
+        losses = objectives.odds_ratio_loss(chosen, rejected)
+        other = -1.0 - math.log(1 - math.exp(-1.0))
+        assert losses.tolist() == pytest.approx([0.0, math.log(2), math.log(1e6) - other], abs=0.1)
 
 
 class TestKTO:
@@ -140,6 +148,12 @@ class TestKTO:
         assert margins.tolist() == pytest.approx([0.5 * 1.6, 0.5 * -1.4, 0.5 * -0.6])
         expected = [1.5 * (1 - sigmoid(0.8)), 1.5 * (1 - sigmoid(-0.7)), 2.0 * (1 - sigmoid(-0.3))]
         assert losses.tolist() == pytest.approx(expected)
+
+    def test_margins_have_the_precision_of_the_log_ratios(self) -> None:
+        ratios = torch.tensor([2.0, 1.0], dtype=torch.float64)
+        losses, margins = objectives.kto(ratios, torch.tensor([True, False]), 0.4, 0.3, 1.0, 1.0)
+        assert margins.tolist() == pytest.approx([0.3 * 1.6, -0.3 * 0.6], rel=1e-14)
+        assert losses.tolist() == pytest.approx([sigmoid(-0.3 * 1.6), sigmoid(0.3 * 0.6)], rel=1e-14)
 
     def test_an_estimate_below_zero_is_zero(self) -> None:
         losses, margins = self.made(-3.0)

@@ -152,7 +152,7 @@ def test_padding_is_masked(task: Task) -> None:
     """A causal model never looks ahead to it, and one that does would."""
     tokenizer = load_tokenizer(task.model)
     texts = ["my dog ate the red shoe", "sad", "i feel sad"]
-    found = positive_probabilities(Summing(), tokenizer, texts, max_length=40, batch_size=3)  # type: ignore[arg-type]
+    found = positive_probabilities(Summing(), tokenizer, texts, max_length=40, batch_size=3)
     sums = [sum(tokenizer(text)["input_ids"]) for text in texts]
     assert found.tolist() == pytest.approx([1 / (1 + np.exp(-total / 100)) for total in sums], abs=1e-6)
 
