@@ -94,6 +94,10 @@ class TestOthers:
         other = objectives.dpo(turned, "robust", 0.5, 0.2).losses.item()
         assert 0.8 * self.loss("robust", 0.5, 0.2) + 0.2 * other == pytest.approx(-math.log(sigmoid(1.5)))
 
+    def test_smoothed_labels_are_the_mixture_of_both(self) -> None:
+        expected = -0.9 * math.log(sigmoid(1.5)) - 0.1 * math.log(sigmoid(-1.5))
+        assert self.loss("sigmoid", 0.5, 0.1) == pytest.approx(expected)
+
     def test_a_likelihood_term_is_of_a_token_of_the_chosen_completion(self) -> None:
         assert self.loss("sigmoid", 0.5, nll_weight=0.25) == pytest.approx(-math.log(sigmoid(1.5)) + 0.25 * 2)
         assert self.loss("ipo", 0.5, nll_weight=1.0) == pytest.approx((0.5 + 0.5 - 1) ** 2 + 2)
@@ -114,9 +118,20 @@ class TestOthers:
         # A token's probability is 1/2 in the chosen and 1/5 in the rejected completion: odds of 1 and 1/4.
         made = objectives.orpo(pairs_of(2 * math.log(0.5), 4 * math.log(0.2)), beta=0.5)
         assert made.losses.item() == pytest.approx(math.log(2) - 0.5 * math.log(sigmoid(math.log(4))))
+        rewards = (made.chosen_reward.item(), made.rejected_reward.item())  # type: ignore[union-attr]
+        assert rewards == pytest.approx((0.5 * math.log(0.5), 0.5 * math.log(0.2)))
+
+    def test_unlikelihood_by_hand_has_no_rewards(self) -> None:
+        made = objectives.unlikelihood(pairs_of(-4.0, -10.0), alpha=0.25)
+        assert made.losses.tolist() == [4.0 - 2.5]
+        assert made.chosen_reward is None and made.rejected_reward is None
 
     def test_what_is_as_good_as_certain_has_finite_odds(self) -> None:
-        assert torch.isfinite(objectives.odds_ratio_loss(torch.tensor([0.0]), torch.tensor([-1.0]))).all()
+        """A probability of 1 counts as exp(-1e-6), odds of some 1e6; float32 knows its complement to a tenth."""
+        chosen, rejected = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([-1.0, 0.0, 0.0])
+        losses = objectives.odds_ratio_loss(chosen, rejected)
+        other = -1.0 - math.log(1 - math.exp(-1.0))
+        assert losses.tolist() == pytest.approx([0.0, math.log(2), math.log(1e6) - other], abs=0.1)
 
 
 class TestKTO:
@@ -133,6 +148,12 @@ class TestKTO:
         assert margins.tolist() == pytest.approx([0.5 * 1.6, 0.5 * -1.4, 0.5 * -0.6])
         expected = [1.5 * (1 - sigmoid(0.8)), 1.5 * (1 - sigmoid(-0.7)), 2.0 * (1 - sigmoid(-0.3))]
         assert losses.tolist() == pytest.approx(expected)
+
+    def test_margins_have_the_precision_of_the_log_ratios(self) -> None:
+        ratios = torch.tensor([2.0, 1.0], dtype=torch.float64)
+        losses, margins = objectives.kto(ratios, torch.tensor([True, False]), 0.4, 0.3, 1.0, 1.0)
+        assert margins.tolist() == pytest.approx([0.3 * 1.6, -0.3 * 0.6], rel=1e-14)
+        assert losses.tolist() == pytest.approx([sigmoid(-0.3 * 1.6), sigmoid(0.3 * 0.6)], rel=1e-14)
 
     def test_an_estimate_below_zero_is_zero(self) -> None:
         losses, margins = self.made(-3.0)

@@ -53,6 +53,7 @@ STAGES: dict[str, dict[str, str]] = {
     "training.kto": {"path": "model data reference work out metrics", "text": "recipe"},
     "training.preference": {"path": "model data work out metrics", "text": "recipe"},
     "training.frontier_run": {"path": "model data reference prompts work out metrics", "text": "recipe"},
+    "training.ngrams": {"path": "model reviews table out", "text": "recipe"},
     "training.model_card": {"path": "model out"},
     "training.ppo": {"path": "model reward-model prompts work out metrics", "text": "recipe"},
     "training.pretrain": {"path": "text work out metrics", "text": "recipe"},

@@ -150,6 +150,21 @@ def test_holm_counts_every_measure_and_step_of_the_run() -> None:
     assert table_of(good(0), [row | {"repeats": i < 2} for i, row in enumerate(good(4))])["repeats_p_holm"].isna().all()
 
 
+def test_resamples_are_enough_for_the_smallest_p_of_all_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of six measures at 0.95: the smallest p of 12 tests must fall below 0.05 / 12, four times over."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(diagnosis, "_RESAMPLES", 1)
+    monkeypatch.setattr(diagnosis, "sign_flip_p", lambda d, seed, resamples: asked.append((seed, resamples)) or 1e-4)
+    table = table_of(good(0), good(2), [row | {"repeats": i < 20} for i, row in enumerate(good(4))])
+    assert asked == [(0, 4 * 12 * 20)] and table["repeats_p_holm"].iloc[2] == pytest.approx(12e-4)
+
+
+def test_a_mean_completion_is_too_long_beyond_one_standard_deviation() -> None:
+    """Of 6 to 10 tokens, each as often: a mean of 8 and a variance of 2, of 40 less one 80 / 39."""
+    thresholds = table_of(good(0), good(2))["tokens_threshold"]
+    assert thresholds.tolist() == pytest.approx([8 + math.sqrt(80 / 39)] * 2)
+
+
 def test_runs_as_their_reference_are_seldom_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     """60 runs of three steps, each completion drawn as the reference policy's: at most 5% have any flag."""
     monkeypatch.setattr(diagnosis, "_RESAMPLES", 999)
@@ -215,6 +230,47 @@ def test_the_words_of_a_verdict() -> None:
     assert "does not end first at step 2 (" in verdict_of(table_of(good(0), ill[0], good(6), again), RECIPE).sentence
     assert found.helps.endswith("a smaller `kl_target` or a larger `kl_coef`; a lower `missing_eos_reward`")
     assert endless["chosen_logp_change"].isna().all()
+
+
+def test_chosen_falls_beyond_one_standard_deviation_and_not_at_it() -> None:
+    spread = float(pd.DataFrame(good(0))["logp"].std())
+    for further, flags in ((0.0, ["", ""]), (0.01, ["", "chosen falls"])):
+        fallen = logged((0, 0.0, 0.0), (4, -spread - further, -1.0))
+        assert table_of(good(0), good(4), metrics=fallen)["flags"].tolist() == flags
+
+
+def test_the_page_of_one_run() -> None:
+    table = table_of(good(0), completions(2, COLLAPSED["endless"]), good(4)).assign(prompts=80)
+    assert diagnosis_page(table, RECIPE).splitlines() == [
+        "# hh: diagnosis",
+        "",
+        "Every run's completions of the same 80 prompts at temperature 1, held against those of step 0, the reference policy's "
+        "own. Flagged is what is beyond its threshold, and significantly so (5%, adjusted over all measures and steps of a run).",
+        "",
+        "| run | verdict | what helps |",
+        "| --- | --- | --- |",
+        "| mine | Collapsed: does not end at step 2 (0% end at step 2, 100% at step 0). | evaluating and stopping earlier; a "
+        "lower `learning_rate`; `nll_weight` above 0; a larger `beta` |",
+        "",
+        "At the last step of each run:",
+        "",
+        "| run | step | chosen | rejected | end | repeat | empty | copy | tokens | entropy | KL | distinct |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| mine | 4 | +1.0 | -4.0 | 100% | 0% | 0% | 2% | 8 | 0.75 | 4.0 | 100% |",
+        "",
+        "chosen, rejected: change of the log-probability of held-out pairs since step 0, nats a completion, where the trainer "
+        "logs it; entropy in nats a token, KL in nats a completion.",
+        "",
+        "| of the reference policy's completions | there | flagged |",
+        "| --- | ---: | ---: |",
+        "| empty | 0.0% | above 5.0% |",
+        "| end before the length limit | 100.0% | below 95.0% |",
+        "| have four tokens in a row twice | 0.0% | above 5.0% |",
+        "| more than half from the prompt | 2.5% | above 7.5% |",
+        "| tokens, mean | 8.0 | above 9.4 |",
+        "| distinct texts | 100.0% | below 50.0% |",
+        "| log-probability, standard deviation | 2.0 | chosen falls by more, rejected too |",
+    ]
 
 
 def test_a_run_without_its_reference_or_with_other_prompts_is_refused() -> None:

@@ -129,6 +129,43 @@ def test_of_the_best_of_n_powers_of_two_are_fitted_and_told() -> None:
     assert alarm(curve, 0.95, 0) == "", "the third is no power of 2, and from the second to the fourth it rose"
 
 
+def test_resamples_are_enough_for_the_smallest_p_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 17 steps 136 pairs: at 0.95 the smallest p must fall below 0.05 / 136, four times over."""
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(overoptimization, "sign_flip_p", lambda fall, *values: asked.append(values) or 1.0)
+    many = made_up([-float(i) for i in range(17)], [float(i) for i in range(17)])
+    assert alarm(many, 0.95, 3) == "" and asked == [(3, 10_880)] * 136
+    asked.clear()
+    alarm(made_up([0.0, -1.0], [0.0, 1.0]), 0.95, 3)
+    assert asked == [(3, 9999)]
+
+
+def test_a_fit_is_least_squares_of_the_means_over_the_prompts_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same resamples of prompts, taken one by one."""
+    monkeypatch.setattr(overoptimization, "_RESAMPLES", 8)
+    rng = np.random.default_rng(1)
+    kl = np.array([0.0, 1.0, 3.0, 6.0]) + 0.1 * rng.random((12, 4))
+    true = 0.7 * np.sqrt(kl) * (1 - 0.3 * np.log(np.maximum(kl, 0.1))) + rng.standard_normal((12, 4))
+    none = np.full_like(kl, np.nan)
+    row = fit_row([Optimized("t", "mine", "ppo", 2, [0, 5, 10, 15], kl, true, true, none)], 0.5, 4)
+    drawn = np.random.default_rng(4).multinomial(12, np.full(12, 1 / 12), size=8)
+    fits = []
+    for weights in (np.ones(12), *drawn):
+        d = np.sqrt(np.average(kl[:, 1:], axis=0, weights=weights))
+        gain = np.average(true[:, 1:] - true[:, :1], axis=0, weights=weights)
+        fits.append(np.linalg.lstsq(np.stack([d, -d * np.log(d)], axis=1), gain)[0])
+    (a, b), peaks = fits[0], [peak_kl(*fit, "rl") for fit in fits]
+    expected: dict[str, Any] = {"task": "t", "run": "mine", "method": "ppo", "form": "rl", "confidence": 0.5}
+    expected |= {"seeds": 1, "prompts": 12, "points": 3, "a": a, "b": b, "peak_kl": peaks[0]}
+    for i, name in enumerate(("a", "b")):
+        low, high = np.quantile([fit[i] for fit in fits[1:]], [0.25, 0.75])
+        expected |= {f"{name}_low": low, f"{name}_high": high}
+    ends = np.quantile(peaks[1:], [0.25, 0.75], method="nearest")
+    largest = kl.mean(axis=0).max()
+    expected |= {"peak_kl_low": ends[0], "peak_kl_high": ends[1], "largest_kl": largest}
+    assert row == pytest.approx({**expected, "peak_measured": bool(peaks[0] <= largest)})
+
+
 def evaluations(run: str, method: str, beta: float, learned: bool, prompts: int = 60) -> list[dict[str, Any]]:
     rng = np.random.default_rng(len(run))
     return [
@@ -196,3 +233,23 @@ def test_the_stage_writes_points_fits_figure_and_alarms(tmp_path: Path, caplog: 
     assert table.loc[table["run"] == "ppo", "alarm"].str.startswith("over-optimised: from step 5 to 10").all()
     assert table.loc[table["run"] == "best_of_n", "alarm"].isna().all()
     assert b"<svg" in out["out"][0].read_bytes()
+
+
+def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
+    falling = made_up([0.0, 0.6, 0.9, 0.4], [0.0, 1.0, 2.0, 3.0])
+    rising = Optimized(**{**vars(made_up([0.0, 0.3, 0.5, 0.7], [0.0, 0.1, 0.2, 0.3], "dpo")), "run": "dpo"})
+    table = pd.DataFrame([*points(falling, "an alarm"), *points(rising, "")]).assign(prompts=200)
+    facts = [{"task": "hh", "title": "Dialogue", "written": "dialogues", "synthetic": True, "warnings": []}]
+    figure = overoptimization.overoptimization_figure(table, facts, {"hh": "oracle"})
+    assert figure.get_size_inches() == pytest.approx([8.4, 3.6])
+    left, right = figure.axes
+    root = np.sqrt(np.arange(4.0))
+    for axes, gains in ((left, ([0, 0.6, 0.9, 0.4], [0, 0.3, 0.5, 0.7])), (right, ([0, 1, 2, 3], [0, 0.1, 0.2, 0.3]))):
+        assert axes.get_xlabel() == "Square root of KL to the reference (nats)"
+        assert [line.get_label() for line in axes.get_lines()] == ["mine", "DPO"]
+        for line, gain in zip(axes.get_lines(), gains, strict=True):
+            assert line.get_xdata() == pytest.approx(root) and line.get_ydata() == pytest.approx(gain, abs=1e-9)
+    assert (left.get_ylabel(), right.get_ylabel()) == ("True reward", "Learned or implicit reward")
+    assert left.get_title(loc="left") == "Dialogue (synthetic records)"
+    assert figure.get_suptitle() == "hh, mine, seed 0: an alarm."
+    assert "200 test prompts. Synthetic" in figure.get_supxlabel().replace("\n", " ")

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from prefopt.analysis import power
 from prefopt.analysis.power import detectable, needed_prompts, standard_error
@@ -61,6 +62,30 @@ def test_what_is_detectable_needs_so_many_prompts() -> None:
     assert needed_prompts((0.6, 0.6)) is None
 
 
+def test_the_power_of_a_normal_difference() -> None:
+    """Without a difference it is the chance of an error, and at 1.96 standard errors a half and a little of the other tail."""
+    assert power.power(0.0, 1.0) == pytest.approx(0.05)
+    assert power.power(0.0, 2.0, confidence=0.9) == pytest.approx(0.1)
+    assert power.power(1.959964, 1.0) == pytest.approx(0.5 + norm.cdf(-2 * 1.959964), abs=1e-6)
+
+
+def test_the_fewest_prompts_are_two() -> None:
+    assert needed_prompts((0.001, 0.999)) == 2
+
+
+def test_what_is_asked_unless_it_is_said() -> None:
+    parser = argparse.ArgumentParser()
+    power.add_arguments(parser)
+    expected = {"rate": 0.6, "difference": None, "prompts": [100, 200, 500, 1000], "seeds": [1, 3, 5]}
+    expected |= {"correlation": 0.3, "seed_sd": 0.02, "power": 0.8, "confidence": 0.95}
+    assert vars(parser.parse_args([])) == expected
+    said = (
+        "--rate 0.5 --difference 0.2 --prompts 7 --seeds 2 --correlation 0.1 --seed-sd 0.3 --power 0.9 --confidence 0.8"
+    )
+    given = {"rate": 0.5, "difference": 0.2, "prompts": [7], "seeds": [2], "correlation": 0.1, "seed_sd": 0.3}
+    assert vars(parser.parse_args(said.split())) == {**given, "power": 0.9, "confidence": 0.8}
+
+
 def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     power.add_arguments(parser)
@@ -76,5 +101,18 @@ def test_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     power.run(parser.parse_args(["--difference", "0.1", "--correlation", "0", "--seeds", "1", "--rate", "0.6"]))
     assert capsys.readouterr().out.splitlines()[1:] == ["  1 seed (of these two policies alone): 354 prompts"]
+    power.run(
+        parser.parse_args(["--difference", "0.02", "--seed-sd", "0.05", "--seeds", "2", "1", "--correlation", "0"])
+    )
+    few = needed_prompts((0.6, 0.62))
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  2 seeds: no number of prompts, take more seeds",
+        f"  1 seed (of these two policies alone): {few} prompts",
+    ]
+    power.run(parser.parse_args(["--rate", "0.95", "--prompts", "20", "2000", "--seeds", "1"]))
+    points = detectable(0.95, 2000, correlation=0.3)
+    assert points is not None and capsys.readouterr().out.splitlines()[1:] == [
+        f"  1 seed (of these two policies alone): points of difference: 20 prompts none, 2000 prompts {100 * points:.1f}"
+    ]
     with pytest.raises(SystemExit):
         parser.parse_args(["--rate", "60"])

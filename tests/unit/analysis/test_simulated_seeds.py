@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prefopt.analysis.statistics import crossed_mean, mean_over_seeds
+from prefopt.analysis.statistics import Interval, MeanOverSeeds, crossed_mean, mean_over_seeds
 
 _STUDIES = 400
 
@@ -75,6 +75,24 @@ def test_by_hand() -> None:
     found = crossed_mean(scores, 0.9, 0.0, 1.0)
     assert found.mean == pytest.approx(7 / 12) and found.p == pytest.approx(expected.p)
     assert found.interval.low == pytest.approx(max(0.0, expected.interval.low))
+
+
+@pytest.mark.parametrize(("twice", "variance"), [(0.0, 0.0035), (0.0008, 0.0031), (0.004, 0.0025)])
+def test_what_both_parts_hold_is_taken_out_of_five_seeds(twice: float, variance: float) -> None:
+    """A variance of 0.005 / 5 between seeds and 0.0025 over prompts less half of what is in both, at least that over prompts."""
+    found = mean_over_seeds([0.4, 0.5, 0.6, 0.5, 0.5], 0.05, 20, 0.9, twice)
+    freedom = 0.0035**2 / (0.001**2 / 4 + 0.0025**2 / 19)
+    half = stats.t.ppf(0.95, freedom) * variance**0.5
+    assert (found.interval.low, found.interval.high) == pytest.approx((0.5 - half, 0.5 + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(0.5 / variance**0.5, freedom))
+    assert found.between_seed_sd == pytest.approx(0.005**0.5)
+    assert mean_over_seeds([0.4, 0.5, 0.6], 0.05, 20, 0.9, twice) == mean_over_seeds([0.4, 0.5, 0.6], 0.05, 20, 0.9)
+
+
+def test_without_any_variance_a_mean_is_certain() -> None:
+    half, zero = (mean_over_seeds([value] * 2, 0.0, 9, 0.95) for value in (0.5, 0.0))
+    assert half == MeanOverSeeds(0.5, 0.0, Interval(0.5, 0.5), 0.0)
+    assert zero == MeanOverSeeds(0.0, 0.0, Interval(0.0, 0.0), 1.0)
 
 
 def test_equal_scores_have_a_width_and_none_have_none() -> None:

@@ -43,6 +43,11 @@ def test_ties_narrow_and_agreement_within_a_prompt_widens() -> None:
     assert width(four_samples) < 0.55 * width(decided)
 
 
+def test_prompts_are_told_apart_by_more_than_their_words() -> None:
+    scores = [1.0, 0.0, 1.0, 1.0]
+    assert score_interval(scores, [1, "1", ("a", 1), ("a", 2)]) == score_interval(scores)
+
+
 def test_no_scores_no_interval() -> None:
     assert math.isnan(score_interval([]).low) and math.isnan(score_interval([]).high)
 

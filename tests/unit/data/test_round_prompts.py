@@ -61,3 +61,7 @@ def test_the_table_is_one_of_prompts_with_the_same_tokenizer(tmp_path: Path) -> 
     run(argparse.Namespace(prompts=tmp_path / "all.parquet", recipe=json.dumps(RECIPE), out=out))
     found = read_table(out, "prompts", tokenizer_hash="t", style="chat", prompts=made["content_hash"], recipe=RECIPE)
     assert found["prompt_id"].tolist() == names()
+    # A table that does not say how its prompts are put has plain ones.
+    write_table(tmp_path / "plain.parquet", "prompts", table(), tokenizer_hash="t")
+    run(argparse.Namespace(prompts=tmp_path / "plain.parquet", recipe=json.dumps(RECIPE), out=out))
+    assert read_table(out, "prompts", style="plain")["prompt_id"].tolist() == names()

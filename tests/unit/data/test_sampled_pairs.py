@@ -54,6 +54,7 @@ def test_four_completions_make_six_pairs_of_their_own_tokens(tmp_path: Path) -> 
     assert (first["chosen"], first["chosen_ids"].tolist(), first["rejected_ids"].tolist()) == ("t1", [2, 2], [1])
     summary = json.loads(args.summary.read_text())
     assert summary["splits"] == {"train": 6} and summary["dropped"] == {}
+    assert pairs.attrs["manifest"]["summary"] == summary and (summary["read"], summary["kept"]) == (6, 6)
     assert summary["mean_difference_of_rewards"] == pytest.approx((0.3 + 0.1 + 0.2 + 0.2 + 0.1 + 0.1) / 6, abs=1e-6)
 
 

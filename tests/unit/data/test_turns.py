@@ -104,6 +104,8 @@ def test_what_the_template_refuses_is_named_dropped_and_counted(chat: Chat, capl
         f"raw.parquet: the chat template of {name} does not take 'p7' (no tools here); 1 of 20 records are dropped for "
         f"this (refused_by_template)" in caplog.text
     )
+    # A tenth is not more than a tenth.
+    assert tokens_of(chat, rows[:10]).count("refused_by_template") == 1
     with pytest.raises(UserError) as error:
         tokens_of(chat, rows[1:9])
     assert str(error.value) == (

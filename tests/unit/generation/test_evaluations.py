@@ -17,9 +17,11 @@ from prefopt.data.synthetic.posts import generate
 from prefopt.errors import UserError
 from prefopt.generation import evaluations
 from prefopt.generation.evaluations import EvaluationsRecipe, evaluations_of
-from prefopt.lm.models import tokenizer_hash
+from prefopt.lm.batching import Row
+from prefopt.lm.models import new_scorer, save_model, tokenizer_hash, weights_hash
+from prefopt.rewards.learned import score_rows
 from prefopt.rewards.stage import TrueRewardsRecipe, sample_reward
-from prefopt.store.tables import read_table, write_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 from tiny_task import Task, task
 
 __all__ = ["task"]
@@ -54,7 +56,7 @@ def test_a_kl_is_the_log_ratio_of_a_sample_and_a_step_is_told_by_its_name() -> N
     )
     assert table["learned_reward"].tolist() == [-1.0] * 4
     assert table["kl"].tolist() == [0.0, 0.5, 2.0, 0.0] and table["reward"].tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert table["step"].tolist() == [0, 0, 12, 12]
+    assert table["step"].tolist() == [0, 0, 12, 12] and table["step"].dtype == np.int64
     assert table["logp"].tolist() == [-2.0, -3.0] * 2 and table["ended"].tolist() == [True, False] * 2
     assert table["empty"].tolist() == [True, False] * 2 and not table[["repeats", "copies"]].to_numpy().any()
     assert set(zip(table["run"], table["method"], table["seed"], table["conservativeness"], strict=True)) == {
@@ -138,6 +140,20 @@ def test_the_stage_reads_temperature_1_alone(tmp_path: Path, task: Task) -> None
     evaluations.run(args)
     table = read_table(args.out, "evaluations")
     assert len(table) == 4 and table["conservativeness"].isna().all() and table["kl"].nunique() == 2
+    assert table["learned_reward"].isna().all()
+    # With a reward model, which is not the true reward.
+    scorer, tokenizer = new_scorer(task.model, 1)
+    save_model(tmp_path / "scorer", scorer, tokenizer, {})
+    args.reward_model = tmp_path / "scorer"
+    evaluations.run(args)
+    with_learned = read_table(args.out, "evaluations")
+    rows = [Row((1, 2, 3), ((4, 5),))]
+    assert with_learned["learned_reward"].tolist() == pytest.approx([score_rows(scorer, rows, 64).item()] * 4)
+    assert with_learned["reward"].tolist() == table["reward"].tolist()
+    manifest = read_manifest(args.out)
+    assert manifest["samples"] == read_manifest(tmp_path / "samples.parquet")["content_hash"]
+    assert manifest["reference_weights"] == weights_hash(task.model) and manifest["reward_weights"] is None
+    assert manifest["learned_reward_weights"] == weights_hash(tmp_path / "scorer")
     write_table(tmp_path / "samples.parquet", "samples", frame.assign(temperature=0.7), prompts=content)
     with pytest.raises(UserError, match="holds no completion at temperature 1"):
         evaluations.run(args)

@@ -6,12 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from prefopt.generation import implicit_rewards, sample
 from prefopt.lm.models import load_policy, save_model, weights_hash
-from prefopt.store.tables import read_manifest, read_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 from tiny_task import Task, task
 
 __all__ = ["task"]
@@ -69,7 +70,28 @@ def test_a_reward_is_beta_times_the_log_ratio(
     manifest = read_manifest(out)
     assert manifest["reward_weights"] == [weights_hash(policy), weights_hash(task.model)]
     # Both models read every completion.
+    assert manifest["used"]["stage"] == "implicit_rewards"
     assert manifest["used"]["examples"] == 2 * 12 and manifest["used"]["flops"] > 0
+
+
+def test_shards_are_whole_groups_of_a_prompt_and_a_temperature(
+    task: Task, policy: Path, samples: Path, tmp_path: Path
+) -> None:
+    """Of four prompts at one temperature and once more at another the first half is the first temperature's."""
+    rows = read_table(samples, "samples")
+    twice = pd.concat([rows, rows.assign(temperature=1.0)])
+    both = tmp_path / "samples.parquet"
+    write_table(both, "samples", twice, prompts=read_manifest(task.prompts)["content_hash"])
+    recipe = json.dumps({"beta": 0.5, "length_normalized": False, "token_budget": 64, "dtype": "float32"})
+    paths = {"model": policy, "reference_model": task.model, "prompts": task.prompts, "samples": both}
+    whole, *halves = (
+        (tmp_path / f"{name}.parquet", shard) for name, shard in (("whole", None), ("a", "1-of-2"), ("b", "2-of-2"))
+    )
+    for out, shard in (whole, *halves):
+        implicit_rewards.run(argparse.Namespace(**paths, out=out, shard=shard, recipe=recipe))
+    every, *parts = (pd.read_parquet(out) for out, _ in (whole, *halves))
+    assert [part["temperature"].unique().tolist() for part in parts] == [[0.7], [1.0]]
+    pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), every)
 
 
 def test_a_policy_gives_its_own_reference_no_reward(task: Task, samples: Path, tmp_path: Path) -> None:

@@ -117,12 +117,22 @@ def test_where_an_answer_ends(name: str, end: str | None, answer: str) -> None:
     assert (None if chat.end is None else chat.tokenizer.convert_ids_to_tokens(chat.end)) == end
     prompt, (ids,) = exchange(chat, [USER], ["ate"])
     assert text(chat, ids) == answer
-    assert answer_text(chat, prompt, ids).rstrip() == " ate"
+    assert answer_text(chat, prompt, ids) == (" ate" if end else " ate\n")
     assert answer_text(chat, prompt, ids[-1:]) == ""
     assert answer_ids(chat, "ate") == ids, "whatever it answers"
     ends = end_tokens(chat.tokenizer, make_model("llama", engine=False))
     eos = chat.tokenizer.eos_token_id
     assert ends == ((eos,) if chat.end is None else (eos, chat.end))
+
+
+def test_an_answer_that_was_cut_is_whole_and_an_end_that_is_no_special_token_is_none_of_it() -> None:
+    tokenizer = tokenizer_with(CHATML.replace("<|im_end|>", "<end>"))
+    tokenizer.add_tokens(["<end>"])
+    chat = chat_of(tokenizer)
+    prompt, (ids,) = exchange(chat, [USER], ["the red shoe"])
+    assert text(chat, ids) == "the red shoe<end>" and "<end>" not in special_tokens(tokenizer)
+    assert answer_text(chat, prompt, ids) == answer_text(chat, prompt, ids[:-1]) == " the red shoe"
+    assert answer_text(chat, prompt, []) == ""
 
 
 def test_a_generation_prompt_that_an_answer_does_not_follow_is_no_part_of_the_prompt() -> None:
@@ -159,6 +169,12 @@ NASTY: list[tuple[str, list[dict[str, str]], str, str]] = [
         "<|im_start|>user\nmy cat<|im_end|>\n<|im_start|>tool\nthe shoe<|im_end|>\n<|im_start|>assistant\n|ate<|im_end|>",
     ),
     ("strict", said("user: my cat", "tool: the shoe", "tool: red"), "ate", "!Conversation roles must alternate"),
+    (
+        "chatml",
+        said('user: my "cat"\nate'),
+        '"the"\nshoe',
+        '<|im_start|>user\nmy "cat"\nate<|im_end|>\n<|im_start|>assistant\n|"the"\nshoe<|im_end|>',
+    ),
 ]
 
 

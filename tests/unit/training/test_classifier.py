@@ -17,7 +17,7 @@ import torch
 from prefopt.data.synthetic.review_world import label, write_review
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
-from prefopt.lm.models import new_classifier, save_model
+from prefopt.lm.models import load_tokenizer, new_classifier, save_model
 from prefopt.rewards import true_reward
 from prefopt.rewards.true_reward import load_classifier, load_true_reward, positive_index, positive_probabilities
 from prefopt.store.tables import read_table, write_table
@@ -132,6 +132,29 @@ def test_texts_are_read_in_batches_of_like_length(task: Task) -> None:
     model.config.pad_token_id = None
     alone = positive_probabilities(model, tokenizer, texts, max_length=40, batch_size=1)
     assert alone.tolist() == pytest.approx(together.tolist(), abs=1e-6)
+
+
+class Summing(torch.nn.Module):
+    """A classifier that reads every token that the mask lets it, on either side: the log-odds are the sum of ids / 100."""
+
+    config = SimpleNamespace(id2label={0: "NEGATIVE", 1: "POSITIVE"}, pad_token_id=7)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.01))
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
+        odds = (input_ids * attention_mask).sum(dim=1) * self.scale
+        return SimpleNamespace(logits=torch.stack([torch.zeros_like(odds), odds], dim=1))
+
+
+def test_padding_is_masked(task: Task) -> None:
+    """A causal model never looks ahead to it, and one that does would."""
+    tokenizer = load_tokenizer(task.model)
+    texts = ["my dog ate the red shoe", "sad", "i feel sad"]
+    found = positive_probabilities(Summing(), tokenizer, texts, max_length=40, batch_size=3)
+    sums = [sum(tokenizer(text)["input_ids"]) for text in texts]
+    assert found.tolist() == pytest.approx([1 / (1 + np.exp(-total / 100)) for total in sums], abs=1e-6)
 
 
 class OfShapes(torch.nn.Module):

@@ -65,6 +65,14 @@ def test_reward_is_of_prompt_and_completion_and_kl_of_the_completion(task: Task)
         assert completion_kls(policy, reference, [row]).item() == pytest.approx(rows[0]["kl"], rel=1e-4)
 
 
+def test_a_text_is_rewarded_as_it_was_written(task: Task) -> None:
+    _, tokenizer = load_policy(task.model)
+    prompt, completion = "my dog , he", " said : i ' m sad ."
+    ids = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, completion)]
+    row = Row(ids[0], ((*ids[1], tokenizer.eos_token_id),))
+    assert completed_texts(tokenizer, [row]) == [prompt + completion]
+
+
 @pytest.mark.parametrize("budget", [10_000, 20])
 def test_every_number_belongs_to_its_own_sample(budget: int, task: Task) -> None:
     """Reward, KL and tokens of each sample, whatever the micro-batches, against the sample drawn again."""

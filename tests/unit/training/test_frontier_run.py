@@ -17,6 +17,9 @@ from prefopt.data import labels
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.generation.measures import completion_measures
+from prefopt.lm.batching import Row
+from prefopt.lm.models import load_scorer, new_scorer, save_model
+from prefopt.rewards.learned import score_rows
 from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import frontier_run, loop, reference
 from prefopt.training.rollouts import PPORecipe
@@ -108,6 +111,8 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
         **model_hashes("reference", task.model),
         **pairs,
     }
+    steps = [row["step"] for row in map(json.loads, args.metrics.read_text().splitlines()) if row["split"] == "train"]
+    assert steps == [1, 2, 3, 4], "no longer than to the last checkpoint"
     left = [path for path in (tmp_path / "work").rglob("*") if path.suffix in (".parquet", ".safetensors", ".pt")]
     assert left == []
 
@@ -174,6 +179,37 @@ def test_activations_of_the_value_network_are_computed_again_if_asked_for(
     trainer = from_dict(PPORecipe, {**TRAINERS["ppo_gt"], "activation_checkpointing": again})
     models, _ = frontier_run._ppo_models(args, recipe, trainer, None, None, None, lambda texts: torch.zeros(0))
     assert all(isinstance(layer.forward, functools.partial) == again for layer in models.value.model.layers)
+
+
+def test_a_learned_reward_is_learned_from_and_told_beside_the_true_one(
+    task: Task, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, tokenizer = new_scorer(task.model, 3)
+    scorer.config.reward_offset = -20.0
+    save_model(tmp_path / "scorer", scorer, tokenizer, {})
+    once = {"learned_reward": True, "interval": 1, "checkpoints": 1, "trainer": {**TRAINERS["ppo_gt"], "updates": 1}}
+    args = arguments(task, inputs, tmp_path, "ppo_gt", **once)
+    args.reward_model = tmp_path / "scorer"
+    rows = [Row((5, 6), ((7, 8, 0), (9, 0)))]
+    evaluate, given = frontier_run.evaluate_policy, []
+
+    def watched(*values: Any) -> Any:
+        given.append(values[-1](rows))
+        return evaluate(*values)
+
+    monkeypatch.setattr(frontier_run, "evaluate_policy", watched)
+    frontier_run.run(args)
+    expected = score_rows(load_scorer(tmp_path / "scorer"), rows, 64)
+    assert len(given) == 2 and all(torch.equal(one, expected) for one in given)
+    learned = read_table(args.out, "evaluations")["learned_reward"]
+    assert learned.notna().all() and (learned > 15).all(), "the offset is taken off"
+    told = read_manifest(args.out)["identity"]["inputs"]
+    assert told.items() >= model_hashes("reward", tmp_path / "scorer").items()
+    # The value network starts from the reward model.
+    recipe = from_json(frontier_run.FrontierRunRecipe, args.recipe)
+    trainer = from_dict(PPORecipe, TRAINERS["ppo_gt"])
+    models, _ = frontier_run._ppo_models(args, recipe, trainer, None, None, None, lambda texts: torch.zeros(0))
+    assert models.learned_reward and torch.equal(models.value.score.weight, scorer.score.weight)
 
 
 def test_the_learned_reward_must_be_given(task: Task, inputs: dict[str, Path], tmp_path: Path) -> None:

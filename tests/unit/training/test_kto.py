@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,14 @@ def test_no_gradient_flows_through_the_estimate(task: Task, reference_table: Pat
     (examples.losses(moved, range(8), mean)[0].mean()).backward()
     for one, other in zip(gradients, moved.parameters(), strict=True):
         torch.testing.assert_close(one, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_are_where_the_model_is(task: Task, reference_table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that only knows shapes."""
+    sums = SimpleNamespace(sums=torch.zeros(3, device="meta"))
+    monkeypatch.setattr(kto, "completion_logprobs", lambda model, rows: sums)
+    losses, figures = examples_of(task, reference_table).losses(nn.Identity(), [0, 1, 2], 0.5)
+    assert {values.device.type for values in (losses, *figures.values())} == {"meta"}
 
 
 def test_what_is_read_for_the_estimate_is_counted(task: Task, reference_table: Path, moved: PreTrainedModel) -> None:

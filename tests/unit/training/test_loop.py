@@ -48,14 +48,15 @@ def test_every_example_once_an_epoch_in_another_order_each_epoch() -> None:
     assert first == loop.epoch_batches(10, 4, seed=0, epoch=0)
 
 
-def test_gradient_does_not_depend_on_the_micro_batches(task: Task, examples: loop.Examples) -> None:
-    gradients = []
+def test_gradient_and_figures_do_not_depend_on_the_micro_batches(task: Task, examples: loop.Examples) -> None:
+    gradients, figures = [], []
     for budget in (10_000, 30):
         model, _ = load_policy(task.model)
         recipe = dataclasses.replace(RECIPE, token_budget=budget)
-        figures = loop.accumulate_gradients(model, examples, range(8), recipe)
+        figures.append(loop.accumulate_gradients(model, examples, range(8), recipe))
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    assert figures["loss"] > 1
+    assert figures[0]["loss"] > 1 and figures[0] == pytest.approx(figures[1], rel=1e-4)
+    assert figures[0].keys() == {"loss", "logp"}
     for one, many in zip(*gradients, strict=True):
         torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-6)
 

@@ -14,8 +14,9 @@ import torch
 
 from prefopt.data.synthetic.review_world import label, write_review
 from prefopt.errors import UserError
+from prefopt.lm.models import load_tokenizer, tokenizer_hash
 from prefopt.rewards.true_reward import load_true_reward, reward_hash
-from prefopt.store.tables import read_table, write_table
+from prefopt.store.tables import read_manifest, read_table, write_table
 from prefopt.training import ngrams
 from tiny_task import Task
 
@@ -77,9 +78,22 @@ def test_what_is_fitted_is_told_of_held_out_reviews(task: Task, tmp_path: Path) 
     assert whole["accuracy"] > 0.8, "the reviews are written by words"
     excerpts = told[(told["bin"] == "all") & (told["texts"] == "excerpts")].iloc[0]
     assert excerpts["accuracy"] < whole["accuracy"], "twelve tokens say less"
+    manifest = read_manifest(out)
+    assert manifest["held_out"]["reviews"] == pytest.approx({key: whole[key] for key in ("n", "accuracy", "brier")})
+    assert manifest["held_out"].keys() == {"reviews", "excerpts"} and manifest["recipe"] == {"max_length": 12}
+    assert manifest["reviews"] == rows.attrs["manifest"]["content_hash"]
+    assert manifest["tokenizer_hash"] == tokenizer_hash(task.model)
     # The same again is the same table.
     (tmp_path / "again").mkdir()
     assert reward_hash(fit(task, tmp_path / "again", source)) == reward_hash(out) is not None
+
+
+def test_an_excerpt_is_a_texts_first_tokens(task: Task) -> None:
+    texts = pd.DataFrame({"text": ["my dog ate the red shoe and i feel sad", "sad"]})
+    whole, cut = ngrams.whole_and_excerpts(texts, task.model, 4)
+    tokenizer = load_tokenizer(task.model)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"][:4] for text in texts["text"]]
+    assert whole == texts["text"].tolist() and cut == [tokenizer.decode(one) for one in ids]
 
 
 def test_reviews_of_one_label_are_refused(task: Task, tmp_path: Path) -> None:

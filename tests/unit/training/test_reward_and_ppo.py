@@ -16,7 +16,7 @@ from torch import nn
 
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
-from prefopt.lm.models import load_policy, load_scorer, weights_hash
+from prefopt.lm.models import load_policy, load_scorer, new_scorer, weights_hash
 from prefopt.rewards.learned import raw_scores, score_rows
 from prefopt.store.tables import read_manifest, read_table
 from prefopt.training import ppo, reward
@@ -139,6 +139,16 @@ def test_reward_is_read_at_eos_and_equals_transformers_own_forward(task: Task, r
     for score, completion in zip(ours, row.completions, strict=True):
         whole = model(input_ids=torch.tensor([[*row.prompt, *completion]])).logits
         assert score.item() == pytest.approx(whole.item(), abs=1e-5)
+
+
+def test_a_scorer_without_an_offset_gives_its_scores_as_they_are(task: Task) -> None:
+    model, _ = new_scorer(task.model, 0)
+    assert not hasattr(model.config, "reward_offset")
+    rows = [Row((5, 6), ((7, 8, 0), (9, 0))), Row((5,), ((8, 0), (7,)))]
+    raw = raw_scores(model, rows).view(2, 2)
+    torch.testing.assert_close(score_rows(model, rows, token_budget=64), raw.detach())
+    model.config.reward_offset = 2.0
+    torch.testing.assert_close(score_rows(model, rows, token_budget=64), raw.detach() - 2)
 
 
 def test_first_update_has_ratio_one_and_no_divergence(task: Task, models: ppo.Models) -> None:
