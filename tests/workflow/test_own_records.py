@@ -5,7 +5,11 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,10 @@ def conversation(number: int) -> dict[str, Any]:
 
 @pytest.mark.workflow
 def test_conversations_become_a_tasks_tables(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(
+        REPOSITORY / "workflow" / "models" / "tldr_base", base, ignore=shutil.ignore_patterns("manifest.json")
+    )
     rows = [conversation(number) for number in range(60)]
     (tmp_path / "chats.json").write_text(json.dumps(rows[:40]))
     datasets.disable_progress_bars()
@@ -42,7 +50,7 @@ def test_conversations_become_a_tasks_tables(tmp_path: Path) -> None:
             "records": ["chats.json", {"path": "saved", "split": "test", "as": "test"}],
             "gold_fraction": 0.3,
         },
-        "base": {"source": "path", "path": str(REPOSITORY / "workflow" / "models" / "tldr_base")},
+        "base": {"source": "path", "path": "base"},
         "judge": {"kind": "reward_model"},
     }
     path = overlay(tmp_path, {"tasks": {"hh": hh, "tldr": None, "cnndm": None, "imdb": None}})
@@ -67,6 +75,23 @@ def test_conversations_become_a_tasks_tables(tmp_path: Path) -> None:
     training = pd.read_parquet(tmp_path / targets[1])
     assert len(training) > 10 and not set(training["prompt"]) & set(test.index)
     assert planned(*targets, "--configfile", path, folder=tmp_path) == {}
+    # What the user brought is known by its content, also where Snakemake's own records stay behind.
+    assert verified(tmp_path, path, *targets) == (0, "")
+    (tmp_path / "chats.json").write_text(json.dumps([{**rows[0], "chosen": rows[1]["chosen"]}, *rows[1:40]]))
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    status, said = verified(tmp_path, path, *targets)
+    assert status == 2 and "results/data/hh/raw/preferences.parquet: made of another records" in said
+    assert "results/data/hh/preferences.parquet: made of another base" in said
+    jobs = planned(*targets, "--configfile", path, folder=tmp_path)
+    assert {"records", "prepare", "prepare_preferences", "summary"} <= jobs.keys()
+
+
+def verified(folder: Path, overlay: Path, *targets: str) -> tuple[int, str]:
+    """Status of the command `verify`, and what it says of results that are not as asked for."""
+    words = [sys.executable, "-m", "prefopt", "verify", *targets, "--configfile", overlay]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "workflow")}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, "\n".join(line for line in done.stdout.splitlines() if "made of another" in line)
 
 
 @pytest.mark.workflow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +38,9 @@ def make(path: str, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, str]] 
 
 def job(output: str, *inputs: str, values: dict[str, Any] | None = None, **params: Any) -> SimpleNamespace:
     asked = {} if values is None else {"values": json.dumps(values)}
-    return SimpleNamespace(output=[output], input=list(inputs), params={"code": "abc", **asked, **params})
+    shellcmd = params.pop("shellcmd", "prefopt pretrain > log 2>&1")
+    made = {"code": "abc", **asked, **params}
+    return SimpleNamespace(output=[output], input=list(inputs), params=made, shellcmd=shellcmd)
 
 
 def test_a_table_says_what_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +54,7 @@ def test_a_table_says_what_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
         "stage": "pretrain",
         "recipe": RECIPE,
         "by_step": None,
+        "brought": {},
         "code": "abc",
         "inputs": {"text.parquet": read_manifest("text.parquet")["content_hash"]},
     }
@@ -84,6 +88,29 @@ def test_other_values_code_and_inputs_are_named(monkeypatch: pytest.MonkeyPatch)
     assert dict(_compared([other])) == {
         "results/a.parquet": "beta 0.1, asked for 0.5; its stage's code has changed; made of another results/in.parquet"
     }
+
+
+def test_what_the_user_brought_is_known_by_its_content_wherever_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, posts = Path("my base"), Path("posts.jsonl")
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    posts.write_text("one")
+    recipe = {"source": "files", "posts": ["posts.jsonl"], "articles": []}
+    make("results/a.parquet", monkeypatch, recipe=json.dumps(recipe), base=base, style="plain")
+
+    def said(*words: str, **values: Any) -> str:
+        command = shlex.join(["prefopt", "prepare", *words]) + " > logs/a.log 2>&1"
+        one = job("results/a.parquet", recipe=json.dumps({**recipe, **values}), shellcmd=command)
+        return dict(_compared([one]))["results/a.parquet"]
+
+    assert said("--base", "my base", "--style", "chat") == "as asked for"
+    base.rename("moved")
+    posts.rename("moved.jsonl")
+    assert said("--base", "moved", posts=["moved.jsonl"]) == "as asked for"
+    Path("moved", "chat_template.jinja").write_text("{{ messages }}")
+    assert said("--base", "moved", posts=["moved.jsonl"]) == "made of another moved"
+    Path("moved.jsonl").write_text("two")
+    assert said("--base", "moved", posts=["moved.jsonl"]) == "made of another moved; made of another records"
 
 
 def test_values_of_sampling_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,8 +162,17 @@ def test_a_device_that_is_not_there_is_no_reason_to_run_on_the_cpu(
         assert devices.present() == ["GPU-bbb"]
     program = tmp_path / "bin" / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'driver/library version mismatch'; exit 18\n")
-    assert devices.present() == []
+    none = (
+        "^CUDA_VISIBLE_DEVICES names '1', but nvidia-smi lists no GPU: unset it, or set compute.gpus to 0 for the CPU.$"
+    )
+    with pytest.raises(UserError, match=none):
+        devices.take(1, tmp_path / "leases", timeout=0.0)
     assert caplog.messages == ["nvidia-smi fails, so that no GPU is seen: driver/library version mismatch"]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match=none):
+        devices.take(1, tmp_path / "leases", timeout=0.0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert devices.take(1, tmp_path / "leases", timeout=0.0) == []
 
 
 def mode(path: Path) -> int:

@@ -93,3 +93,26 @@ def test_a_large_file_is_read_once_until_it_changes(here: Path, monkeypatch: pyt
     (here / "work" / "contents.json").write_text("{")
     named()
     assert len(read) == 3
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_the_folder_of_checkpoints_that_it_makes_is_not_for_others_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(contents, "_KEPT_FROM_BYTES", 1)
+    (tmp_path / "large.safetensors").write_text("weights")
+    before = os.umask(umask)
+    try:
+        content_of({"model": "large.safetensors"})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "work" / "contents.json").is_file()
+    assert (tmp_path / "work").stat().st_mode & 0o022 == 0
+
+
+def test_a_chat_template_is_content(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = content_of({"model": str(tmp_path)})
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert content_of({"model": str(tmp_path)}) != before

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import base64
+import itertools
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,9 +96,26 @@ def _differences(found: provenance.Manifest, job: Any) -> Iterator[str]:
         yield from _changed(json.loads(found["by_step"]), json.loads(steps[steps.index("--by-step") + 1]), "by_step")
     if found["code"] != job.params.get("code"):
         yield "its stage's code has changed"
+    yield from _other_brought(found, job)
     for path in map(str, job.input):
         if found["inputs"].get(path, present := provenance.content(path)) != present:
             yield f"made of another {path}"
+
+
+def _other_brought(found: provenance.Manifest, job: Any) -> Iterator[str]:
+    """What the user brought, or brings now, that is another; by the job's command, whose paths may be others too."""
+    given: dict[str, list[str]] = {}
+    name = ""
+    for word in itertools.takewhile(lambda word: word not in (">", "<<<"), shlex.split(job.shellcmd)):
+        if word.startswith("--"):
+            name = word.removeprefix("--").replace("-", "_")
+        given.setdefault(name, []).extend([] if word.startswith("--") else [word])
+    before = found.get("brought", {})
+    recipe = job.params.get("recipe")
+    now = provenance.brought({key: given.get(key, []) for key in before}, recipe and json.loads(recipe))
+    for key in before:
+        if now.get(key) != before[key]:
+            yield f"made of another {' '.join(given.get(key, [])) or key}"
 
 
 def _changed(found: Any, asked: Any, key: str = "") -> Iterator[str]:

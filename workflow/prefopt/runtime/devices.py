@@ -98,11 +98,17 @@ def present() -> list[str]:
         name = names.get(one) or next((uuid for uuid in names.values() if uuid.startswith(one)), None)
         if name is None and one.startswith("MIG-"):
             name = one
-        if name is None and names:
+        if name is None:
+            listed = ", ".join(names.values())
             raise UserError(
-                f"CUDA_VISIBLE_DEVICES names {one!r}, but nvidia-smi lists {', '.join(names.values())}: name one of them."
+                f"CUDA_VISIBLE_DEVICES names {one!r}, but nvidia-smi lists "
+                + (
+                    f"{listed}: name one of them."
+                    if names
+                    else "no GPU: unset it, or set compute.gpus to 0 for the CPU."
+                )
             )
-        found += [name] if name is not None else []
+        found.append(name)
     return list(dict.fromkeys(found))
 
 

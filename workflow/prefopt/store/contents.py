@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prefopt.errors import UserError
-from prefopt.store.files import sha256_of_file, write_text
+from prefopt.store.files import make_folders, sha256_of_file, write_text
 
 # Of a model's folder, and of one that `datasets` has saved.
-_FILES = {".json", ".safetensors", ".model", ".txt", ".arrow"}
+_FILES = {".json", ".safetensors", ".model", ".txt", ".jinja", ".arrow"}
 # Reading a large file takes seconds, and rules are evaluated by every run and every remote job: its hash is kept, as
 # git does, for as long as its size and time of change stay.
 _KEPT_FROM_BYTES = 64 * 2**20
@@ -64,6 +64,7 @@ def _hash_of(path: str, size: int, changed: int) -> str:
     if found[:2] == facts:
         return str(found[2])
     value = sha256_of_file(path)
-    with contextlib.suppress(UserError):  # a folder that cannot be written: the file is read again
+    with contextlib.suppress(UserError, OSError):  # a folder that cannot be written: the file is read again
+        make_folders(_KEPT.parent)  # checkpoints will lie there, which others must not write
         write_text(_KEPT, json.dumps({**kept, path: [*facts, value]}, indent=1) + "\n")
     return value

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -108,6 +109,13 @@ def remove_leftovers(folder: str | Path, name: str | None = None) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+def make_folders(path: Path) -> None:
+    """Makes a folder and what lacks above it; others may look into them, and not write."""
+    lacking = list(itertools.takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
+    for folder in reversed(lacking):
+        folder.mkdir(mode=0o755, exist_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from prefopt.store.contents import content_of
 from prefopt.store.fingerprint import fingerprint
 
 TABLE_KEY = b"prefopt"  # of a Parquet file's schema metadata
@@ -22,7 +23,7 @@ MODEL_FILE = "manifest.json"
 Manifest = dict[str, Any]
 
 # Arguments that name what a stage makes, or what it made before.
-_MADE = ("out", "earlier")
+_MADE = ("out", "earlier", "work", "metrics", "store")
 
 _present: Manifest | None = None
 
@@ -33,17 +34,39 @@ def begin(stage: str, module: str, args: argparse.Namespace) -> None:
     Args:
         stage: its name.
         module: the one that holds its code; a rule's own fingerprint of it (PREFOPT_CODE) goes before.
-        args: its parsed arguments. Of paths that lead to a table or a model the content is noted.
+        args: its parsed arguments. Of paths that lead to a table or a model the content is noted, and of what the user brings.
     """
     global _present
-    given = (value for name, value in vars(args).items() if name not in _MADE)
-    contents = {str(path): content(path) for value in given for path in _paths(value)}
+    given = {name: list(_paths(value)) for name, value in vars(args).items() if name not in _MADE}
+    contents = {str(path): content(path) for paths in given.values() for path in paths}
+    recipe = _parsed(getattr(args, "recipe", None))
     _present = {
         "stage": stage,
-        "recipe": _parsed(getattr(args, "recipe", None)),
+        "recipe": recipe,
+        "brought": brought(given, recipe),
         "by_step": getattr(args, "by_step", None),
         "code": os.environ.get("PREFOPT_CODE") or fingerprint(module),
         "inputs": {path: value for path, value in contents.items() if value is not None},
+    }
+
+
+def brought(paths: Mapping[str, Sequence[str | Path]], recipe: Any) -> dict[str, str]:
+    """The content of what the user brings to a stage, files and models of their own, wherever these lie.
+
+    Args:
+        paths: by argument; what is not there, and what a stage has made, is left out.
+        recipe: the stage's, whose record files are called `records`.
+    """
+    every = {
+        name: [path for path in each if Path(path).exists() and not _manifest(Path(path))]
+        for name, each in paths.items()
+    }
+    if isinstance(recipe, dict) and recipe.get("source") in ("files", "records"):
+        lists = (value for _, value in sorted(recipe.items()) if isinstance(value, list))
+        entries = [one["path"] if isinstance(one, dict) else one for each in lists for one in each]
+        every["records"] = [path for path in entries if isinstance(path, str)]
+    return {
+        name: content_of({str(i): str(path) for i, path in enumerate(each)}) for name, each in every.items() if each
     }
 
 

@@ -39,6 +39,7 @@ from prefopt.store.files import (
     atomic_path,
     check_disk_space,
     flush,
+    make_folders,
     remove_directory,
     remove_leftovers,
     sha256_of_file,
@@ -46,7 +47,7 @@ from prefopt.store.files import (
     try_lock,
 )
 from prefopt.store.tables import read_manifest, read_rows
-from prefopt.training.checkpoint_files import CheckpointPlanner, CheckpointReader, make_folders, require_own
+from prefopt.training.checkpoint_files import CheckpointPlanner, CheckpointReader, require_own
 
 logger = logging.getLogger(__name__)
 

@@ -95,13 +95,6 @@ class CheckpointPlanner(dcp.DefaultLoadPlanner):
         super().load_bytes(read_item, own)
 
 
-def make_folders(path: Path) -> None:
-    """Makes a folder and what lacks above it; others may look into them, and not write."""
-    lacking = list(itertools.takewhile(lambda folder: not folder.exists(), (path, *path.parents)))
-    for folder in reversed(lacking):
-        folder.mkdir(mode=0o755, exist_ok=True)
-
-
 def require_own(path: Path) -> None:
     """Checks that nobody else could have changed what lies in a run folder.
 
