@@ -231,7 +231,8 @@ rule paper:
 
 rule training_figure:
     input:
-        lambda wildcards: targets.training_metrics(config, wildcards.task),
+        metrics=lambda wildcards: targets.training_metrics(config, wildcards.task),
+        summary="results/data/{task}/summary.json",
     output:
         report(
             "results/{task}_training.svg",
@@ -249,9 +250,12 @@ rule training_figure:
     resources:
         **TABLE_RESOURCES,
     params:
+        **recipe("training_figure"),
         code=fingerprint("prefopt.analysis.training_curves"),
     shell:
-        table_stage("training_figure --metrics {input} --out {output}")
+        table_stage(
+            "training_figure --metrics {input.metrics} --summary {input.summary} --recipe {params.recipe} --out {output}"
+        )
 
 
 rule diagnosis:

@@ -231,14 +231,30 @@ def titles(figure: Any) -> list[list[str]]:
     return [[axes.get_title(loc="left") for axes in row if axes.axison] for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("synthetic", "title"), [(True, "Mine: training curves (synthetic records)"), (False, "Mine: training curves")]
+)
+def test_curves_say_whose_they_are_and_that_records_are_synthetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, synthetic: bool, title: str
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(training_curves, "save", lambda figure, path: drawn.append(figure))
+    (tmp_path / "sft.jsonl").write_text("\n".join(map(json.dumps, metrics(loss=1.0))))
+    (tmp_path / "summary.json").write_text(json.dumps({"synthetic": synthetic}))
+    words = {"metrics": [tmp_path / "sft.jsonl"], "summary": tmp_path / "summary.json", "out": [tmp_path / "a.svg"]}
+    training_curves.run(argparse.Namespace(**words, recipe='{"title": "Mine"}'))
+    assert drawn[0].get_suptitle() == title
+
+
 def test_other_seeds_of_a_trainer_are_drawn_faintly() -> None:
-    figure = training_figure({"sft": metrics(loss=1.0)}, {"sft": [metrics(loss=2.0), metrics(loss=3.0)]})
+    figure = training_figure("TL;DR", {"sft": metrics(loss=1.0)}, {"sft": [metrics(loss=2.0), metrics(loss=3.0)]})
     faint = [line for line in figure.axes[0].lines if line.get_alpha() == 0.3]
     assert [line.get_ydata()[0] for line in faint] == [2.0, 3.0]
 
 
 def test_a_row_of_panels_a_trainer() -> None:
     figure = training_figure(
+        "TL;DR",
         {
             "sft": metrics(loss=1.0),
             "dpo": metrics(
@@ -247,7 +263,7 @@ def test_a_row_of_panels_a_trainer() -> None:
             "kto": metrics(loss=0.5, kl=0.0, kto_margin=0.0, kto_accuracy=0.5),
             "reward_model": metrics(loss=0.69, accuracy=0.5, margin=1.0),
             "ppo": metrics(reward=0.1, kl=0.0, clip_fraction=0.0, value_loss=1.0, loss=0.0, tokens=30.0),
-        }
+        },
     )
     assert titles(figure) == [
         ["Loss", "Learning rate"],
@@ -267,9 +283,11 @@ def test_the_training_stage(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in metrics(loss=float("nan"))))
     parser = argparse.ArgumentParser()
     training_curves.add_arguments(parser)
+    (tmp_path / "summary.json").write_text('{"synthetic": true}')
     made = []
     for name in ("a.svg", "b.svg"):
-        training_curves.run(parser.parse_args(["--metrics", str(path), "--out", str(tmp_path / name)]))
+        about = ["--summary", str(tmp_path / "summary.json"), "--recipe", '{"title": "Mine"}']
+        training_curves.run(parser.parse_args(["--metrics", str(path), *about, "--out", str(tmp_path / name)]))
         made.append((tmp_path / name).read_bytes())
     assert made[0] == made[1]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from prefopt.errors import UserError
-from prefopt.store.tables import read_manifest
+from prefopt.store.tables import read_csv, read_manifest
 
 # What names a row of a table, in this order; the columns of these that it has.
 _KEYS = (
@@ -105,7 +105,7 @@ def report(first: Path, second: Path) -> str:
         if missing := [label for label, found in zip("AB", tables, strict=True) if name not in found]:
             lines.append(f"  not in {missing[0]}")
             continue
-        difference = compare_tables(pd.read_csv(tables[0][name]), pd.read_csv(tables[1][name]), name)
+        difference = compare_tables(read_csv(tables[0][name]), read_csv(tables[1][name]), name)
         text = difference.to_string(index=False, na_rep="", float_format=lambda x: f"{x:.4g}")
         lines += [f"  {line}" for line in text.splitlines()] if len(difference) else ["  the same numbers"]
     return "\n".join(lines)

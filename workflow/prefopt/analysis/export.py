@@ -16,7 +16,7 @@ import pandas as pd
 from prefopt.analysis.event_files import trainings, write_events
 from prefopt.errors import UserError
 from prefopt.store.files import atomic_directory, write_text
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_csv, read_table
 
 _MARKUP = re.compile(r"[\\`*_<>\[\]|&]")  # what Markdown takes for markup within a line, or for the end of a cell
 # A bracket that begins a row would be an argument of what ends the row before; TeX's first fonts have none of the last three.
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.form == "tensorboard":
         write_events(trainings(args.source), args.out)
     else:
-        table = pd.read_csv(args.source)
+        table = read_csv(args.source)
         if missing := sorted({*(args.columns or ())} - {*table.columns}):
             raise UserError(f"{args.source} has no column {missing[0]!r}; it has {', '.join(table.columns)}.")
         chosen = table[args.columns] if args.columns else table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
+from prefopt.store.tables import read_csv
 
 _FIGURES = ("winrates.svg", "frontier.svg", "winrate_by_step.svg", "training.svg")
 
@@ -27,7 +27,7 @@ def shown(results: Path, since: float) -> str:
 
 def _win_rates(path: Path) -> str:
     """Each run at its selected temperature."""
-    table = pd.read_csv(path)
+    table = read_csv(path)
     rows = table[table["selected"]]
     width = max([len("run"), *(len(str(run)) for run in rows["run"])])
     judges = ", ".join(sorted(map(str, rows["judge"].unique())))

@@ -15,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from prefopt.analysis.caveats import read_facts
 from prefopt.analysis.style import display_name, figure_style, save
 from prefopt.errors import UserError
+from prefopt.experiment.recipes import from_json
 
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -58,10 +60,20 @@ _ONLY_WITH = {"margin": "chosen_logp"}
 _NOT_WITH = {"loss": "clip_fraction"}
 
 
-def training_figure(runs: Mapping[str, Metrics], further: Mapping[str, Sequence[Metrics]] | None = None) -> Figure:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingFigureRecipe:
+    """How the figure speaks of its task."""
+
+    title: str
+
+
+def training_figure(
+    title: str, runs: Mapping[str, Metrics], further: Mapping[str, Sequence[Metrics]] | None = None
+) -> Figure:
     """Draws the metrics of each trainer.
 
     Args:
+        title: of the figure.
         runs: by trainer's name, its metrics: mappings with `step`, `split` ("train" or "validation") and figures.
         further: the metrics of its trainings with other seeds, which are drawn faintly.
     """
@@ -83,6 +95,7 @@ def training_figure(runs: Mapping[str, Metrics], further: Mapping[str, Sequence[
                 fontweight="bold",
                 annotation_clip=False,
             )
+        figure.suptitle(title, x=0.01, ha="left", fontsize=11)
         figure.tight_layout(h_pad=1.6, w_pad=1.0)
         plt.close(figure)
     return figure
@@ -117,6 +130,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics", required=True, type=Path, nargs="+", help="JSON-lines files, each named after its trainer"
     )
+    parser.add_argument("--summary", required=True, type=Path, help="summary of the data, JSON")
+    parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, nargs="+", help="figures that are made: .svg, .png or .pdf")
 
 
@@ -126,7 +141,11 @@ def run(args: argparse.Namespace) -> None:
     for path in args.metrics:
         every.setdefault(path.stem, []).append(read_metrics(path))
     first = {name: each[0] for name, each in every.items()}
-    figure = training_figure(first, {name: each[1:] for name, each in every.items()})
+    recipe = from_json(TrainingFigureRecipe, args.recipe)
+    kind = " (synthetic records)" if read_facts(args.summary)["synthetic"] else ""
+    figure = training_figure(
+        f"{recipe.title}: training curves{kind}", first, {name: each[1:] for name, each in every.items()}
+    )
     with figure_style():
         for path in args.out:
             save(figure, path)

@@ -494,6 +494,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
             if runs.entry(config, name, run).objective
         },
     },
+    "training_figure": lambda config, task, name: {"title": task["words"]["title"]},
     "human_study": lambda config, task, name: {
         "task": name,
         "suffix": TASKS[task["form"]].suffix,
