@@ -313,6 +313,21 @@ def test_a_copy_without_snakemakes_records_is_told_apart(finished: Path, tmp_pat
     ]
 
 
+def test_a_further_temperature_is_sampled_alone(finished: Path, tmp_path: Path) -> None:
+    folder, table = tmp_path / "copy", "results/samples/tldr/sft.parquet"
+    shutil.copytree(finished, folder, symlinks=True)
+    before = pd.read_parquet(folder / table)
+    warmer = overlay(tmp_path, {"tasks": {"tldr": {"sampling": {"temperatures": [0.0, 0.5, 1.0]}}}})
+    done = snakemake("--cores", "1", table, "--configfile", TINY, warmer, folder=folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = (folder / "logs/tldr/sample_sft.log").read_text()
+    assert re.findall(r"temperature (\S+): \S+ has it", said) == ["0", "1"]
+    after = pd.read_parquet(folder / table)
+    assert sorted(after["temperature"].unique()) == [0.0, 0.5, 1.0]
+    kept = after[after["temperature"] != 0.5].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before)
+
+
 def test_an_edited_trainer_reruns_itself(finished: Path) -> None:
     with edited(
         finished / "workflow/prefopt/training/preference.py",
