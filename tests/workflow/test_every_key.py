@@ -116,8 +116,8 @@ READ_BY = {
     r".*\.human\.seed": "human_study simulated_votes",
     r".*\.human\..*": "human_study",
     # Tables.
-    r"tasks\.imdb\.words\.title": "frontier_figure overoptimization",
-    r"tasks\.(tldr|hh)\.words\.title": "summary frontier_figure overoptimization",
+    r"tasks\.imdb\.words\.title": "frontier_figure overoptimization training_figure",
+    r"tasks\.(tldr|hh)\.words\.title": "summary frontier_figure overoptimization training_figure",
     r".*\.words\..*": "summary",
     r"tasks\.tldr\.evaluation\.against": "judge judge_candidates other_judge:gold other_judge:hosted examples paper",
     r"tasks\.hh\.evaluation\.against": "judge judge_candidates examples paper",
