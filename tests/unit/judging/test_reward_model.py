@@ -77,6 +77,11 @@ def test_each_text_is_scored_once_after_its_prompt_and_ends_with_eos(scored: lis
     assert all(completion[0] == ord(" ") and completion[-1] == EOS for completion in row.completions)
 
 
+def test_equal_texts_are_scored_once_whatever_spaces_stand_around_them_and_tie(scored: list[Row]) -> None:
+    (verdict,) = judge().compare([Comparison("p", "", "", " ab", "ab\n")])
+    assert [len(row.completions) for row in scored] == [1] and verdict.winner == "tie"
+
+
 def test_texts_are_cut_to_the_models_length_and_keep_eos(scored: list[Row]) -> None:
     made = judge(limit=7)
     made.compare([Comparison("p", "", "", " abcdef", " a")])

@@ -59,16 +59,20 @@ class RewardModelJudge:
         self._chat = chat_of(tokenizer) if style == "chat" else None
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        """One verdict for each comparison; the reply holds both scores. Each different text is scored once."""
+        """One verdict for each comparison; the reply holds both scores.
+
+        Each different text is scored once, whatever spaces stand around it: scored twice, equal texts would differ by rounding,
+        and one of them would win.
+        """
         texts: dict[str, dict[str, float]] = {}
         for comparison in comparisons:
             scores = texts.setdefault(comparison.prompt_id, {})
-            scores[comparison.first] = scores[comparison.second] = float("nan")
+            scores[comparison.first.strip()] = scores[comparison.second.strip()] = float("nan")
         self._score(texts)
         verdicts = []
         for comparison in comparisons:
             scores = texts[comparison.prompt_id]
-            first, second = scores[comparison.first], scores[comparison.second]
+            first, second = scores[comparison.first.strip()], scores[comparison.second.strip()]
             verdicts.append(Verdict(_winner(first, second), f"first {first:.6g}, second {second:.6g}"))
         return verdicts
 
