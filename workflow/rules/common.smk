@@ -446,8 +446,9 @@ def learned_table(name):
 def swept_tables(wildcards):
     """What a run of a sweep learns from, pairs or labels, and the reference policy's log-probabilities of them."""
     labels = "reference_label_logprobs" in runs.entry(config, wildcards.task, wildcards.run).needs
-    reference = f"results/{wildcards.seed}logprobs/{wildcards.task}/reference{'_labels' if labels else ''}.parquet"
-    return {"data": learned_table("labels" if labels else "preferences")(wildcards), "reference": reference}
+    data, need = ("labels", "reference_label_logprobs") if labels else ("preferences", "reference_logprobs")
+    reference = f"results/{wildcards.seed}logprobs/{wildcards.task}/{targets.REFERENCE_TABLES[need]}.parquet"
+    return {"data": learned_table(data)(wildcards), "reference": reference}
 
 
 def by_step_arguments(wildcards):

@@ -199,11 +199,10 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, method: str, style: LineStyle) 
 
 
 def _label(method: str, values: Sequence[float]) -> str:
-    symbol, name, others = of_group(method).symbol, *method.partition(" (")[::2]
-    shown = f"{display_name(name)} ({others}" if others else display_name(name)
+    symbol = of_group(method).symbol
     if not symbol or not values:
-        return shown
-    return f"{shown}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
+        return display_name(method)
+    return f"{display_name(method)}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
 
 
 def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any], outside: int) -> str:

@@ -105,11 +105,12 @@ def _differences(found: provenance.Manifest, job: Any) -> Iterator[str]:
 def _other_brought(found: provenance.Manifest, job: Any) -> Iterator[str]:
     """What the user brought, or brings now, that is another; by the job's command, whose paths may be others too."""
     given: dict[str, list[str]] = {}
-    name = ""
+    values: list[str] = []
     for word in itertools.takewhile(lambda word: word not in (">", "<<<"), shlex.split(job.shellcmd)):
         if word.startswith("--"):
-            name = word.removeprefix("--").replace("-", "_")
-        given.setdefault(name, []).extend([] if word.startswith("--") else [word])
+            values = given.setdefault(word.removeprefix("--").replace("-", "_"), [])
+        else:
+            values.append(word)
     before = found.get("brought", {})
     recipe = job.params.get("recipe")
     now = provenance.brought({key: given.get(key, []) for key in before}, recipe and json.loads(recipe))
