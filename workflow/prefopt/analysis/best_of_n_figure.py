@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 from scipy import stats
 
-from prefopt.analysis.caveats import data_notes, few_prompts, interval_sources, prompts_note, read_facts
+from prefopt.analysis.caveats import data_notes, few_prompts, interval_sources, prompts_note, read_facts, titled
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.style import (
     annotate,
@@ -50,8 +50,7 @@ def best_of_n_figure(table: pd.DataFrame, summaries: Mapping[str, Mapping[str, A
             rows = table[table["task"] == task]
             _draw(left, rows, "n", positions)
             _draw(right, rows, "flops", positions)
-            kind = " (synthetic records)" if summaries[task]["synthetic"] else ""
-            left.set_title(f"{summaries[task]['title']}{kind}", loc="left", fontweight="bold")
+            left.set_title(titled(summaries[task]["title"], summaries[task]), loc="left", fontweight="bold")
             left.set_xscale("log", base=2)
             values = sorted(rows["n"].unique())
             left.set_xticks(values, [str(n) for n in values])

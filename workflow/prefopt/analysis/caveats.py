@@ -63,6 +63,11 @@ def caveats_of(manifest: Mapping[str, Any]) -> list[str]:
     return caveats
 
 
+def titled(title: str, facts: Mapping[str, Any]) -> str:
+    """The title of a figure, which says of synthetic records that they are."""
+    return f"{title} (synthetic records)" if facts.get("synthetic") else title
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """A JSON file of facts about a task: the summary of its data, or the manifest of its win rates.
 

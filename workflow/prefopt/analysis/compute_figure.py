@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, PercentFormatter
 
-from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources, read_facts
+from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources, read_facts, titled
 from prefopt.analysis.style import (
     LineStyle,
     annotate,
@@ -63,8 +63,7 @@ def compute_figure(table: pd.DataFrame, manifests: Mapping[str, Mapping[str, Any
                 axes.set_xlabel("Training, floating-point operations")
             handles |= _draw(left, rows, "training_flops", styles)
             handles |= _draw(right, rows, "inference_flops_per_prompt", styles)
-            kind = " (synthetic records)" if manifests[task]["synthetic"] else ""
-            left.set_title(f"{manifests[task]['title']}{kind}", loc="left", fontweight="bold")
+            left.set_title(titled(manifests[task]["title"], manifests[task]), loc="left", fontweight="bold")
             left.set_ylabel(f"Win rate against\n{manifests[task]['reference']}")
             left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
             left.set_xlabel("Training, floating-point operations")

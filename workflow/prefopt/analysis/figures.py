@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources
+from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources, titled
 from prefopt.analysis.style import LineStyle, display_name, figure_style, line_styles, save
 from prefopt.errors import UserError
 from prefopt.store.files import read_json
@@ -74,8 +74,7 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.D
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.set_xlabel("Sampling temperature")
         axes.set_ylabel(f"Win rate against {manifest['reference']}")
-        kind = " (synthetic records)" if manifest.get("synthetic") else ""
-        axes.set_title(manifest["title"] + kind, loc="left", fontweight="bold", y=1.01)
+        axes.set_title(titled(manifest["title"], manifest), loc="left", fontweight="bold", y=1.01)
         if caveats:
             _write_above(axes, caveats, _CAVEAT * above / tall)
         height = tall + head + foot

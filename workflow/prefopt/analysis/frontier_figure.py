@@ -19,7 +19,7 @@ from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from scipy.stats import norm
 
-from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
+from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts, titled
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.style import LineStyle, annotate, display_name, figure_style, line_styles, save
 from prefopt.errors import UserError
@@ -96,8 +96,7 @@ def frontier_figure(
             labels.append(_label(method, list(marker_sizes(method, rows["conservativeness"]))))
         edge = right_edge(ends)
         axes.set_xlim(-0.02 * edge, edge)
-        kind = " (synthetic records)" if summary["synthetic"] else ""
-        axes.set_title(f"{recipe.title}: true reward against KL{kind}", loc="left", fontweight="bold")
+        axes.set_title(titled(f"{recipe.title}: true reward against KL", summary), loc="left", fontweight="bold")
         axes.set_xlabel("KL to the reference policy, nats per completion")
         axes.set_ylabel(f"Mean {_AXES[recipe.true_reward]}")
         figure.legend(

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from statsmodels.stats.multitest import multipletests
 
 from prefopt.analysis.best_of_n_curve import best_of_n_weights
-from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts
+from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts, titled
 from prefopt.analysis.statistics import mean_over_seeds, sign_flip_p
 from prefopt.analysis.style import annotate, display_name, figure_style, position_style, save
 from prefopt.analysis.texts import write_csv
@@ -265,7 +265,7 @@ def overoptimization_figure(
         facts: of each task, see `data_notes`.
         rewards: the true reward of each task.
     """
-    titles = {str(one["task"]): f"{one['title']}{' (synthetic records)' if one['synthetic'] else ''}" for one in facts}
+    titles = {str(one["task"]): titled(one["title"], one) for one in facts}
     tasks = list(dict.fromkeys(table["task"]))
     with figure_style():
         figure, panels = plt.subplots(

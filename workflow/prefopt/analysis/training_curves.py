@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from prefopt.analysis.caveats import read_facts
+from prefopt.analysis.caveats import read_facts, titled
 from prefopt.analysis.style import display_name, figure_style, save
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
@@ -142,10 +142,8 @@ def run(args: argparse.Namespace) -> None:
         every.setdefault(path.stem, []).append(read_metrics(path))
     first = {name: each[0] for name, each in every.items()}
     recipe = from_json(TrainingFigureRecipe, args.recipe)
-    kind = " (synthetic records)" if read_facts(args.summary)["synthetic"] else ""
-    figure = training_figure(
-        f"{recipe.title}: training curves{kind}", first, {name: each[1:] for name, each in every.items()}
-    )
+    title = titled(f"{recipe.title}: training curves", read_facts(args.summary))
+    figure = training_figure(title, first, {name: each[1:] for name, each in every.items()})
     with figure_style():
         for path in args.out:
             save(figure, path)

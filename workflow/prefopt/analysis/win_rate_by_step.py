@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts
+from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts, titled
 from prefopt.analysis.statistics import crossed_mean
 from prefopt.analysis.style import annotate, display_name, figure_style, position_style, save
 from prefopt.analysis.texts import write_csv
@@ -107,9 +107,8 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
                 linewidth=1.5,
                 label=f"{display_name(str(run))}, T = {temperature:g}",
             )
-        kind = " (synthetic records)" if summary["synthetic"] else ""
         names = " and ".join(display_name(run) for run in dict.fromkeys(table["run"]))
-        axes.set_title(f"{summary['title']}: {names} while training{kind}", loc="left", fontweight="bold")
+        axes.set_title(titled(f"{summary['title']}: {names} while training", summary), loc="left", fontweight="bold")
         axes.set_xlabel("Training steps (0 is where training starts)")
         axes.set_ylabel(f"Win rate against {summary['reference']}")
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
