@@ -38,7 +38,8 @@ from prefopt.analysis.win_rates import WinRatesRecipe, comparison_table, win_rat
 from prefopt.generation import sample  # noqa: E402
 from prefopt.lm.flops import Shape  # noqa: E402
 from prefopt.store.tables import read_manifest, read_table, write_table  # noqa: E402
-from prefopt.training import frontier_run  # noqa: E402
+from prefopt.training import ppo as ppo_stage  # noqa: E402
+from prefopt.training import preference  # noqa: E402
 from tiny_task import TRAINING, Task, make_task  # noqa: E402
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -63,7 +64,7 @@ _STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {**_PPO, "keep": "last"}),
     "ppo_adaptive": ("ppo", {**_PPO, "keep": "last", "kl_target": 3.0, "normalize_rewards": True}),
 }
-# Methods that are trained in the sweep alone, which publishes evaluations and no weights.
+# Methods that are trained in the sweep alone, of which the evaluations are held.
 _RUNS: dict[str, dict[str, Any]] = {
     "unlikelihood": {**TRAINING, **_LONG, "objective": "unlikelihood", "values": {"alpha": 0.5}},
     "ppo_gt": {**every_trainer.VALUES["ppo"], **_PPO, "keep": "last", "kl_target": 3.0, "missing_eos_reward": None}
@@ -98,19 +99,19 @@ def _run_of_sweep(task: Task, method: str, trainer: dict[str, Any]) -> dict[str,
     tokenizer_hash = read_manifest(task.prompts)["tokenizer_hash"]
     write_table(path, "prompts", pd.concat([prompts, held_out]), tokenizer_hash=tokenizer_hash)
     ppo = method == "ppo_gt"
-    kinds = {"kind": "ppo" if ppo else "preference", "learned_reward": False, "models": 3 if ppo else 2}
-    recipe = {
-        **kinds,
-        **{"run": method, "method": method, "conservativeness": 0.5, "evaluation": _EVALUATION, "trainer": trainer},
-        **({"interval": 2, "checkpoints": 2} if ppo else {"interval": 10, "checkpoints": 2}),
-        "reward": {"kind": "rule", "max_length": 64, "batch_size": 8},
-    }
+    reward = {"kind": "rule", "max_length": 64, "batch_size": 8}
+    length = {"true_reward": reward} if ppo else {"epochs": None, "steps": 20}
+    by_step = {"points": 2, "method": method, "seed": 0, "conservativeness": 0.5}
+    by_step |= {"evaluation": _EVALUATION, "reward": reward}
     out = task.folder / method
-    inputs = {"model": task.model, "data": task.preferences, "reference": task.folder / "logps.parquet"}
-    paths = {"prompts": path, "work": out / "work", "out": out / "runs.parquet", "metrics": out / "run.jsonl"}
-    nothing = {"reward_model": None, "true_reward_model": None}
-    frontier_run.run(argparse.Namespace(**inputs, **paths, **nothing, recipe=json.dumps(recipe)))
-    by_step = read_table(paths["out"], "evaluations").groupby("step")[["reward", "kl", "tokens"]].mean()
+    inputs = {"model": task.model, "run": method, "sampled_prompts": path, "true_reward_model": None}
+    pairs = {"data": task.preferences, "reference": task.folder / "logps.parquet", "reference_model": None}
+    inputs |= {"prompts": path, "reward_model": None} if ppo else pairs
+    paths = {name: out / name for name in ("work", "out")} | {"metrics": out / "run.jsonl"}
+    paths |= {"samples": None, "evaluations": out / "runs.parquet"}
+    texts = {"recipe": json.dumps({**trainer, **length}), "by_step": json.dumps(by_step)}
+    (ppo_stage if ppo else preference).run(argparse.Namespace(**inputs, **paths, **texts))
+    by_step = read_table(paths["evaluations"], "evaluations").groupby("step")[["reward", "kl", "tokens"]].mean()
     return {"losses": _losses(paths["metrics"]), "weights": {key: by_step[key].tolist() for key in by_step}}
 
 

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.peers
 
 TRAINING: dict[str, Any] = {
     "epochs": 1,
+    "steps": None,
     "batch_size": 3,
     "learning_rate": 1e-3,
     "schedule": "constant",

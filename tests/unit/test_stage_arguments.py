@@ -52,10 +52,9 @@ STAGES: dict[str, dict[str, str]] = {
     "training.classifier": {"path": "model reviews table work out metrics", "text": "recipe"},
     "training.kto": {"path": "model data reference work out metrics", "text": "recipe"},
     "training.preference": {"path": "model data work out metrics", "text": "recipe"},
-    "training.frontier_run": {"path": "model data reference prompts work out metrics", "text": "recipe"},
     "training.ngrams": {"path": "model reviews table out", "text": "recipe"},
     "training.model_card": {"path": "model out"},
-    "training.ppo": {"path": "model reward-model prompts work out metrics", "text": "recipe"},
+    "training.ppo": {"path": "model prompts work out metrics", "text": "recipe"},
     "training.pretrain": {"path": "text work out metrics", "text": "recipe"},
     "training.reference": {"path": "model data out", "text": "recipe"},
     "training.reward": {"path": "model data demonstrations work out metrics", "text": "recipe"},
@@ -64,7 +63,7 @@ STAGES: dict[str, dict[str, str]] = {
 JUDGE: dict[str, tuple[str, Any]] = dict.fromkeys(("gold-model", "gold-data", "template", "votes"), ("path", None))
 BY_STEP: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(("by-step", "run"), ("text", None)),
-    **dict.fromkeys(("sampled-prompts", "samples"), ("path", None)),
+    **dict.fromkeys(("sampled-prompts", "samples", "evaluations", "true-reward-model"), ("path", None)),
 }
 # Options that may be left out: as what they are read, and what then stands for them.
 OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
@@ -91,9 +90,9 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
         "shard": ("text", None),
     },
     "rewards.stage": {"true-reward-model": ("path", None), "shard": ("text", None)},
-    **dict.fromkeys(("training.kto", "training.ppo", "training.sft"), BY_STEP),
+    **dict.fromkeys(("training.kto", "training.sft"), BY_STEP),
+    "training.ppo": {**BY_STEP, "reward-model": ("path", None)},
     "training.preference": {**BY_STEP, **dict.fromkeys(("reference", "reference-model"), ("path", None))},
-    "training.frontier_run": dict.fromkeys(("reward-model", "true-reward-model"), ("path", None)),
 }
 # One of several words.
 CHOICES = {"form": "tldr", "table": "preferences", "reviews": "pretraining"}

@@ -45,7 +45,6 @@ STAGES = {
     "kto": ("prefopt.training.kto", "KTO on single labelled completions"),
     "reward": ("prefopt.training.reward", "a reward model from pairs"),
     "ppo": ("prefopt.training.ppo", "PPO against the reward model"),
-    "frontier_run": ("prefopt.training.frontier_run", "one run of the sentiment sweep, evaluated as it trains"),
     "sample": ("prefopt.generation.sample", "completions of a policy"),
     "evaluations": ("prefopt.generation.evaluations", "true reward and KL of what a run wrote while it trained"),
     "score": ("prefopt.generation.score", "rewards of completions"),

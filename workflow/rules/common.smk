@@ -47,6 +47,7 @@ os.environ.update(
 )
 
 NOTHING = "(?!)"  # a wildcard's constraint that no text fits
+PROMPTS_TABLE = "results/data/{task}/prompts.parquet"
 ROUND = "[1-9][0-9]*"
 
 # What a job that runs no model asks for.
@@ -388,11 +389,9 @@ def true_reward_files(wildcards):
     return {"true_reward_model": targets.model_folder(config, wildcards.task, "true_reward", SHIPPED_BASE)}
 
 
-def reward_files(wildcards):
-    """The rewards that a run of the sweep needs."""
-    learned = {"reward_model": model_folder("reward_model")(wildcards)}
-    learned = learned if "reward_model" in runs.entry(config, wildcards.task, wildcards.run).needs else {}
-    return {**learned, **true_reward_files(wildcards)}
+def swept_files(wildcards):
+    """What a run of a sweep reads beside its model: what it learns from, and the true reward."""
+    return {**training_files(wildcards), **true_reward_files(wildcards)}
 
 
 def evaluation_files(wildcards):
@@ -443,20 +442,28 @@ def learned_table(name):
     return of_job
 
 
-def swept_tables(wildcards):
-    """What a run of a sweep learns from, pairs or labels, and the reference policy's log-probabilities of them."""
-    labels = "reference_label_logprobs" in runs.entry(config, wildcards.task, wildcards.run).needs
-    data, need = ("labels", "reference_label_logprobs") if labels else ("preferences", "reference_logprobs")
-    reference = f"results/{wildcards.seed}logprobs/{wildcards.task}/{targets.REFERENCE_TABLES[need]}.parquet"
-    return {"data": learned_table(data)(wildcards), "reference": reference}
+def by_step(kind, table):
+    """Params of a trainer that looks at its policy while it trains.
 
+    Args:
+        kind: of the table that is made, an argument of trainers.
+        table: its path.
+    """
 
-def by_step_arguments(wildcards):
-    """Params function: what a trainer needs to sample its policy while it trains."""
-    values = canonical_json(stage_recipes.stage_recipe(seeded(wildcards), wildcards.task, "by_step"))
-    prompts = placed(f"results/data/{wildcards.task}/prompts.parquet")
-    samples = placed(f"results/{wildcards.seed}samples/{wildcards.task}/{wildcards.run}_by_step.parquet")
-    return ["--by-step", values, "--run", wildcards.run, "--sampled-prompts", prompts, "--samples", samples]
+    def recipe_of(wildcards):
+        if kind == "evaluations":
+            return stage_recipes.evaluated_recipe(seeded(wildcards), wildcards.task, wildcards.run)
+        return stage_recipes.stage_recipe(seeded(wildcards), wildcards.task, "by_step")
+
+    def arguments(wildcards):
+        prompts, made = (placed(path.format(**wildcards)) for path in (PROMPTS_TABLE, table))
+        values = canonical_json(recipe_of(wildcards))
+        return ["--by-step", values, "--run", wildcards.run, "--sampled-prompts", prompts, f"--{kind}", made]
+
+    return {
+        "by_step": uncompared(arguments),
+        "by_step_values": lambda wildcards: canonical_json(stage_recipes.compared(recipe_of(wildcards))),
+    }
 
 
 def one_of(names):
@@ -492,6 +499,11 @@ def trained_runs(method, sampled):
         for run in targets.trained(config, task)
         if runs.method(config, task, run) == method and (run in targets.stepped(config, task)) == sampled
     ]
+
+
+def swept_runs(task):
+    """The runs of a sweep."""
+    return targets.measured(config, task) if task in targets.tasks_of(config, "frontier") else []
 
 
 def sampled_runs(task):

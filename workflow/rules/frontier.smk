@@ -1,42 +1,46 @@
 # Reward against KL: the runs of the sweep, or what other runs wrote while they trained; the optimal frontier, who
 # dominates whom, the figure.
 
+EVALUATIONS = "results/{seed}frontier/{task}/{run}.parquet"
+
 with_frontier = [task for task, section in config["tasks"].items() if targets.measures_frontier(section)]
 
 
+# A run of the sweep: its method's trainer, which also evaluates the policy in memory.
 rule frontier_run:
     input:
-        unpack(made(reward_files)),
-        unpack(swept_tables),
-        model=model_files("sft"),
-        prompts="results/data/{task}/prompts.parquet",
+        unpack(made(swept_files)),
+        model=model_files("reference"),
+        sampled_prompts=PROMPTS_TABLE,
     output:
-        evaluations="results/{seed}frontier/{task}/{run}.parquet",
+        evaluations=EVALUATIONS,
+        model=directory("results/{seed}models/{task}/{run}"),
         metrics="results/{seed}training/{task}/frontier/{run}.jsonl",
     log:
         "logs/{seed}{task}/frontier_{run}.log",
     benchmark:
         "logs/benchmarks/{seed}{task}/frontier_{run}.jsonl"
     wildcard_constraints:
-        task=one_of(targets.tasks_of(config, "frontier")),
+        task=with_runs(swept_runs),
     conda:
         "../../envs/model.yaml"
     threads: MODEL_THREADS
     resources:
         **model_needs("frontier_run"),
     params:
-        **model("sft"),
+        **model("reference"),
         **recipe_params(
-            lambda wildcards: stage_recipes.frontier_run_recipe(seeded(wildcards), wildcards.task, wildcards.run)
+            lambda wildcards: stage_recipes.training_recipe(seeded(wildcards), wildcards.task, wildcards.run)
         ),
-        rewards=arguments_of(reward_files),
-        rewards_content=brought(reward_files),
-        code=fingerprint("prefopt.training.frontier_run"),
+        **by_step("evaluations", EVALUATIONS),
+        stage=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
+        files=arguments_of(swept_files),
+        files_content=brought(swept_files),
+        code=lambda wildcards: fingerprint(*targets.trainer_code(config, wildcards.task, wildcards.run)),
     shell:
         model_stage(
-            "frontier_run --model {params.model} --data {input.data} --reference {input.reference}"
-            " --prompts {input.prompts} {params.rewards} --recipe {params.recipe}"
-            " --work {work}/{wildcards.seed}{wildcards.task}/frontier/{wildcards.run} --out {output.evaluations}"
+            "{params.stage} --model {params.model} {params.files} --recipe {params.recipe} {params.by_step}"
+            " --work {work}/{wildcards.seed}{wildcards.task}/frontier/{wildcards.run} --out {output.model}"
             " --metrics {output.metrics}"
         )
 
@@ -49,7 +53,7 @@ rule evaluations:
         samples="results/{seed}samples/{task}/{run}_by_step.parquet",
         prompts="results/data/{task}/prompts.parquet",
     output:
-        "results/{seed}frontier/{task}/{run}.parquet",
+        EVALUATIONS,
     log:
         "logs/{seed}{task}/evaluations_{run}.log",
     benchmark:

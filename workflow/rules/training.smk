@@ -2,6 +2,9 @@
 # samples a policy is also sampled while it trains.
 
 
+SAMPLES_BY_STEP = "results/{seed}samples/{task}/{run}_by_step.parquet"
+
+
 for method, sampled in itertools.product(trained_at_once(), (False, True)):
 
     rule:
@@ -9,10 +12,10 @@ for method, sampled in itertools.product(trained_at_once(), (False, True)):
             f"{method}_with_samples" if sampled else method
         input:
             unpack(made(training_files)),
-            **({"sampled_prompts": "results/data/{task}/prompts.parquet"} if sampled else {}),
+            **({"sampled_prompts": PROMPTS_TABLE} if sampled else {}),
             model=model_files(started_from),
         output:
-            **({"samples": "results/{seed}samples/{task}/{run}_by_step.parquet"} if sampled else {}),
+            **({"samples": SAMPLES_BY_STEP} if sampled else {}),
             model=directory("results/{seed}models/{task}/{run}"),
             metrics="results/{seed}training/{task}/{run}.jsonl",
         log:
@@ -36,7 +39,7 @@ for method, sampled in itertools.product(trained_at_once(), (False, True)):
             stage=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
             files=arguments_of(training_files),
             files_content=brought(training_files),
-            by_step=by_step_arguments if sampled else [],
+            **(by_step("samples", SAMPLES_BY_STEP) if sampled else {"by_step": []}),
             code=lambda wildcards: fingerprint(*targets.trainer_code(config, wildcards.task, wildcards.run)),
         shell:
             model_stage(

@@ -23,10 +23,8 @@ def test_the_papers_cast() -> None:
     ]
     assert methods.trained() == ["sft", "preferred_ft", "dpo", "simpo", "orpo", "kto", "iterative_dpo", "ppo"]
     assert methods.trained_by("ppo") == ["ppo", "ppo_gt", "ppo_gt_trl"]
-    assert {name: METHODS[name].models for name in methods.swept()} == {
-        **{"dpo": 2, "unlikelihood": 2, "preferred_ft": 2, "ppo": 4, "ppo_gt": 3, "ppo_gt_trl": 3},
-        **{"simpo": 2, "orpo": 2, "kto": 2},
-    }
+    assert methods.swept()[:6] == ["dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
+    assert methods.swept()[6:] == ["simpo", "orpo", "kto"]
 
 
 def test_names_with_a_number() -> None:

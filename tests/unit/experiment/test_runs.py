@@ -95,7 +95,7 @@ def test_runs_that_differ_in_more_than_their_beta_have_frontiers_of_their_own() 
     papers = ["ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
     assert targets.frontiers(config, "imdb") == ["dpo", "dpo (loss ipo)", *papers, "kto"]
     assert of_group("dpo (loss ipo)") is METHODS["dpo"]
-    assert stage_recipes.frontier_run_recipe(config, "imdb", "ipo_1")["method"] == "dpo (loss ipo)"
+    assert stage_recipes.evaluated_recipe(config, "imdb", "ipo_1")["method"] == "dpo (loss ipo)"
     for stage in ("dominance", "frontier_figure"):
         assert stage_recipes.stage_recipe(config, "imdb", stage)["methods"][:2] == ["dpo", "dpo (loss ipo)"]
     values = stage_recipes.stage_recipe(config, "imdb", "diagnosis")["values"]

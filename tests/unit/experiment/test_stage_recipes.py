@@ -16,7 +16,7 @@ from prefopt.experiment.config import resolve
 from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.experiment.stage_recipes import (
     compared,
-    frontier_run_recipe,
+    evaluated_recipe,
     judge_recipe,
     overoptimization_recipe,
     recipe_json,
@@ -40,14 +40,17 @@ RUNS = {
 }
 
 
+def recipe_type(trainer: str) -> type[Any]:
+    name = {"sft": "SFTRecipe", "preference": "PreferenceRecipe", "kto": "KTORecipe", "ppo": "PPORecipe"}[trainer]
+    return getattr(importlib.import_module(f"prefopt.training.{trainer}"), name)
+
+
 @pytest.mark.parametrize(("task", "run"), [(task, run) for task in RUNS for run in RUNS[task]])
 @pytest.mark.parametrize("overlay", [None, "paper.yaml"])
 def test_each_run_is_accepted_by_its_trainer(task: str, run: str, overlay: str | None) -> None:
-    from prefopt.training.frontier_run import _TRAINERS
-
     config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
     text = recipe_json(config, task, "train", run)
-    recipe = from_json(_TRAINERS[RUNS[task][run]], text)
+    recipe = from_json(recipe_type(RUNS[task][run]), text)
     assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
@@ -167,7 +170,9 @@ def test_each_stage_of_the_other_tasks_accepts_its_recipe(task: str, stage: str,
     module = importlib.import_module(OTHERS[task][stage])
     names = [name for name, value in vars(module).items() if name.endswith("Recipe") and isinstance(value, type)]
     own = [vars(module)[name] for name in names if vars(module)[name].__module__ == module.__name__]
-    recipes = [value for value in own or [vars(module)[name] for name in names] if value.__name__ != "ByStepRecipe"]
+    recipes = [
+        value for value in own or [vars(module)[name] for name in names] if not value.__name__.endswith("ByStep")
+    ]
     text = recipe_json(config, task, stage)
     assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(from_json(recipes[0], text))))
 
@@ -206,9 +211,11 @@ def test_values_that_change_no_result_are_not_compared(config: dict[str, Any]) -
     """How often a trainer saves, what an endpoint costs and how it is asked; what a source or judge does not read."""
     dpo = training_recipe(config, "tldr", "dpo")
     assert compared(dpo) == {key: value for key, value in dpo.items() if key != "checkpoint_every"}
-    run = frontier_run_recipe(config, "imdb", "ppo_6")
-    assert run["trainer"].keys() - compared(run)["trainer"].keys() == {"checkpoint_every"}
-    assert run["reward"].keys() - compared(run)["reward"].keys() == {"max_length", "batch_size"}
+    for run in (
+        training_recipe(config, "imdb", "ppo_gt_6")["true_reward"],
+        evaluated_recipe(config, "imdb", "ppo_6")["reward"],
+    ):
+        assert run.keys() - compared(run).keys() == {"max_length", "batch_size"}
     chat = resolve(merged(read("config.yaml"), read("chat_judge.yaml")))["tasks"]["tldr"]["judge"]
     left_out = {"concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env", "budget_usd"}
     for kind, more in (("chat", {"store"}), ("recorded", set())):
@@ -233,25 +240,28 @@ def test_values_that_change_no_result_are_not_compared(config: dict[str, Any]) -
 
 @pytest.mark.parametrize("overlay", [None, "paper.yaml"])
 def test_every_run_of_the_sweep_is_accepted_by_its_trainer(overlay: str | None) -> None:
+    from prefopt.training.by_step import EvaluationsByStep
     from prefopt.training.evaluation import EvaluationRecipe
-    from prefopt.training.frontier_run import _TRAINERS, FrontierRunRecipe
 
     config = resolve(merged(read("config.yaml"), read(overlay) if overlay else {}))
     for run in runs.runs(config, "imdb"):
-        recipe = from_json(FrontierRunRecipe, recipe_json(config, "imdb", "frontier_run", run))
-        trainer = from_dict(_TRAINERS[recipe.kind], recipe.trainer)
+        recipe = from_dict(EvaluationsByStep, evaluated_recipe(config, "imdb", run))
+        kind = runs.entry(config, "imdb", run).trainer
+        trainer = from_json(recipe_type(kind), recipe_json(config, "imdb", "train", run))
         from_dict(EvaluationRecipe, recipe.evaluation)
-        if recipe.method.startswith("ppo"):
-            assert trainer.updates == recipe.interval * recipe.checkpoints
-            assert trainer.kl_target == recipe.conservativeness
-    seeds = [frontier_run_recipe(config, "imdb", f"preferred_ft_{seed}")["trainer"]["seed"] for seed in (0, 1)]
-    assert seeds == [0, 1]
+        interval = runs.values(config, "imdb", run)["interval"]
+        assert (trainer.updates if kind == "ppo" else trainer.steps) == interval * recipe.points
+        assert (trainer.evaluate_every, trainer.keep, trainer.seed) == (interval, "last", recipe.seed)
+        if kind == "ppo":
+            assert trainer.kl_target == recipe.conservativeness and trainer.validation_prompts == 0
+            assert (trainer.true_reward is None) == (recipe.method == "ppo")
+    assert [training_recipe(config, "imdb", f"preferred_ft_{seed}")["seed"] for seed in (0, 1)] == [0, 1]
 
 
 def test_the_sweep_is_the_papers(config: dict[str, Any]) -> None:
     found: dict[str, list[float]] = {}
     for run in runs.runs(config, "imdb"):
-        recipe = frontier_run_recipe(config, "imdb", run)
+        recipe = evaluated_recipe(config, "imdb", run)
         found.setdefault(recipe["method"], []).append(recipe["conservativeness"])
     nats = [3, 6, 9, 12]
     assert found == {
@@ -266,7 +276,7 @@ def test_the_sweep_is_the_papers(config: dict[str, Any]) -> None:
 
 def test_trls_former_defaults(config: dict[str, Any]) -> None:
     """PPOConfig of TRL 0.4.7: minibatches of one completion, four passes, no clipping of the gradient."""
-    trainer = frontier_run_recipe(config, "imdb", "ppo_gt_trl_6")["trainer"]
+    trainer = training_recipe(config, "imdb", "ppo_gt_trl_6")
     expected = {"learning_rate": 1e-5, "kl_coef": 0.2, "kl_target": 6, "kl_horizon": 10000, "gamma": 1, "lam": 0.95}
     expected |= {"clip": 0.2, "value_clip": 0.2, "value_coef": 0.1, "epochs": 4, "normalize_rewards": False}
     assert {key: trainer[key] for key in expected} == expected

@@ -115,8 +115,7 @@ def test_what_the_user_brought_is_known_by_its_content_wherever_it_lies(monkeypa
 
 def test_values_of_sampling_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     make("results/s.parquet", monkeypatch, recipe="{}", by_step='{"points": 4}')
-    words = ["--by-step", '{"points": 8}', "--prompts", "p"]
-    assert dict(_compared([job("results/s.parquet", values={}, by_step=words)])) == {
+    assert dict(_compared([job("results/s.parquet", values={}, by_step_values='{"points": 8}')])) == {
         "results/s.parquet": "by_step.points 4, asked for 8"
     }
 

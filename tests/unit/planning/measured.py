@@ -104,7 +104,14 @@ def _train(model: Any, case: Case) -> None:
 
     pairs, reference = _pairs(case)
     recipe = PreferenceRecipe(
-        **{"epochs": 1, "batch_size": case.rows, "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 0},
+        **{
+            "epochs": 1,
+            "steps": None,
+            "batch_size": case.rows,
+            "learning_rate": 1e-6,
+            "schedule": "constant",
+            "warmup_steps": 0,
+        },
         **{"max_grad_norm": 1.0, "optimizer": case.optimizer, "weight_decay": 0.0, "evaluate_every": 1, "seed": 0},
         **{"checkpoint_every": 1, "keep": "last", "token_budget": case.token_budget, "dtype": "float32"},
         **{"activation_checkpointing": False, "adapter": None, "objective": "dpo"},

@@ -32,7 +32,7 @@ SAMPLING = {
 def test_steps_are_sampled_evenly_from_the_reference_policy_to_the_last(
     total: int, points: int, steps: list[int]
 ) -> None:
-    assert by_step.sampled_steps(total, points) == steps
+    assert by_step.steps_between(total, points) == steps
 
 
 def arguments(trainer: str, task: Task, folder: Path) -> argparse.Namespace:
@@ -61,6 +61,8 @@ def arguments(trainer: str, task: Task, folder: Path) -> argparse.Namespace:
         run="mine",
         sampled_prompts=task.prompts,
         samples=folder / "samples.parquet",
+        evaluations=None,
+        true_reward_model=None,
         work=folder / "work",
         out=folder / "model",
         metrics=folder / "metrics.jsonl",

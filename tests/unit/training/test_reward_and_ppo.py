@@ -41,6 +41,7 @@ PPO: dict[str, Any] = {
     "clip": 0.2,
     "value_clip": 0.2,
     "value_coef": 0.1,
+    "true_reward": None,
     "missing_eos_reward": -1.0,
     "learning_rate": 1e-3,
     "schedule": "linear",

@@ -20,6 +20,7 @@ WORDS = "my dog ate the red shoe and i feel sad should i buy a new one from that
 
 TRAINING: dict[str, Any] = {
     "epochs": 2,
+    "steps": None,
     "batch_size": 4,
     "learning_rate": 1e-3,
     "schedule": "constant",

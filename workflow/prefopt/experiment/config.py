@@ -121,9 +121,7 @@ def _section(schemas: dict[str, Any], name: str, swept: bool = False) -> dict[st
     own = {
         key: {**value, "x-optional": True} if key == varied else value for key, value in method["properties"].items()
     }
-    shared = (
-        {**schemas["optimization"], **schemas["interval"]} if swept else {**schemas["training"], **schemas["adapter"]}
-    )
+    shared = {**(schemas["optimization"] | schemas["interval"] if swept else schemas["training"]), **schemas["adapter"]}
     for key, default in method.get("x-defaults", {}).items():
         shared[key] = {**shared[key], "default": default}
     return {

@@ -38,11 +38,6 @@ class Method:
         return self.trainer is not None or "candidates" in self.needs
 
     @property
-    def models(self) -> int:
-        """In memory while a run of a sweep trains: policy and reference; PPO's value network and reward model."""
-        return 2 + (self.trainer == "ppo") + ("reward_model" in self.needs)
-
-    @property
     def symbol(self) -> str:
         """Of what runs differ in, in figures; empty where there is nothing."""
         return {None: "", "beta": "β", "alpha": "α", "kl_target": "target KL"}[self.varies]

@@ -43,8 +43,21 @@ def training_recipe(config: Config, task: str, run: str) -> Config:
         values = {key: value for key, value in values.items() if key not in round_values()}
     if method.trainer == "preference":
         own = {key: values.pop(key) for key in objective_values(runs.method(config, task, run))}
-        return {**of_kind(config, values), "objective": method.objective, "values": own}
-    return {**of_kind(config, values), **dict(method.values)}
+        recipe = {**of_kind(config, values), "objective": method.objective, "values": own}
+    else:
+        recipe = {**of_kind(config, values), **dict(method.values)}
+    section = config["tasks"][task]
+    if method.trainer == "ppo":
+        recipe["true_reward"] = None if "reward_model" in method.needs else _review_reward(section)
+    return _of_sweep(recipe, section) if "interval" in recipe else recipe
+
+
+def _of_sweep(recipe: Config, section: Config) -> Config:
+    """The same training until the last checkpoint of a sweep; those weights are published that are evaluated in the end."""
+    interval = recipe.pop("interval")
+    steps = interval * section["evaluation"]["checkpoints"]
+    lasts = {"updates": steps, "validation_prompts": 0} if "true_reward" in recipe else {"epochs": None, "steps": steps}
+    return {**recipe, **lasts, "evaluate_every": interval, "keep": "last"}
 
 
 def round_recipe(config: Config, task: str, run: str, stage: str, number: int) -> Config:
@@ -79,8 +92,8 @@ def round_recipe(config: Config, task: str, run: str, stage: str, number: int) -
     return {**{key: values[key] for key in ("pairs", "length_penalty")}, "seed": seed}
 
 
-def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
-    """The values that a run of a task's sweep is started with.
+def evaluated_recipe(config: Config, task: str, run: str) -> Config:
+    """The values with which a run of a task's sweep is evaluated while it trains.
 
     Args:
         config: a resolved config.
@@ -89,24 +102,9 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
     """
     section = config["tasks"][task]
     evaluation = section["evaluation"]
-    method, trainer = runs.entry(config, task, run), training_recipe(config, task, run)
-    interval = trainer.pop("interval")
-    # The last weights are all that is evaluated at the end, as at every other checkpoint.
-    trainer |= {"evaluate_every": interval, "keep": "last"}
-    if method.trainer == "ppo":
-        trainer |= {"updates": interval * evaluation["checkpoints"], "validation_prompts": 0}
-    else:
-        trainer["epochs"] = 1  # not read: a run has a number of steps
     return {
-        "run": run,
-        "method": runs.group(config, task, run),
-        "kind": method.trainer,
-        "learned_reward": "reward_model" in method.needs,
-        "models": method.models,
-        "conservativeness": _conservativeness(config, task, run),
-        "interval": interval,
-        "checkpoints": evaluation["checkpoints"],
-        "trainer": trainer,
+        "points": evaluation["checkpoints"],
+        **_frontier_of(config, task, run),
         "evaluation": {
             **_engine(config),
             **{key: evaluation[key] for key in ("prompts", "samples_per_prompt", "max_new_tokens", "seed")},
@@ -116,11 +114,8 @@ def frontier_run_recipe(config: Config, task: str, run: str) -> Config:
 
 
 def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -> str:
-    """The recipe of a stage, of a run where the stage is `train` or `frontier_run`: equal values give equal text."""
-    if run is None:
-        return canonical_json(stage_recipe(config, task, stage))
-    of_run = {"train": training_recipe, "frontier_run": frontier_run_recipe}[stage]
-    return canonical_json(of_run(config, task, run))
+    """The recipe of a stage, of a run's training where one is given: equal values give equal text."""
+    return canonical_json(stage_recipe(config, task, stage) if run is None else training_recipe(config, task, run))
 
 
 # How a stage goes about its work, which changes no result: how often it saves, how it asks an endpoint and what it may
@@ -173,7 +168,7 @@ def compared(recipe: Config, kind: str | None = None) -> Config:
 
 def _training(config: Config, section: Config, **others: Any) -> Config:
     """The recipe of a trainer on fixed examples: its section, and what all trainers share."""
-    return {"adapter": None, **_ppo(config, section), **others}
+    return {"adapter": None, "steps": None, **_ppo(config, section), **others}
 
 
 def _ppo(config: Config, section: Config) -> Config:
@@ -344,11 +339,14 @@ def _frontier(section: Config) -> Config:
     return {**section["ceiling"], **sampled, "stop": []}
 
 
-def _conservativeness(config: Config, task: str, run: str) -> float | None:
-    """The value in which the runs of a run's method differ; None where there is none."""
-    varies = runs.entry(config, task, run).varies
-    value: float | None = runs.values(config, task, run)[varies] if varies else None
-    return value
+def _frontier_of(config: Config, task: str, run: str) -> Config:
+    """Whose frontier a run is of, and the value in which its runs differ; None where there is none."""
+    varies, values = runs.entry(config, task, run).varies, runs.values(config, task, run)
+    return {
+        "method": runs.group(config, task, run),
+        "seed": _seed(config, values),
+        "conservativeness": values[varies] if varies else None,
+    }
 
 
 def evaluations_recipe(config: Config, task: str, run: str) -> Config:
@@ -362,9 +360,7 @@ def evaluations_recipe(config: Config, task: str, run: str) -> Config:
     return {
         **_engine(config),
         "run": run,
-        "method": runs.group(config, task, run),
-        "seed": _seed(config, runs.values(config, task, run)),
-        "conservativeness": _conservativeness(config, task, run),
+        **_frontier_of(config, task, run),
         "reward": _true_reward(config, config["tasks"][task]),
     }
 

@@ -45,8 +45,11 @@ _ONCE = ("base", "gold_reward_model", "classifier")
 
 # Tables of the reference policy's log-probabilities, as methods need them, and the names of their files.
 REFERENCE_TABLES = {"reference_logprobs": "reference", "reference_label_logprobs": "reference_labels"}
-# What samples a policy while it trains.
-BY_STEP = frozenset({"prefopt.training.by_step:step_sampler"})
+# What looks at a policy while it trains: what samples it, and what evaluates a run of a sweep.
+_SAMPLED, _EVALUATED = "prefopt.training.by_step:_sampled", "prefopt.training.by_step:_evaluated"
+BY_STEP = frozenset({_SAMPLED, _EVALUATED})
+# What only PPO against the true reward learns from.
+_TRUE_REWARD = "prefopt.training.ppo:_rewarded_by"
 # What makes the judge of each kind.
 _JUDGES = {
     "oracle": "prefopt.judging.oracle:OracleJudge",
@@ -207,14 +210,19 @@ def trainers(config: Config, task: str) -> list[str]:
 
 
 def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, str]:
-    """What a run's trainer reads beside the model that it starts from, by the argument of its stage."""
+    """What a run's trainer reads beside the model that it starts from, by the argument of its stage.
+
+    A sweep's pairs are its reference policy's completions, others for each seed.
+    """
     data, one = f"results/data/{task}", entry(config, task, run)
+    sweep = kind(config["tasks"][task]) == "frontier"
     if one.trainer == "ppo":
-        files = {"prompts": f"{data}/training/prompts.parquet"}
+        files = {"prompts": f"{data}/prompts.parquet" if sweep else f"{data}/training/prompts.parquet"}
     elif dict(one.values).get("completion") == "response":
         files = {"data": f"{data}/training/demonstrations.parquet"}
     else:
-        files = {"data": f"{data}/{'labels' if one.trainer == 'kto' else 'preferences'}.parquet"}
+        name = "labels" if one.trainer == "kto" else "preferences"
+        files = {"data": f"results/{seed if sweep else ''}data/{task}/{name}.parquet"}
     for name in REFERENCE_TABLES:
         if name in one.needs:
             files["reference"] = f"results/{seed}logprobs/{task}/{REFERENCE_TABLES[name]}.parquet"
@@ -224,9 +232,12 @@ def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, 
 
 
 def trainer_code(config: Config, task: str, run: str) -> tuple[Any, ...]:
-    """Arguments of `fingerprint` for a run's trainer, which samples nothing where that is not asked for."""
-    module = f"prefopt.training.{entry(config, task, run).trainer}"
-    return module, PACKAGE, frozenset() if run in stepped(config, task) else BY_STEP
+    """Arguments of `fingerprint` for a run's trainer, which looks at its policy and is rewarded as that run asks alone."""
+    one = entry(config, task, run)
+    swept = kind(config["tasks"][task]) == "frontier" and run != reference(config, task)
+    apart = BY_STEP - ({_EVALUATED} if swept else {_SAMPLED} if run in stepped(config, task) else set())
+    learned = {_TRUE_REWARD} if "reward_model" in one.needs else set()
+    return f"prefopt.training.{one.trainer}", PACKAGE, apart | learned
 
 
 def judge_kinds(section: Config) -> set[str]:

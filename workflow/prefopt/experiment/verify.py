@@ -91,9 +91,9 @@ def _differences(found: provenance.Manifest, job: Any) -> Iterator[str]:
     asked = job.params.get("values")
     if asked is not None and found["recipe"] is not None:
         yield from _changed(compared(found["recipe"]), json.loads(asked))
-    steps = list(job.params.get("by_step", []))  # words of the command
-    if steps and found["by_step"] is not None:
-        yield from _changed(json.loads(found["by_step"]), json.loads(steps[steps.index("--by-step") + 1]), "by_step")
+    steps = job.params.get("by_step_values")
+    if steps is not None and found["by_step"] is not None:
+        yield from _changed(compared(json.loads(found["by_step"])), json.loads(steps), "by_step")
     if found["code"] != job.params.get("code"):
         yield "its stage's code has changed"
     yield from _other_brought(found, job)

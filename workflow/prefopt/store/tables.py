@@ -345,6 +345,18 @@ def read_table(path: str | Path, name: str, **expected: Any) -> pd.DataFrame:
     return frame
 
 
+def split_of(table: pd.DataFrame, split: str, path: str | Path) -> pd.DataFrame:
+    """The rows of a split.
+
+    Raises:
+        UserError: there are none.
+    """
+    rows = table[table["split"] == split]
+    if rows.empty:
+        raise UserError(f"{path} has no row in the split {split!r}: give more records or change the splits.")
+    return rows
+
+
 def read_rows(path: str | Path, name: str, **expected: Any) -> tuple[pa.Table, Manifest]:
     """A table's rows as Arrow holds them, and its manifest, after the checks of `read_table`."""
     manifest = read_manifest(path)

@@ -25,11 +25,10 @@ from prefopt.runtime import processes
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.files import write_text
 from prefopt.store.finite import require_finite
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_table, split_of
 from prefopt.training import stage
 from prefopt.training.loop import Examples, train
 from prefopt.training.recipe import TrainingRecipe
-from prefopt.training.sft import split_of
 
 # The shortest excerpt, in tokens, and the bins of the reliability table.
 _SHORTEST = 8

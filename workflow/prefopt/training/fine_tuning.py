@@ -22,7 +22,7 @@ def fine_tune(
     validation: Examples,
     inputs: dict[str, str],
 ) -> None:
-    """Trains the policy of `--model`, samples it by steps where that is asked for, and publishes it.
+    """Trains the policy of `--model`, looks at it by steps where that is asked for, and publishes it.
 
     Args:
         args: of the stage.
@@ -36,11 +36,12 @@ def fine_tune(
     torch.manual_seed(recipe.seed)
     policy, tokenizer = load_policy(args.model)
     model = stage.prepared(policy, recipe)
-    usage = Usage(name, default_device(), torch.float32)
-    identity = stage.describe_run(module, recipe, inputs)
+    # The reference policy is there beside the one that is trained where that is evaluated.
+    usage = Usage(name, default_device(), torch.float32, models=2 if args.by_step and args.evaluations else 1)
+    identity = stage.describe_run(module, recipe, inputs | by_step.inputs_of(args))
     with stage.open_run(args.work, identity, model) as folder:
-        sampler = by_step.step_sampler(args, model, tokenizer, folder, steps_of(training, recipe))
-        metrics = train(name, model, training, validation, recipe, folder, usage, hook=sampler)
-        if sampler is not None:
-            sampler.publish()
+        watcher = by_step.watcher(args, model, tokenizer, folder, steps_of(training, recipe))
+        metrics = train(name, model, training, validation, recipe, folder, usage, hook=watcher)
+        if watcher is not None:
+            watcher.publish(identity, usage)
         stage.publish(args, model, tokenizer, identity, metrics, usage, folder)

@@ -17,13 +17,12 @@ from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import tokenizer_hash
 from prefopt.objectives import kto
 from prefopt.runtime import processes
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_table, split_of
 from prefopt.training import by_step, stage
 from prefopt.training.fine_tuning import fine_tune
 from prefopt.training.loop import BatchMean, Examples
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.reference import CACHED, read_reference, rows_of
-from prefopt.training.sft import split_of
 
 logger = logging.getLogger(__name__)
 

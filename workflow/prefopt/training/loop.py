@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prefopt.errors import UserError
 from prefopt.lm.batching import Row
 from prefopt.lm.flops import Shape
 from prefopt.lm.precision import autocast
@@ -86,8 +87,14 @@ class Examples:
 
 
 def steps_of(training: Examples, recipe: TrainingRecipe) -> int:
-    """Optimizer steps of a training."""
-    return recipe.epochs * math.ceil(len(training.ids) / recipe.batch_size)
+    """Optimizer steps of a training.
+
+    Raises:
+        UserError: the recipe says neither steps nor epochs, or both.
+    """
+    if (recipe.steps is None) == (recipe.epochs is None):
+        raise UserError(f"A training lasts for steps or for epochs; the recipe has {recipe.steps} and {recipe.epochs}.")
+    return recipe.steps or (recipe.epochs or 0) * math.ceil(len(training.ids) / recipe.batch_size)
 
 
 def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int, shuffle: bool = True) -> list[list[int]]:
@@ -107,7 +114,6 @@ def train(
     usage: Usage,
     better: tuple[str, int] = ("loss", -1),
     shuffle: bool = True,
-    total_steps: int | None = None,
     hook: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Trains `model` in place; resumes from the run's checkpoint and ends with the weights to publish.
@@ -122,7 +128,6 @@ def train(
         usage: counts what is processed.
         better: which validation figure chooses the best checkpoint, and +1 where larger is better, else -1.
         shuffle: whether each epoch takes the examples in an order of its own, or in the given one.
-        total_steps: steps to make, over as many epochs as that takes; None is `recipe.epochs`.
         hook: called with the number of steps made, before the first and after each.
 
     Returns:
@@ -134,8 +139,7 @@ def train(
     """
     # Adam's second moment over some twenty steps, as is usual for language models.
     optimizer = build_optimizer(model, recipe.optimizer, recipe.learning_rate, recipe.weight_decay, adam_beta2=0.95)
-    if total_steps is None:
-        total_steps = steps_of(training, recipe)
+    total_steps = steps_of(training, recipe)
     state = TrainingState(name, run, model, model, optimizer, recipe.keep)
     shape = shape_of(model)
     # In forward passes: one itself, one for the gradients of what a layer reads, one for those of weights that learn.

@@ -17,9 +17,8 @@ from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.models import load_tokenizer, tokenizer_hash
 from prefopt.rewards.ngrams import vectorizer
 from prefopt.store.files import write_text
-from prefopt.store.tables import read_table, write_table
+from prefopt.store.tables import read_table, split_of, write_table
 from prefopt.training.classifier import calibration
-from prefopt.training.sft import split_of
 
 logger = logging.getLogger(__name__)
 

@@ -19,24 +19,28 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefopt import objectives
+from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
 from prefopt.lm.chat import end_tokens
 from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.lm.logprobs import completion_logprobs
-from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, tokenizer_hash
+from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, new_scorer, tokenizer_hash
 from prefopt.lm.precision import autocast
 from prefopt.lm.shape import shape_of
 from prefopt.lm.sharding import dealt_micro_batches, place, recompute_activations
+from prefopt.rewards.true_reward import TrueReward, load_true_reward, reward_hash
 from prefopt.runtime import collectives, processes
 from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.finite import require_finite
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_table, split_of
 from prefopt.training import by_step, stage
 from prefopt.training.checkpoint import RunFolder, TrainingState
+from prefopt.training.evaluation import completed_texts
 from prefopt.training.optimization import (
     build_optimizer,
     clip_gradients,
@@ -47,6 +51,7 @@ from prefopt.training.rollouts import (
     ADVICE,
     Models,
     PPORecipe,
+    Reward,
     Rollouts,
     describe,
     flat_values,
@@ -55,7 +60,6 @@ from prefopt.training.rollouts import (
     require_finite_rollouts,
     roll_out,
 )
-from prefopt.training.sft import split_of
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +253,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `ppo`."""
     stage.add_arguments(parser)
     parser.add_argument("--model", required=True, type=Path, help="the reference policy, also the start")
-    parser.add_argument("--reward-model", required=True, type=Path, help="the learned reward")
+    parser.add_argument("--reward-model", type=Path, help="the learned reward, unless the recipe names the true one")
     parser.add_argument("--prompts", required=True, type=Path, help="prompts table")
     by_step.add_arguments(parser)
 
@@ -258,38 +262,56 @@ def run(args: argparse.Namespace) -> None:
     """Trains a PPO policy from the reference policy and publishes it."""
     recipe = from_json(PPORecipe, args.recipe)
     table = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
-    training = split_of(table, "train", args.prompts)
-    validation = split_of(table, "validation", args.prompts).head(recipe.validation_prompts)
-    device = default_device()
-    check_tokenizer(args.reward_model, args.model)
+    training, validation = split_of(table, "train", args.prompts), None
+    if recipe.validation_prompts:
+        validation = split_of(table, "validation", args.prompts).head(recipe.validation_prompts)
     policy, tokenizer = load_policy(args.model)
     ends = end_tokens(tokenizer, policy)
-    value = load_scorer(args.reward_model)
+    models, true_reward = _models(args, recipe, policy, tokenizer)
+    usage = Usage("ppo", default_device(), torch.float32, models=4 if models.learned_reward else 3)
+    inputs = {"prompts": table.attrs["manifest"]["content_hash"], **stage.model_hashes("reference", args.model)}
+    if models.learned_reward:
+        inputs |= stage.model_hashes("reward", args.reward_model)
+    elif (hashed := reward_hash(args.true_reward_model)) is not None:
+        inputs["true_reward"] = hashed
+    identity = stage.describe_run(__name__, recipe, inputs | by_step.inputs_of(args))
+    with stage.open_run(args.work, identity, models.policy, models.value) as folder:
+        shared = (models.reference, true_reward, models.reward if models.learned_reward else None)
+        watcher = by_step.watcher(args, models.policy, tokenizer, folder, recipe.updates, *shared)
+        metrics = train(models, training, validation, recipe, ends, folder, usage, hook=watcher)
+        if watcher is not None:
+            watcher.publish(identity, usage)
+        stage.publish(args, policy, tokenizer, identity, metrics, usage, folder)
+
+
+def _models(
+    args: argparse.Namespace, recipe: PPORecipe, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Models, TrueReward | None]:
+    """The models of PPO, and the true reward where that is learned from.
+
+    The value network starts from the reward model; where there is none it has a head of its own on the policy's layers.
+    """
+    true_reward: TrueReward | None = None
+    if recipe.true_reward is not None:
+        true_reward = load_true_reward(folder=args.true_reward_model, device=default_device(), **recipe.true_reward)
+        value, reward = new_scorer(args.model, seed=recipe.seed)[0], _rewarded_by(true_reward, tokenizer)
+    elif args.reward_model is None:
+        raise UserError("PPO learns from a reward model, unless its recipe names a true reward; give --reward-model.")
+    else:
+        check_tokenizer(args.reward_model, args.model)
+        value = load_scorer(args.reward_model)
+        reward = learned_reward(place(load_scorer(args.reward_model), recipe.dtype), recipe)
     if recipe.activation_checkpointing:
         recompute_activations(policy)
         recompute_activations(value)
-    models = Models(
-        policy=place(policy, recipe.dtype),
-        value=place(value, recipe.dtype),
-        reference=place(load_policy(args.model)[0], recipe.dtype),
-        reward=learned_reward(place(load_scorer(args.reward_model), recipe.dtype), recipe),
-    )
-    usage = Usage("ppo", device, torch.float32, models=4)
-    identity = stage.describe_run(
-        __name__,
-        recipe,
-        {
-            "prompts": table.attrs["manifest"]["content_hash"],
-            **stage.model_hashes("reference", args.model),
-            **stage.model_hashes("reward", args.reward_model),
-        },
-    )
-    with stage.open_run(args.work, identity, models.policy, models.value) as folder:
-        sampler = by_step.step_sampler(args, models.policy, tokenizer, folder, recipe.updates)
-        metrics = train(models, training, validation, recipe, ends, folder, usage, hook=sampler)
-        if sampler is not None:
-            sampler.publish()
-        stage.publish(args, policy, tokenizer, identity, metrics, usage, folder)
+    reference = place(load_policy(args.model)[0], recipe.dtype)
+    placed = (place(policy, recipe.dtype), place(value, recipe.dtype), reference)
+    return Models(*placed, reward, learned_reward=true_reward is None), true_reward
+
+
+def _rewarded_by(true_reward: TrueReward, tokenizer: PreTrainedTokenizerBase) -> Reward:
+    """The true reward of rows of token ids."""
+    return lambda rows: true_reward(completed_texts(tokenizer, rows)).view(len(rows), -1)
 
 
 def _accumulate(

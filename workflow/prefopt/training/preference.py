@@ -16,13 +16,12 @@ from prefopt.experiment.recipes import from_json
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import tokenizer_hash
 from prefopt.objectives import OBJECTIVES, Pairs
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_table, split_of
 from prefopt.training import by_step, stage
 from prefopt.training.fine_tuning import fine_tune
 from prefopt.training.loop import Examples
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.reference import preference_rows, read_reference
-from prefopt.training.sft import split_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

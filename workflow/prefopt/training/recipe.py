@@ -10,7 +10,8 @@ from typing import Any, Literal
 class TrainingRecipe:
     """How a model is fine-tuned on a fixed set of examples; `config/README.md` says what each value does."""
 
-    epochs: int
+    epochs: int | None  # None: as many as `steps` take
+    steps: int | None  # of the optimizer; None: as many as `epochs` take
     batch_size: int  # examples per optimizer step, whatever the micro-batches
     learning_rate: float
     schedule: Literal["constant", "cosine", "linear"]  # after the warm-up

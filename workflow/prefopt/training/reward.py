@@ -17,12 +17,11 @@ from prefopt.objectives import bradley_terry_loss
 from prefopt.rewards.learned import raw_scores, score_rows
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.finite import require_finite
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_table, split_of
 from prefopt.training import stage
 from prefopt.training.loop import Examples, evaluate, train
 from prefopt.training.recipe import TrainingRecipe
 from prefopt.training.reference import preference_rows
-from prefopt.training.sft import split_of
 
 # References enough to know their mean reward; the standard error is a hundredth of the rewards' spread.
 _REFERENCES_FOR_OFFSET = 1024

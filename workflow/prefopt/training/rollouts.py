@@ -46,6 +46,7 @@ class PPORecipe:
     clip: float
     value_clip: float
     value_coef: float
+    true_reward: dict[str, Any] | None  # kind, max_length and batch_size of the true reward; None learns from a model's
     missing_eos_reward: float | None  # replaces the reward of a completion that did not end; None keeps it
     learning_rate: float
     schedule: Literal["constant", "cosine", "linear"]

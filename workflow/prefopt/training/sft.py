@@ -12,12 +12,11 @@ from typing import Literal
 import pandas as pd
 from torch import Tensor, nn
 
-from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import tokenizer_hash
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_table, split_of
 from prefopt.training import by_step, stage
 from prefopt.training.fine_tuning import fine_tune
 from prefopt.training.loop import Examples
@@ -59,18 +58,6 @@ def table_examples(table: pd.DataFrame, id_column: str, completion_column: str) 
         [ids.tolist() for ids in table["prompt_ids"]],
         [ids.tolist() for ids in table[completion_column]],
     )
-
-
-def split_of(table: pd.DataFrame, split: str, path: str | Path) -> pd.DataFrame:
-    """The rows of a split.
-
-    Raises:
-        UserError: there are none.
-    """
-    rows = table[table["split"] == split]
-    if rows.empty:
-        raise UserError(f"{path} has no row in the split {split!r}: give more records or change the splits.")
-    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,9 @@
-"""One run of the sweep: every checkpoint is evaluated, in memory, and a run goes on where it stopped."""
+"""A run of a sweep: every checkpoint is evaluated, in memory, by its method's trainer, and a run goes on where it stopped."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import math
@@ -18,10 +19,12 @@ from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.generation.measures import completion_measures
 from prefopt.lm.batching import Row
-from prefopt.lm.models import load_scorer, new_scorer, save_model
+from prefopt.lm.models import load_policy, load_scorer, new_scorer, save_model
 from prefopt.rewards.learned import score_rows
+from prefopt.rewards.true_reward import load_true_reward
 from prefopt.store.tables import read_manifest, read_table, write_table
-from prefopt.training import frontier_run, loop, reference
+from prefopt.training import by_step, kto, loop, ppo, preference, reference, sft
+from prefopt.training.evaluation import EvaluationRecipe, evaluate_policy
 from prefopt.training.rollouts import PPORecipe
 from prefopt.training.stage import model_hashes
 from test_reward_and_ppo import PPO
@@ -68,25 +71,43 @@ def inputs(task: Task) -> dict[str, Path]:
     }
 
 
-def arguments(task: Task, inputs: dict[str, Path], folder: Path, method: str, **values: Any) -> argparse.Namespace:
-    recipe = {
-        "run": f"{method}_x",
-        "method": method,
-        "kind": {"preferred_ft": "sft", "ppo_gt": "ppo", "kto": "kto"}.get(method, "preference"),
-        "learned_reward": False,
-        "models": 3 if method == "ppo_gt" else 2,
-        "conservativeness": None if method == "preferred_ft" else 0.5,
-        "interval": 2,
-        "checkpoints": 2,
-        "trainer": TRAINERS[method],
-        "evaluation": EVALUATION,
-        "reward": {"kind": "rule", "max_length": 64, "batch_size": 8},
-    }
-    paths = {"work": folder / "work", "out": folder / "out.parquet", "metrics": folder / "metrics.jsonl"}
-    models = {"model": task.model, "reward_model": None, "true_reward_model": None}
-    learned = ("labels", "label_reference") if method == "kto" else ("data", "reference")
-    given = dict(zip(("data", "reference", "prompts"), (inputs[name] for name in (*learned, "prompts")), strict=True))
-    return argparse.Namespace(**given, **models, **paths, recipe=json.dumps({**recipe, **values}))
+RULE = {"kind": "rule", "max_length": 64, "batch_size": 8}
+KINDS: dict[str, Any] = {"preferred_ft": sft, "ppo_gt": ppo, "kto": kto}
+
+
+def arguments(
+    task: Task,
+    inputs: dict[str, Path],
+    folder: Path,
+    method: str,
+    interval: int = 2,
+    points: int = 2,
+    learned: bool = False,
+    **values: Any,
+) -> argparse.Namespace:
+    """Of a method's trainer, for a run of so many intervals with a checkpoint after each."""
+    steps = interval * points
+    if method == "ppo_gt":
+        recipe = {**TRAINERS[method], "updates": steps, "true_reward": None if learned else RULE}
+        given = {"prompts": inputs["prompts"], "reward_model": folder / "scorer" if learned else None}
+    else:
+        recipe = {**TRAINERS[method], "epochs": None, "steps": steps}
+        names = ("labels", "label_reference") if method == "kto" else ("data", "reference")
+        given = dict(zip(("data", "reference"), (inputs[name] for name in names), strict=True))
+        given["reference_model"] = None
+    of_run = {"points": points, "method": method, "seed": 0, "evaluation": EVALUATION, "reward": RULE}
+    of_run["conservativeness"] = None if method == "preferred_ft" else 0.5
+    paths = {"work": folder / "work", "out": folder / "model", "metrics": folder / "metrics.jsonl"}
+    paths |= {"sampled_prompts": inputs["prompts"], "evaluations": folder / "out.parquet"}
+    nothing = {"true_reward_model": None, "samples": None}
+    texts = {"run": f"{method}_x", "by_step": json.dumps(of_run), "recipe": json.dumps({**recipe, **values})}
+    return argparse.Namespace(**given, **paths, **nothing, **texts, model=task.model)
+
+
+def run(method: str, args: argparse.Namespace) -> pd.DataFrame:
+    """The evaluations of a run."""
+    KINDS.get(method, preference).run(args)
+    return read_table(args.evaluations, "evaluations")
 
 
 @pytest.mark.parametrize("method", TRAINERS)
@@ -94,23 +115,31 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
     task: Task, inputs: dict[str, Path], tmp_path: Path, method: str
 ) -> None:
     args = arguments(task, inputs, tmp_path, method)
-    frontier_run.run(args)
-    table = read_table(args.out, "evaluations")
+    table = run(method, args)
     assert len(table) == 3 * 4 * 2 and sorted(table["step"].unique()) == [0, 2, 4]
     assert table["prompt_id"].tolist() == [f"t{i}" for i in range(4) for _ in range(2)] * 3
     assert set(table["run"]) == {f"{method}_x"} and table["reward"].between(0, 1).all()
     assert table["conservativeness"].isna().all() == (method == "preferred_ft")
     by_step = table.groupby("step")["kl"].mean()
     assert abs(by_step[0]) < 1e-5 and by_step[2] > 1e-6 and by_step[4] != by_step[2]
-    used = read_manifest(args.out)["used"]
+    used = read_manifest(args.evaluations)["used"]
     assert used["flops"] > 0 and used["models"] == (3 if method == "ppo_gt" else 2)
     assert (used["generated_tokens"] > 0) == (method == "ppo_gt")
     pairs = {} if method == "ppo_gt" else {"data": read_manifest(args.data)["content_hash"]}
-    assert read_manifest(args.out)["identity"]["inputs"] == {
-        "prompts": read_manifest(inputs["prompts"])["content_hash"],
-        **model_hashes("reference", task.model),
-        **pairs,
+    hashed = read_manifest(inputs["prompts"])["content_hash"]
+    assert read_manifest(args.evaluations)["identity"]["inputs"] == {
+        **{"sampled_prompts": hashed, "by_step": args.by_step, **pairs},
+        **({"prompts": hashed} if method == "ppo_gt" else {}),
+        **model_hashes("model" if method == "preferred_ft" else "reference", task.model),
     }
+    # What is published is what was evaluated last.
+    policy, tokenizer = load_policy(args.out)
+    start, test = load_policy(task.model)[0], read_table(inputs["prompts"], "prompts").tail(4)
+    reward = load_true_reward(folder=None, device=torch.device("cpu"), **RULE)
+    again = evaluate_policy(policy, start, tokenizer, test, reward, from_dict(EvaluationRecipe, EVALUATION))
+    last = table[table["step"] == 4]
+    for key in ("reward", "kl", "logp", "tokens"):
+        assert last[key].tolist() == pytest.approx([row[key] for row in again], abs=1e-5)
     steps = [row["step"] for row in map(json.loads, args.metrics.read_text().splitlines()) if row["split"] == "train"]
     assert steps == [1, 2, 3, 4], "no longer than to the last checkpoint"
     left = [path for path in (tmp_path / "work").rglob("*") if path.suffix in (".parquet", ".safetensors", ".pt")]
@@ -122,9 +151,9 @@ def test_each_method_learns_from_its_own_side_of_its_own_pairs(
     task: Task, inputs: dict[str, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the first step every figure follows from the reference table, and DPO's policy has no margin."""
-    monkeypatch.setattr(frontier_run, "evaluate_policy", lambda *values: [EVALUATED])
-    args = arguments(task, inputs, tmp_path, method, interval=1, checkpoints=1)
-    frontier_run.run(args)
+    monkeypatch.setattr(by_step, "evaluate_policy", lambda *values: [EVALUATED])
+    args = arguments(task, inputs, tmp_path, method, interval=1, points=1)
+    run(method, args)
     validation, training = (json.loads(line) for line in args.metrics.read_text().splitlines()[:2])
     if method == "kto":
         # The policy is the reference: no log-ratio, no KL, and each example loses 1 - sigmoid(0).
@@ -149,10 +178,9 @@ def test_each_method_learns_from_its_own_side_of_its_own_pairs(
 def test_an_interrupted_run_goes_on_and_ends_the_same(
     task: Task, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = arguments(task, inputs, tmp_path / "whole", "dpo")
-    frontier_run.run(whole)
+    whole = run("dpo", arguments(task, inputs, tmp_path / "whole", "dpo"))
     args = arguments(task, inputs, tmp_path / "cut", "dpo")
-    evaluate, seen = frontier_run.evaluate_policy, []
+    evaluate, seen = by_step.evaluate_policy, []
 
     def stop_at_the_last(*values: Any) -> Any:
         seen.append(len(seen))
@@ -160,14 +188,34 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
             raise KeyboardInterrupt
         return evaluate(*values)
 
-    monkeypatch.setattr(frontier_run, "evaluate_policy", stop_at_the_last)
+    monkeypatch.setattr(by_step, "evaluate_policy", stop_at_the_last)
     with pytest.raises(KeyboardInterrupt):
-        frontier_run.run(args)
-    assert not args.out.exists()
-    monkeypatch.setattr(frontier_run, "evaluate_policy", lambda *values: seen.append(9) or evaluate(*values))
-    frontier_run.run(args)
+        run("dpo", args)
+    assert not args.evaluations.exists() and not args.out.exists()
+    monkeypatch.setattr(by_step, "evaluate_policy", lambda *values: seen.append(9) or evaluate(*values))
+    table = run("dpo", args)
     assert seen.count(9) < 3, "a finished checkpoint was evaluated again"
-    pd.testing.assert_frame_equal(read_table(args.out, "evaluations"), read_table(whole.out, "evaluations"))
+    pd.testing.assert_frame_equal(table, whole)
+
+
+def test_what_is_evaluated_otherwise_is_begun_anew(
+    task: Task, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was cut short and is then to have more checkpoints has none of those that were not asked for."""
+    evaluate, seen = by_step.evaluate_policy, []
+
+    def stop_at_the_second(*values: Any) -> Any:
+        seen.append(len(seen))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*values)
+
+    monkeypatch.setattr(by_step, "evaluate_policy", stop_at_the_second)
+    once = {"checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        run("dpo", arguments(task, inputs, tmp_path, "dpo", **once))
+    table = run("dpo", arguments(task, inputs, tmp_path, "dpo", interval=1, points=4, **once))
+    assert table["step"].drop_duplicates().tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("again", [True, False])
@@ -175,10 +223,11 @@ def test_activations_of_the_value_network_are_computed_again_if_asked_for(
     task: Task, again: bool, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     args = arguments(task, inputs, tmp_path, "ppo_gt")
-    recipe = from_json(frontier_run.FrontierRunRecipe, args.recipe)
-    trainer = from_dict(PPORecipe, {**TRAINERS["ppo_gt"], "activation_checkpointing": again})
-    models, _ = frontier_run._ppo_models(args, recipe, trainer, None, None, None, lambda texts: torch.zeros(0))
-    assert all(isinstance(layer.forward, functools.partial) == again for layer in models.value.model.layers)
+    recipe = from_json(PPORecipe, args.recipe)
+    policy, tokenizer = load_policy(task.model)
+    models, _ = ppo._models(args, dataclasses.replace(recipe, activation_checkpointing=again), policy, tokenizer)
+    for model in (models.policy, models.value):
+        assert all(isinstance(layer.forward, functools.partial) == again for layer in model.model.layers)
 
 
 def test_a_learned_reward_is_learned_from_and_told_beside_the_true_one(
@@ -187,33 +236,49 @@ def test_a_learned_reward_is_learned_from_and_told_beside_the_true_one(
     scorer, tokenizer = new_scorer(task.model, 3)
     scorer.config.reward_offset = -20.0
     save_model(tmp_path / "scorer", scorer, tokenizer, {})
-    once = {"learned_reward": True, "interval": 1, "checkpoints": 1, "trainer": {**TRAINERS["ppo_gt"], "updates": 1}}
-    args = arguments(task, inputs, tmp_path, "ppo_gt", **once)
-    args.reward_model = tmp_path / "scorer"
+    args = arguments(task, inputs, tmp_path, "ppo_gt", interval=1, points=1, learned=True)
     rows = [Row((5, 6), ((7, 8, 0), (9, 0)))]
-    evaluate, given = frontier_run.evaluate_policy, []
+    evaluate, given = by_step.evaluate_policy, []
 
     def watched(*values: Any) -> Any:
         given.append(values[-1](rows))
         return evaluate(*values)
 
-    monkeypatch.setattr(frontier_run, "evaluate_policy", watched)
-    frontier_run.run(args)
+    monkeypatch.setattr(by_step, "evaluate_policy", watched)
+    learned = run("ppo_gt", args)["learned_reward"]
     expected = score_rows(load_scorer(tmp_path / "scorer"), rows, 64)
     assert len(given) == 2 and all(torch.equal(one, expected) for one in given)
-    learned = read_table(args.out, "evaluations")["learned_reward"]
     assert learned.notna().all() and (learned > 15).all(), "the offset is taken off"
-    told = read_manifest(args.out)["identity"]["inputs"]
-    assert told.items() >= model_hashes("reward", tmp_path / "scorer").items()
+    told = read_manifest(args.evaluations)
+    assert told["identity"]["inputs"].items() >= model_hashes("reward", tmp_path / "scorer").items()
+    assert told["used"]["models"] == 4
     # The value network starts from the reward model.
-    recipe = from_json(frontier_run.FrontierRunRecipe, args.recipe)
-    trainer = from_dict(PPORecipe, TRAINERS["ppo_gt"])
-    models, _ = frontier_run._ppo_models(args, recipe, trainer, None, None, None, lambda texts: torch.zeros(0))
+    models, _ = ppo._models(args, from_json(PPORecipe, args.recipe), *load_policy(task.model))
     assert models.learned_reward and torch.equal(models.value.score.weight, scorer.score.weight)
 
 
 def test_the_learned_reward_must_be_given(task: Task, inputs: dict[str, Path], tmp_path: Path) -> None:
-    args = arguments(task, inputs, tmp_path, "ppo_gt")
-    args.recipe = args.recipe.replace('"learned_reward": false', '"learned_reward": true')
-    with pytest.raises(UserError, match="ppo_gt learns from a reward model; give --reward-model"):
-        frontier_run.run(args)
+    args = arguments(task, inputs, tmp_path, "ppo_gt", learned=True)
+    args.reward_model = None
+    with pytest.raises(UserError, match="unless its recipe names a true reward; give --reward-model"):
+        run("ppo_gt", args)
+
+
+def test_several_processes_are_refused(
+    task: Task, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_step.processes, "count", lambda: 2)
+    args = arguments(task, inputs, tmp_path, "dpo")
+    table = read_table(inputs["prompts"], "prompts")
+    with pytest.raises(UserError, match="in one process"):
+        by_step._evaluated(args, table, None, None, None, 4, None, None, None)
+
+
+@pytest.mark.parametrize("length", [{"epochs": 1, "steps": 2}, {"epochs": None, "steps": None}])
+def test_a_training_lasts_for_steps_or_for_epochs(
+    task: Task, inputs: dict[str, Path], tmp_path: Path, length: dict[str, int | None]
+) -> None:
+    args = arguments(task, inputs, tmp_path, "dpo")
+    args.recipe = json.dumps({**json.loads(args.recipe), **length})
+    with pytest.raises(UserError, match="lasts for steps or for epochs"):
+        run("dpo", args)
