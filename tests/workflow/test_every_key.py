@@ -83,7 +83,7 @@ READ_BY = {
     r"tasks\.hh\.by_step\..*": "dpo_with_samples",
     r"tasks\.tldr\.by_step\..*": "dpo_with_samples ppo_with_samples",
     r"tasks\.imdb\.preferred_ft\.seed": "",  # the runs name theirs
-    r"tasks\.imdb\.(dpo|unlikelihood|preferred_ft|ppo|ppo_gt|ppo_gt_trl)\.(?!adapter).*": r"frontier_run:\1",
+    r"tasks\.imdb\.(dpo|unlikelihood|preferred_ft|ppo|ppo_gt|ppo_gt_trl)\..*": r"frontier_run:\1",
     r"tasks\.imdb\.runs\.([a-z_]+_[0-9.]+)\.(?!method).*": r"frontier_run:\1",
     r"tasks\.imdb\.classifier\..*|tasks\.imdb\.true_reward\.(max_length|batch_size)": "",  # the reward is a rule
     r".*\.gold_reward_model\.keep": "",  # always the last
@@ -154,10 +154,6 @@ GRAPHS: dict[str, tuple[dict[str, Any], str]] = {
         {"tldr": {"runs": {"ppo": None}, "human": None}},
         "win_rates examples training_figure judge_agreement compute paper all win_rates@cnndm examples@cnndm"
         " win_rate_by_step frontier frontier_figure dominance diagnosis overoptimization",
-    ),
-    "a run more": (
-        {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}},
-        "frontier_run:dpo_2 frontier dominance diagnosis overoptimization compute all",
     ),
     "a learned judge": (
         {"tldr": {"judge": {"kind": "reward_model"}}},
@@ -296,6 +292,18 @@ def test_other_jobs_run_with_what_reads_them(rules: Rules, jobs: dict[Name, Job]
         own, _ = rules.rerun(jobs, rules.jobs())
     (task,) = change
     assert {named(job, task) for job in own} == set(readers.split())
+
+
+def test_a_further_run_of_the_sweep_makes_itself_and_the_tables(
+    jobs: dict[Name, Job], tmp_path: Path, rules: Rules
+) -> None:
+    """Rules know the names of runs when they are read, so these are read again."""
+    runs = {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}}
+    tasks = {"tldr": {"other_judges": {"hosted": HOSTED}}, **runs}
+    with loaded(tmp_path, TINY, overlay(tmp_path, {"tasks": tasks})) as read_again:
+        own, _ = read_again.rerun(jobs, read_again.jobs())
+    readers = "frontier_run:dpo_2 frontier dominance diagnosis overoptimization compute all"
+    assert {named(job, "imdb") for job in own} == set(readers.split())
 
 
 # What every stage that trains or samples reads, and tables over seeds.

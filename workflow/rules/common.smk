@@ -456,7 +456,8 @@ def by_step(kind, table):
         return stage_recipes.stage_recipe(seeded(wildcards), wildcards.task, "by_step")
 
     def arguments(wildcards):
-        prompts, made = (placed(path.format(**wildcards)) for path in (PROMPTS_TABLE, table))
+        of_job = {"seed": wildcards.seed, "task": wildcards.task, "run": wildcards.run}
+        prompts, made = (placed(path.format(**of_job)) for path in (PROMPTS_TABLE, table))
         values = canonical_json(recipe_of(wildcards))
         return ["--by-step", values, "--run", wildcards.run, "--sampled-prompts", prompts, f"--{kind}", made]
 

@@ -15,7 +15,7 @@ rule frontier_run:
     output:
         evaluations=EVALUATIONS,
         model=directory("results/{seed}models/{task}/{run}"),
-        metrics="results/{seed}training/{task}/frontier/{run}.jsonl",
+        metrics="results/{seed}training/{task}/{run}.jsonl",
     log:
         "logs/{seed}{task}/frontier_{run}.log",
     benchmark:
@@ -40,7 +40,7 @@ rule frontier_run:
     shell:
         model_stage(
             "{params.stage} --model {params.model} {params.files} --recipe {params.recipe} {params.by_step}"
-            " --work {work}/{wildcards.seed}{wildcards.task}/frontier/{wildcards.run} --out {output.model}"
+            " --work {work}/{wildcards.seed}{wildcards.task}/{wildcards.run} --out {output.model}"
             " --metrics {output.metrics}"
         )
 

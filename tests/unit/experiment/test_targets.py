@@ -73,7 +73,7 @@ def test_metrics_stand_in_the_order_of_the_runs_that_are_evaluated_by_step() -> 
         *("results/training/hh/dpo.jsonl", "results/training/hh/dpo_2.jsonl"),
         *("results/seed_1/training/hh/dpo.jsonl", "results/seed_1/training/hh/dpo_2.jsonl"),
     ]
-    assert targets.measured_metrics(config, "imdb")[0] == "results/training/imdb/frontier/dpo_0.05.jsonl"
+    assert targets.measured_metrics(config, "imdb")[0] == "results/training/imdb/dpo_0.05.jsonl"
     assert targets.measured_metrics(config, "cnndm") == []
     assert targets.rewarded_candidates(config) == [(task, seed) for task in ("tldr", "hh") for seed in ("", "seed_1/")]
     assert [one for one in targets.optimized(config) if one[0] == "hh"] == [

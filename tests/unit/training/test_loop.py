@@ -80,9 +80,10 @@ def test_steps_evaluations_rates_and_what_was_used_by_hand(
     """16 rows by 6 are 3 batches an epoch, the last of 4; 5 steps are an epoch and two batches of the next."""
     model, _ = load_policy(task.model)
     recipe = dataclasses.replace(RECIPE, batch_size=6, evaluate_every=2, max_grad_norm=1e-3, schedule="linear")
+    recipe = dataclasses.replace(recipe, epochs=None, steps=5)
     made: list[int] = []
     with run_folder(tmp_path) as opened:
-        metrics = loop.train("test", model, examples, examples, recipe, opened, usage, total_steps=5, hook=made.append)
+        metrics = loop.train("test", model, examples, examples, recipe, opened, usage, hook=made.append)
     assert made == [0, 1, 2, 3, 4, 5]
     training = [row for row in metrics if row["split"] == "train"]
     assert [row["step"] for row in training] == [1, 2, 3, 4, 5]
@@ -104,6 +105,7 @@ def test_the_figure_and_its_sign_choose_what_is_kept(
     model, _ = load_policy(task.model)
     scripted = iter([1.0, 1.5, 0.5, 0.75])  # before the first step and after each of three
     recipe = dataclasses.replace(RECIPE, evaluate_every=1, keep="best", token_budget=10_000)
+    recipe = dataclasses.replace(recipe, epochs=None, steps=3)
 
     def losses(model: nn.Module, indices: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return torch.full((len(examples.ids),), next(scripted)), {}
@@ -115,9 +117,7 @@ def test_the_figure_and_its_sign_choose_what_is_kept(
         weights.append(next(model.parameters()).detach().clone())
 
     with run_folder(tmp_path) as opened:
-        loop.train(
-            *("test", model, examples, validation, recipe, opened, usage), better=better, total_steps=3, hook=keep
-        )
+        loop.train(*("test", model, examples, validation, recipe, opened, usage), better=better, hook=keep)
     assert [torch.equal(next(model.parameters()), each) for each in weights] == [step == kept for step in range(4)]
 
 

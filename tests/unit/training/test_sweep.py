@@ -38,8 +38,10 @@ EVALUATION = {
     "token_budget": 64,
     "dtype": "float32",
 }
+ADAPTER = {"rank": 4, "alpha": 8}
 TRAINERS: dict[str, dict[str, Any]] = {
     "dpo": {**TRAINING, "objective": "dpo", "values": {"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0}},
+    "adapted": {**TRAINING, "objective": "simpo", "values": {"beta": 2.0, "margin": 1.0}, "adapter": ADAPTER},
     "unlikelihood": {**TRAINING, "objective": "unlikelihood", "values": {"alpha": 0.5}},
     "preferred_ft": {**TRAINING, "completion": "chosen"},
     "simpo": {**TRAINING, "objective": "simpo", "values": {"beta": 2.0, "margin": 1.0}},

@@ -102,8 +102,7 @@ def frontiers(config: Config, task: str) -> list[str]:
 
 def measured_metrics(config: Config, task: str) -> list[str]:
     """The metrics file of the training of each of these runs, for each seed."""
-    folder = f"{task}/frontier" if kind(config["tasks"][task]) == "frontier" else task
-    return [f"results/{seed}training/{folder}/{run}.jsonl" for seed in seeds(config) for run in measured(config, task)]
+    return [f"results/{seed}training/{task}/{run}.jsonl" for seed in seeds(config) for run in measured(config, task)]
 
 
 def rewarded(config: Config, task: str) -> list[str]:
