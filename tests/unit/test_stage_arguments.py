@@ -47,6 +47,7 @@ STAGES: dict[str, dict[str, str]] = {
     "judging.human.study": {"path": "prompts pages items key", "paths": "samples", "text": "recipe"},
     "judging.human.votes": {"path": "key items out raters", "paths": "exports", "text": "recipe"},
     "judging.items": {"path": "items prompts out", "text": "recipe"},
+    "judging.labels": {"path": "samples prompts out", "text": "recipe"},
     "judging.stage": {"path": "samples prompts demonstrations out", "text": "recipe"},
     "rewards.stage": {"path": "samples prompts out", "text": "recipe"},
     "training.classifier": {"path": "model reviews table work out metrics", "text": "recipe"},
@@ -83,6 +84,7 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     "generation.implicit_rewards": {"shard": ("text", None)},
     "judging.human.study": {"secret": ("path", None)},
     "judging.items": JUDGE,
+    "judging.labels": {**JUDGE, "shard": ("text", None)},
     "judging.stage": {
         **JUDGE,
         **dict.fromkeys(("selected-by", "against"), ("path", None)),

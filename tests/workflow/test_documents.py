@@ -123,7 +123,7 @@ def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:
             "true_rewards": ["run_rewards", "candidate_rewards"],
         },
         "round_prompts": ["round_samples", "round_scores", "round_true_rewards"],
-        "round_implicit_rewards": ["round_reference"],
+        "round_judge_labels": ["round_reference"],
     }
     judging = {"judge_items": ["judge"], "train": ["method"]}
     for name, stages in asked.items():

@@ -41,7 +41,8 @@ def tldr(**runs: dict[str, Any] | None) -> dict[str, Any]:
 def rules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rules]:
     folder = tmp_path_factory.mktemp("rules")
     own = {"method": "iterative_dpo", "labels": "implicit", "start": "dpo", "reference": "moving"}
-    with loaded(folder, TINY, overlay(folder, tldr(mine={"method": "iterative_dpo"}, own=own))) as rules:
+    judged = {"method": "iterative_dpo", "labels": "judge"}
+    with loaded(folder, TINY, overlay(folder, tldr(mine={"method": "iterative_dpo"}, own=own, judged=judged))) as rules:
         yield rules
 
 
@@ -87,6 +88,24 @@ def test_a_policy_that_labels_its_own_samples_starts_from_dpo(jobs: dict[Name, J
     # The reference policy of the loss is what the round starts from.
     assert before in second["round_reference"].inputs
     assert "results/models/tldr/sft" not in second["iterative_dpo"].inputs
+
+
+def test_a_judge_labels_what_each_round_samples(rules: Rules, jobs: dict[Name, Job]) -> None:
+    for number in (1, 2):
+        made = of_round(jobs, "judged", number)
+        assert sorted(made) == sorted([*STAGES[:2], "round_judge_labels", *STAGES[3:]])
+        folder = f"results/rounds/tldr/judged/{number}"
+        labels = made["round_judge_labels"]
+        assert set(labels.inputs) == {f"{folder}/samples.parquet", f"{folder}/prompts.parquet"}, (
+            "the oracle reads no model"
+        )
+        assert f"{folder}/scores.parquet" in made["round_pairs"].inputs
+    # Another seed of the judge's order makes these labels again, and nothing of the run that a reward model labels.
+    config = copy.deepcopy(rules.config)
+    update_config(config, {"tasks": {"tldr": {"judge": {"seed": 7}}}})
+    with rules.with_config(resolve(config)):
+        own, _ = rules.rerun(jobs, rules.jobs())
+    assert {rule for rule, cards in own if "round" in dict(cards)} == {"round_judge_labels"}
 
 
 def test_a_further_round_makes_itself_alone(rules: Rules, jobs: dict[Name, Job]) -> None:

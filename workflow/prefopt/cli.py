@@ -52,6 +52,10 @@ STAGES = {
     "best_of_n": ("prefopt.generation.best_of_n", "the best of n candidates"),
     "subsets": ("prefopt.generation.subsets", "the candidates that a paid judge sees"),
     "judge": ("prefopt.judging.stage", "verdicts against the reference completions"),
+    "judge_labels": (
+        "prefopt.judging.labels",
+        "rewards of a policy's completions, by a judge of every two of a prompt",
+    ),
     "gather": ("prefopt.store.gather", "the shards of a table to the table"),
     "store": ("prefopt.judging.stored", "verdicts of a chat judge to and from Parquet"),
     "win_rates": ("prefopt.analysis.win_rates", "win rates with intervals"),

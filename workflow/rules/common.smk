@@ -49,6 +49,8 @@ os.environ.update(
 NOTHING = "(?!)"  # a wildcard's constraint that no text fits
 PROMPTS_TABLE = "results/data/{task}/prompts.parquet"
 ROUND = "[1-9][0-9]*"
+# What labels a round's completions.
+LABELS_SCORED, LABELS_JUDGED = ("reward_model", "true_reward", "implicit"), ("judge",)
 
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
@@ -191,12 +193,12 @@ def recipe_of_round(stage):
     )
 
 
-def runs_in_rounds(labels=None):
-    """Function of a task: its runs that are trained in rounds, all or those with such labels."""
+def runs_in_rounds(*labels):
+    """Function of a task: its runs that are trained in rounds, all or those with one of such labels."""
     return lambda task: [
         run
         for run in dict.fromkeys(run for run, _ in targets.rounds(config, task))
-        if labels in (None, runs.values(config, task, run)["labels"])
+        if not labels or runs.values(config, task, run)["labels"] in labels
     ]
 
 
@@ -515,8 +517,8 @@ def sampled_runs(task):
 # Tables below results/ that are made in shards where a scatter process has several, by that process.
 SCATTERED = {
     "sampling": rf"{runs.SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples|rounds/[a-z0-9_]+/{runs.NAME}/{ROUND}/samples)",
-    "scoring": rf"{runs.SEED}((candidates|pairs|ceiling)/[a-z]+_scores|rewards/[a-z0-9_]+/{runs.NAME}|rounds/[a-z0-9_]+/{runs.NAME}/{ROUND}/scores)",
-    "judging": rf"{runs.SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts)",
+    "scoring": rf"{runs.SEED}((candidates|pairs|ceiling)/[a-z]+_scores|rewards/[a-z0-9_]+/{runs.NAME}|rounds/({with_runs(runs_in_rounds(*LABELS_SCORED))})/{runs.NAME}/{ROUND}/scores)",
+    "judging": rf"{runs.SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts|rounds/({with_runs(runs_in_rounds(*LABELS_JUDGED))})/{runs.NAME}/{ROUND}/scores)",
 }
 
 

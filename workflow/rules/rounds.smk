@@ -120,6 +120,36 @@ rule round_implicit_rewards:
         )
 
 
+# By the task's own judge, who then also judges what was learned from it.
+rule round_judge_labels:
+    input:
+        unpack(made(judge_files)),
+        samples="results/{seed}rounds/{task}/{run}/{round}/samples.parquet",
+        prompts="results/{seed}rounds/{task}/{run}/{round}/prompts.parquet",
+    output:
+        shard_table("judging", "results/{seed}rounds/{task}/{run}/{round}/scores.parquet"),
+    log:
+        of_shard("judging", "logs/{seed}{task}/rounds/{run}/{round}/scores.log"),
+    benchmark:
+        of_shard("judging", "logs/benchmarks/{seed}{task}/rounds/{run}/{round}/scores.jsonl")
+    wildcard_constraints:
+        task=with_runs(runs_in_rounds(*LABELS_JUDGED)),
+        round=ROUND,
+    conda:
+        "../../envs/judge.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **judge_needs("round_judge_labels"),
+    params:
+        **judge_params("prefopt.judging.labels"),
+        shard=shard_argument,
+    shell:
+        judging_stage(
+            "judge_labels --samples {input.samples} --prompts {input.prompts} {params.judge} --recipe {params.recipe}"
+            " {params.shard} --out {output}"
+        )
+
+
 use rule sampled_pairs as round_pairs with:
     input:
         samples="results/{seed}rounds/{task}/{run}/{round}/samples.parquet",

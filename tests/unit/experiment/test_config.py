@@ -315,6 +315,14 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
             "tasks.tldr.runs.mine.labels is 'true_reward', but frontier is missing; this section says which reward it is.",
         ),
         (
+            "tasks.tldr",
+            {
+                "runs": {"mine": {"method": "iterative_dpo", "labels": "judge"}},
+                **{"judge": {"kind": "human"}, "sampling": {"temperatures": [1.0]}},
+            },
+            "tasks.tldr.runs.mine.labels is 'judge', but judge.kind is 'human'; people vote on test prompts alone: name another.",
+        ),
+        (
             "tasks.tldr.runs.mine",
             {"method": "iterative_dpo", "prompts": 3001},
             "tasks.tldr.runs.mine.prompts is 3001; allowed: at most data.embedded.demonstrations, which is 3000.",

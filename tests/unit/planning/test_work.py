@@ -206,7 +206,9 @@ def test_operations_of_rounds_by_hand() -> None:
         "runs": {
             "mine": {"method": "iterative_dpo"},
             "own": {"method": "iterative_dpo", "labels": "implicit", "start": "dpo"},
-        }
+            "judged": {"method": "iterative_dpo", "labels": "judge"},
+        },
+        "judge": {"kind": "reward_model"},
     }
     stages = {one.stage: one for one in estimates(config_of(tasks__tldr=mine), "tldr")}
     model = shape(from_folder(SHIPPED_BASE))
@@ -216,6 +218,7 @@ def test_operations_of_rounds_by_hand() -> None:
         "round_samples mine": 688 * sampling_flops(model, 103, [22] * 8),
         "round_scores mine": 688 * reading_flops(scorer, 103, [22] * 8),
         "round_implicit_rewards own": 2 * 688 * reading_flops(model, 103, [22] * 8),
+        "round_judge_labels judged": 688 * reading_flops(scorer, 103, [22] * 8),
         "round_reference mine": 688 * pair,
         # Ten steps, evaluated before the first and after every fifth.
         "mine": (3 * 640 + 3 * 48) * pair,
@@ -223,3 +226,6 @@ def test_operations_of_rounds_by_hand() -> None:
     assert {name: stages[name].flops for name in by_hand} == by_hand
     assert all(stages[name].jobs == 3 for name in by_hand)
     assert "round_scores own" not in stages
+    # An oracle's verdicts take no model.
+    oracle = {one.stage for one in estimates(config_of(tasks__tldr={"runs": mine["runs"]}), "tldr")}
+    assert "round_samples judged" in oracle and "round_judge_labels judged" not in oracle

@@ -384,6 +384,8 @@ def _check_rounds(section: Config, task: str) -> Iterator[str]:
             )
         if values["labels"] == "true_reward" and "frontier" not in section:
             yield f"runs.{run}.labels is 'true_reward', but frontier is missing; this section says which reward it is."
+        if values["labels"] == "judge" and section["judge"]["kind"] == "human":
+            yield f"runs.{run}.labels is 'judge', but judge.kind is 'human'; people vote on test prompts alone: name another."
         made = section["data"]["embedded"]
         for key, rows in (("prompts", "demonstrations"), ("validation_prompts", "validation_prompts")):
             if section["data"]["source"] == "embedded" and values[key] > made[rows]:

@@ -63,6 +63,14 @@ def round_true_rewards(task: Task, stage: str, run: str | None) -> Estimate:
     return _rewarded(task, stage, n=values["n"], groups=_round_prompts(values))
 
 
+def round_judge_labels(task: Task, stage: str, run: str | None) -> Estimate:
+    """The judge on a round's completions, where it is a gold reward model; any other takes no model here."""
+    values, kind = _of_round(task, run), task.section["judge"]["kind"]
+    if kind != "reward_model":
+        return Estimate(stage, kind, 0, task.engine(stage).processes, {}, [])
+    return _scored(task, stage, "gold_reward_model", n=values["n"], groups=_round_prompts(values))
+
+
 def round_implicit_rewards(task: Task, stage: str, run: str | None) -> Estimate:
     """The policy and then the reference policy on a round's completions; a row is cut to the token budget."""
     values, engine = _of_round(task, run), task.engine(stage)

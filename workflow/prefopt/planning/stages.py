@@ -32,6 +32,7 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "round_scores": samplers.round_scores,
     "round_true_rewards": samplers.round_true_rewards,
     "round_implicit_rewards": samplers.round_implicit_rewards,
+    "round_judge_labels": samplers.round_judge_labels,
     "round_reference": samplers.round_reference,
     "run_rewards": samplers.run_rewards,
     "score": samplers.score,
@@ -100,6 +101,7 @@ _LABELLED_BY = {
     "reward_model": "round_scores",
     "true_reward": "round_true_rewards",
     "implicit": "round_implicit_rewards",
+    "judge": "round_judge_labels",
 }
 
 
