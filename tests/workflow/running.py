@@ -61,6 +61,11 @@ def planned(*arguments: str | Path, folder: Path) -> dict[str, int]:
     result = snakemake("--dry-run", *arguments, folder=folder)
     output = result.stdout + result.stderr
     assert result.returncode == 0, output
+    return counted(output)
+
+
+def counted(output: str) -> dict[str, int]:
+    """Jobs by rule, of what Snakemake wrote."""
     table = output.partition("Job stats:")[2].partition("total")[0]
     return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 

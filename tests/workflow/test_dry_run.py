@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import REPOSITORY, TINY, only, overlay, planned, snakemake
+from running import REPOSITORY, TINY, counted, only, overlay, planned, snakemake
 
 METHODS = 6
 TRAINED_ON_EMBEDDED = dict.fromkeys(
@@ -46,6 +46,31 @@ def test_records_of_ones_own_train_a_base_and_a_judge(tmp_path: Path) -> None:
     jobs = planned("--configfile", REPOSITORY / "config" / "files.yaml", folder=here)
     # The bases of tldr, hh and imdb; news is judged by tldr's judge.
     assert jobs["pretrain"] == 3 and jobs["gold_reward_model"] == 2
+
+
+def test_files_and_a_learned_judge_are_all_that_a_task_of_ones_own_has_to_say(tmp_path: Path) -> None:
+    """What the config's tldr has beside them for embedded records alone (raters, frontier, a second judge) falls away."""
+    for name in ("posts.jsonl", "comparisons.jsonl"):
+        (tmp_path / name).touch()
+    data = {"source": "files", "posts": ["posts.jsonl"], "comparisons": ["comparisons.jsonl"], "gold_fraction": 0.3}
+    tldr = {"data": data, "judge": {"kind": "reward_model"}}
+    path = overlay(tmp_path, {"tasks": {"tldr": tldr, "hh": None, "cnndm": None, "imdb": None}})
+    result = snakemake("--dry-run", "all", "--configfile", path, folder=tmp_path)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert re.findall(r"^tasks\.(.*?) falls away", output, re.MULTILINE) == [
+        "tldr.frontier",
+        "tldr.human.simulated_raters",
+        "tldr.other_judges.gold",
+    ]
+    jobs = counted(output)
+    assert {
+        jobs[rule] for rule in ("pretrain", "gold_reward_model", "reward_model", "ppo", "human_study", "paper")
+    } == {1}
+    assert jobs["judge"] == METHODS + 1  # and the steps of DPO
+    of_others = ("simulated_votes", "human_votes", "human_agreement", "judge_items", "judge_agreement", "other_judge")
+    of_frontier = ("frontier_figure", "frontier", "evaluations", "dominance", "optimal_frontier", "ppo_with_samples")
+    assert not jobs.keys() & {*of_others, *of_frontier}
 
 
 @pytest.mark.parametrize(("name", "files"), [("imdb_files", 1), ("imdb_gpu", 3)])

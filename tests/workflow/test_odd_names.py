@@ -3,6 +3,8 @@ for something else."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import http.server
 import json
 import shutil
@@ -14,6 +16,10 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 from running import REPOSITORY, only, overlay, snakemake
+
+from prefopt.judging.human import study
+from prefopt.store.tables import read_table, write_table
+from test_human import export, recipe, world
 
 ODD = "größe; 'a' \"b\" $(touch RAN) `touch RAN` & *"
 KEY = "sk-odd-names"
@@ -137,19 +143,38 @@ def test_no_name_is_run_and_every_file_is_read(tmp_path: Path, folder: Path, jud
     assert not list(tmp_path.rglob("RAN"))
 
 
+def make_study(folder: Path) -> dict[str, Any]:
+    """A study of made-up samples, without its pages; returns its key."""
+    samples, prompts = world()
+    content = write_table(folder / "prompts.parquet", "prompts", prompts)["content_hash"]
+    write_table(folder / "samples.parquet", "samples", samples, prompts=content)
+    made = folder / "results" / "human" / "tldr"
+    study.run(
+        argparse.Namespace(
+            **{"recipe": json.dumps(dataclasses.asdict(recipe())), "prompts": folder / "prompts.parquet"},
+            **{"samples": [folder / "samples.parquet"], "secret": folder / "secret", "pages": folder / "pages"},
+            **{"items": made / "items.parquet", "key": made / "key.json"},
+        )
+    )
+    return study.read_key(made / "key.json")
+
+
 @pytest.mark.workflow
-def test_a_raters_file_is_read_whatever_its_name(tmp_path: Path, folder: Path) -> None:
-    votes, made = folder / "human" / "votes" / "tldr", folder / "results" / "human" / "tldr"
+def test_a_raters_file_is_counted_whatever_its_name(tmp_path: Path, folder: Path) -> None:
+    key = make_study(folder)
+    votes = folder / "human" / "votes" / "tldr"
     votes.mkdir(parents=True)
-    made.mkdir(parents=True)
-    for name in ("key.json", "items.parquet"):
-        (made / name).write_text("{}")
-    name = f"-tldr-r01 (1) {ODD};#.json"
-    (votes / name).write_text("{}")
+    names = [f"-tldr-r01 (1) {ODD};#.json", "tldr-r02;touch RAN;#.json"]
+    for name, rater in zip(names, ("r01", "r02"), strict=True):
+        (votes / name).write_text(json.dumps(export(key, rater)))
     path = overlay(folder, {"tasks": {"tldr": {"human": {"simulated_raters": None}}}})
-    words = ("results/human/tldr/votes.parquet", "--allowed-rules", "human_votes", "--rerun-triggers", "mtime")
+    target = "results/human/tldr/votes.parquet"
+    words = (target, "--allowed-rules", "human_votes", "--rerun-triggers", "mtime", "--show-failed-logs")
     result = snakemake("--cores", "1", *words, "--configfile", path, folder=folder)
-    assert result.returncode == 1  # the key of the study is empty
-    words, _ = witnessed(tmp_path)["human_votes"]
-    assert value_of(words, "--exports") == f"human/votes/tldr/{name}"
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    counted = read_table(folder / target, "votes", study=key["study"])
+    assert counted["rater"].value_counts().to_dict() == {"r01": 25, "r02": 25}
+    told, _ = witnessed(tmp_path)["human_votes"]
+    first = told.index("--exports") + 1
+    assert told[first : first + 2] == [f"human/votes/tldr/{name}" for name in names]
     assert not list(tmp_path.rglob("RAN"))

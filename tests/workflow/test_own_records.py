@@ -120,6 +120,26 @@ def test_a_task_of_thumbs_alone_trains_kto(tmp_path: Path) -> None:
     assert planned(*targets, "--configfile", path, folder=tmp_path) == {}
 
 
+@pytest.mark.workflow
+def test_as_many_files_as_one_likes_become_a_table(tmp_path: Path) -> None:
+    """Their names are together more than Linux lets one argument hold, and so is the command that holds them."""
+    folder = tmp_path / "a folder with a name that is about as long as names of folders of records are"
+    folder.mkdir()
+    for i in range(1800):
+        post = {"id": f"p{i}", "title": f"title {i}", "post": f"text number {i} about things", "subreddit": "x"}
+        (folder / f"part-{i:05d}-of-01800.jsonl").write_text(json.dumps({**post, "summary": f"summary {i}"}))
+    (tmp_path / "none.jsonl").touch()
+    posts = sorted(str(path.relative_to(tmp_path)) for path in folder.iterdir())
+    assert sum(map(len, posts)) > 2**17
+    data = {"source": "files", "posts": posts, "comparisons": ["none.jsonl"], "gold_fraction": 0.3}
+    tldr = {"data": data, "judge": {"kind": "reward_model"}, "human": None}
+    path = overlay(tmp_path, {"tasks": {"tldr": tldr, **dict.fromkeys(("hh", "cnndm", "imdb"))}})
+    target = "results/data/tldr/raw/demonstrations.parquet"
+    result = snakemake("--cores", "1", "--show-failed-logs", target, "--configfile", path, folder=tmp_path)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    assert len(pd.read_parquet(tmp_path / target)) == 1800
+
+
 def numbered(value: Any, number: str) -> Any:
     """An example row whose every text about a prompt says a number, so that it is another prompt."""
     if isinstance(value, dict):

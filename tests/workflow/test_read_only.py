@@ -1,4 +1,4 @@
-"""A checkout that nobody may write to, as an administrator or a container provides it."""
+"""A checkout that nobody may write to, as an administrator or a container provides it, in a folder of an odd name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_run_in_another_folder_changes_nothing_of_a_checkout(tmp_path: Path, m
     # Where it may, Python itself keeps what it compiled beside a module.
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    checkout, elsewhere = copy_workflow(tmp_path / "checkout"), tmp_path / "elsewhere"
+    checkout, elsewhere = copy_workflow(tmp_path / "our check out's"), tmp_path / "my folder"
     everything = [path for path in (checkout, *checkout.rglob("*")) if not path.is_symlink()]
     for path in everything:
         path.chmod(path.stat().st_mode & 0o555)

@@ -229,7 +229,12 @@ def test_the_stage_writes_points_fits_figure_and_alarms(tmp_path: Path, caplog: 
     assert table.groupby("run", sort=False).size().to_dict() == {"dpo": 3, "ppo": 3, "best_of_n": 4}
     assert fits["form"].tolist() == ["rl", "rl", "best_of_n"] and fits["points"].tolist() == [2, 2, 2]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [text.partition(": ")[0] for text in warned] == ["hh, dpo, seed 0", "hh, ppo, seed 0"]
+    assert [text.partition(": ")[0] for text in warned[:2]] == ["hh, dpo, seed 0", "hh, ppo, seed 0"]
+    # The candidates are of 30 prompts.
+    assert warned[2:] == [
+        "warning: Only 30 test prompts: this tries the machinery and is no result.",
+        "warning: Synthetic: dialogues and the judge are a program; no person was asked.",
+    ]
     assert table.loc[table["run"] == "ppo", "alarm"].str.startswith("over-optimised: from step 5 to 10").all()
     assert table.loc[table["run"] == "best_of_n", "alarm"].isna().all()
     assert b"<svg" in out["out"][0].read_bytes()
@@ -252,4 +257,13 @@ def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
     assert (left.get_ylabel(), right.get_ylabel()) == ("True reward", "Learned or implicit reward")
     assert left.get_title(loc="left") == "Dialogue (synthetic records)"
     assert figure.get_suptitle() == "hh, mine, seed 0: an alarm."
-    assert "200 test prompts. Synthetic" in figure.get_supxlabel().replace("\n", " ")
+    few = overoptimization.overoptimization_figure(table.assign(prompts=49), facts, {"hh": "oracle"})
+    assert few.get_suptitle().replace("\n", " ") == (
+        "Only 49 test prompts: this tries the machinery and is no result. hh, mine, seed 0: an alarm."
+    )
+    note = figure.get_supxlabel().replace("\n", " ")
+    assert note.endswith("200 test prompts. Synthetic: dialogues and the judge are a program; no person was asked.")
+    own = [{**facts[0], "synthetic": False, "warnings": ["40% of the pairs were lost"]}]
+    real = overoptimization.overoptimization_figure(table.assign(alarm="", prompts=[50] * 4 + [60] * 4), own, {})
+    assert not real.get_suptitle() and real.axes[0].get_title(loc="left") == "Dialogue"
+    assert real.get_supxlabel().replace("\n", " ").endswith("50 to 60 test prompts. 40% of the pairs were lost.")

@@ -38,8 +38,12 @@ def endpoint(server: Server, retries: int = 0, timeout: float = 5.0, **changes: 
     return Endpoint(changes.get("url", server.url), "m", "JUDGE_KEY", timeout, retries, None, changes.get("most", 50))
 
 
+def unseen(_: Reply) -> None:
+    """Takes calls without a reply where a test does not look at them."""
+
+
 def ask(server: Server, **changes: Any) -> Reply:
-    return endpoint(server, **changes).ask(ASKED, {"max_tokens": 50}, "prompt 'p0'")
+    return endpoint(server, **changes).ask(ASKED, {"max_tokens": 50}, "prompt 'p0'", unseen)
 
 
 THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "Preferred: B"}]}
@@ -100,12 +104,12 @@ def test_what_is_none_of_the_protocol_is_one_sentence(server: Server, body: byte
 def test_after_others_that_could_be_read_it_is_one_reply_that_counts(server: Server) -> None:
     one = endpoint(server)
     server.answer = (200, completion())
-    one.ask(ASKED, {}, "p")
+    one.ask(ASKED, {}, "p", unseen)
     server.answer = (200, b'{"choices": [{"mess')
-    reply = one.ask(ASKED, {}, "p")
+    reply = one.ask(ASKED, {}, "p", unseen)
     assert reply == Reply('application/json: {"choices": [{"mess', UNREADABLE, "", 26, 50)
     server.answer = (200, completion("x" * 2**21))
-    reply = one.ask(ASKED, {}, "p")
+    reply = one.ask(ASKED, {}, "p", unseen)
     assert reply == Reply("the answer is longer than 1,049,376 bytes", UNREADABLE, "", 26, 50)
 
 
@@ -133,7 +137,7 @@ def test_tokens_that_cannot_be_are_estimated_and_said_once(
     server.answer = (200, completion(usage=usage))
     one = endpoint(server)
     for _ in range(2):
-        reply = one.ask(ASKED, {}, "p")
+        reply = one.ask(ASKED, {}, "p", unseen)
         assert (reply.prompt_tokens, reply.completion_tokens) == counted
     said = [record for record in caplog.records if "reports no tokens that can be counted" in record.message]
     assert len(said) == (26 in counted)
@@ -184,11 +188,11 @@ def test_403_is_the_key_until_another_call_was_answered(server: Server) -> None:
     one = endpoint(server)
     server.answer = (403, {"error": {"message": "flagged"}})
     with pytest.raises(UserError, match="the key was refused"):
-        one.ask(ASKED, {}, "p")
+        one.ask(ASKED, {}, "p", unseen)
     server.answer = (200, completion())
-    one.ask(ASKED, {}, "p")
+    one.ask(ASKED, {}, "p", unseen)
     server.answer = (403, {"error": {"message": "flagged"}})
-    assert one.ask(ASKED, {}, "p").text == "status 403: flagged"
+    assert one.ask(ASKED, {}, "p", unseen).text == "status 403: flagged"
 
 
 @pytest.mark.parametrize("shown", [KEY, KEY.upper(), KEY.replace("s", "\\u0073", 1)])
@@ -200,15 +204,15 @@ def test_a_key_that_is_echoed_goes_nowhere(server: Server, shown: str, caplog: p
     server.answer = (200, echo.encode())
     one = endpoint(server)
     one.check()
-    reply = one.ask(ASKED, {}, "p")
+    reply = one.ask(ASKED, {}, "p", unseen)
     assert (reply.text, reply.finish_reason, reply.served_model) == ("I got ***.", "***", "***")
     plain = [] if "\\" in shown else [(400, b"KEY"), (200, b"<p>KEY")]  # escapes are JSON's
     for status, body in [(400, b'{"error": {"message": "KEY"}}'), *plain]:
         server.answer = (status, body.replace(b"KEY", shown.encode()))
-        assert "***" in one.ask(ASKED, {}, "p").text
+        assert "***" in one.ask(ASKED, {}, "p", unseen).text
     server.answer = (307, b"", {"Location": f"http://other.example/?key={KEY}"})
     with pytest.raises(UserError, match=r"key=\*\*\*") as caught:
-        one.ask(ASKED, {}, "p")
+        one.ask(ASKED, {}, "p", unseen)
     assert KEY.casefold() not in (str(caught.value) + caplog.text).casefold()
 
 
@@ -224,11 +228,11 @@ def test_nothing_that_a_terminal_obeys_is_passed_on(server: Server, caplog: pyte
     server.answer = (200, completion("A", code, model=code, usage={"prompt_tokens": code}))
     one = endpoint(server)
     one.check()
-    reply = one.ask(ASKED, {}, "p")
+    reply = one.ask(ASKED, {}, "p", unseen)
     assert reply.finish_reason == reply.served_model == "]0;owned31mevil !"
     server.answer = (402, {"error": {"message": code}})
     with pytest.raises(UserError, match=r"status 402: \]0;owned31mevil !\)") as caught:
-        one.ask(ASKED, {}, "p")
+        one.ask(ASKED, {}, "p", unseen)
     for text in (str(caught.value), *(record.message for record in caplog.records)):
         assert text.isprintable()
 
@@ -242,12 +246,12 @@ def test_nothing_of_the_environment_is_sent(server: Server, monkeypatch: pytest.
     server.answer = (200, completion())
     one = endpoint(server)
     one.check()
-    one.ask(ASKED, {}, "p")
+    one.ask(ASKED, {}, "p", unseen)
     assert len(server.seen) == 2
     for _, headers, _ in server.seen:
         assert headers["Authorization"] == f"Bearer {KEY}"
         assert not re.search("other-account|admin|mine", json.dumps(headers))
-    Endpoint(server.url, "m", None, 5.0, 0, None, 50).ask(ASKED, {}, "p")
+    Endpoint(server.url, "m", None, 5.0, 0, None, 50).ask(ASKED, {}, "p", unseen)
     assert server.seen[-1][1]["Authorization"] == "Bearer none"
 
 
@@ -259,7 +263,7 @@ def test_a_redirect_is_named_and_not_followed(server: Server, status: int) -> No
         one = endpoint(server, retries=2)
         one.check()
         with pytest.raises(UserError, match=rf"sends its callers on to {other.url}/chat.* not followed.*base_url"):
-            one.ask(ASKED, {}, "p")
+            one.ask(ASKED, {}, "p", unseen)
         assert server.calls == 1 and other.seen == []
         other.shutdown()
 
@@ -288,6 +292,64 @@ def test_a_server_that_drips_meets_the_deadline(server: Server, head: bytes) -> 
     with pytest.raises(UserError, match=r"no reply within 0.4 s in 1 attempts"):
         ask(server, timeout=0.4)
     assert time.monotonic() - start < 1.5
+
+
+def hang_up(handler: Handler) -> None:
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("answer", "what", "calls"),
+    [
+        (lambda handler: slowly(handler, HEAD + b"\r\n", b"x", 0.05), "the answer took too long", 2),
+        (hang_up, "Server disconnected without sending a response.", 2),
+        ((200, b"<html>"), "application/json: <html>", 1),
+        ((200, completion("x" * 2**21)), "the answer is longer than 1,049,376 bytes", 1),
+        ((500, b"died"), None, 2),  # it says itself that it wrote nothing
+    ],
+)
+def test_a_call_that_gave_no_reply_counts_as_a_whole_one(
+    server: Server, answer: Any, what: str | None, calls: int
+) -> None:
+    lost: list[Reply] = []
+    one = endpoint(server, retries=1, timeout=0.4)
+    server.answer = answer
+    with pytest.raises(UserError):
+        one.ask(ASKED, {}, "p", lost.append)
+    assert server.calls == calls
+    assert lost == ([Reply(what, UNREADABLE, "", 26, 50)] * calls if what else [])
+
+
+def test_a_call_that_was_made_again_counts_beside_its_reply(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    answers = [hang_up, lambda handler: handler._send(200, completion())]
+    server.answer = lambda handler: answers.pop(0)(handler)
+    lost: list[Reply] = []
+    assert endpoint(server, retries=1).ask(ASKED, {}, "p", lost.append).completion_tokens == 4
+    assert [reply.completion_tokens for reply in lost] == [50]
+    assert "p: 1 calls were sent and not answered (Server disconnected" in caplog.text
+
+
+def test_a_call_that_never_reached_the_server_costs_nothing(server: Server) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        lost: list[Reply] = []
+        one = endpoint(server, retries=1, url=f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
+        with pytest.raises(UserError, match="cannot be reached"):
+            one.ask(ASKED, {}, "p", lost.append)
+    # Nor one that its own timeout ends before the server takes it: nobody accepts here, and the backlog is full.
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        address = deaf.getsockname()
+        queue = [socket.socket() for _ in range(4)]
+        for waiting in queue:
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        with pytest.raises(UserError, match=r"no reply within 0\.3 s"):
+            endpoint(server, timeout=0.3, url=f"http://127.0.0.1:{address[1]}/v1").ask(ASKED, {}, "p", lost.append)
+        for waiting in queue:
+            waiting.close()
+    assert lost == []
 
 
 def test_a_list_that_drips_is_not_waited_for(server: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -179,6 +179,26 @@ def test_the_budget_holds_whatever_is_reported(server: Server, tmp_path: Path, u
     assert set(rows["completion_tokens"]) == {5}  # 14 bytes
 
 
+def test_calls_that_gave_no_reply_count_in_this_run_and_in_the_next(server: Server, tmp_path: Path) -> None:
+    """Each costs 50 tokens written at 8 USD a million and a third of its bytes read at 2."""
+    server.answer = (200, b"<html>")
+    for number in (1, 2):
+        with pytest.raises(UserError, match="none of the chat protocol"):
+            judge(server, tmp_path).compare(PAIRS[:1])
+        rows = VerdictStore(tmp_path / "s.sqlite").export()
+        assert len(rows) == number == server.calls
+        assert set(rows["completion_tokens"]) == {50}
+    size = len(json.loads(rows["request"][0])["messages"][0]["content"].encode())
+    lost = (50 * 8 + -(-size // 3) * 2) / 1e6
+    server.answer = (200, completion())
+    with pytest.raises(UserError, match=rf"on top of {2 * lost:.4f} USD spent before"):
+        judge(server, tmp_path, budget_usd=2 * lost).compare(PAIRS[:1])
+    # The pair stays open, and its verdict costs what its own reply costs.
+    assert judge(server, tmp_path).compare(PAIRS[:1])[0].cost_usd == pytest.approx((9 * 2 + 4 * 8) / 1e6)
+    rows = VerdictStore(tmp_path / "s.sqlite").export()
+    assert VerdictStore(tmp_path / "t.sqlite").add(rows) == len(rows) == 3
+
+
 def test_one_absurd_count_of_an_earlier_version_changes_nothing(server: Server, tmp_path: Path) -> None:
     server.answer = (200, completion())
     first = judge(server, tmp_path).compare(PAIRS[:4])

@@ -197,7 +197,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
         "tokenizer.json is a pointer of Git LFS",
     ),
     "cut weights": (cut, "could not be loaded"),
-    "empty weights": (lambda m: (m / "model.safetensors").write_bytes(b""), "could not be loaded"),
+    "empty weights": (lambda m: (m / "model.safetensors").write_bytes(b""), "model.safetensors is empty, as"),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "could not be loaded"),
     "bitsandbytes": (
         lambda m: set_config(m, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
@@ -215,12 +215,12 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a word for a number": (lambda m: set_config(m, hidden_size="wide"), "could not be read"),
     "no JSON": (lambda m: (m / "config.json").write_text("{ no"), "could not be read"),
     "a list": (lambda m: (m / "config.json").write_text("[]"), "could not be read"),
-    "empty config": (lambda m: (m / "config.json").write_bytes(b""), "could not be read"),
+    "empty config": (lambda m: (m / "config.json").write_bytes(b""), "config.json is empty, as"),
     "other weights": (lambda m: set_config(m, transformers_weights="../other.safetensors"), "transformers_weights"),
     "adapter": (lambda m: (m / "adapter_config.json").write_text("{}"), "holds an adapter"),
     "no tokenizer": (lambda m: (m / "tokenizer.json").unlink(), "holds no tokenizer"),
     "broken tokenizer": (lambda m: (m / "tokenizer.json").write_text("{}"), "The tokenizer of"),
-    "empty tokenizer": (lambda m: (m / "tokenizer.json").write_bytes(b""), "The tokenizer of"),
+    "empty tokenizer": (lambda m: (m / "tokenizer.json").write_bytes(b""), "tokenizer.json is empty, as"),
     "broken manifest": (lambda m: (m / "manifest.json").write_text("{ no"), "manifest.json could not be read"),
     "manifest of another kind": (lambda m: (m / "manifest.json").write_text("[]"), "is not a JSON object"),
 }
@@ -231,6 +231,16 @@ def test_a_folder_that_cannot_be_loaded(case: str, folder: Path) -> None:
     spoil, words = FOLDERS[case]
     spoil(folder)
     assert words in refusal(load_policy, folder)
+
+
+def test_what_to_do_with_an_empty_file(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+    expected = (
+        f"{folder / 'model.safetensors'} is empty, as a full disk or a power cut may leave it: copy it again, or, if this "
+        f"workflow made the model, delete {folder} and run its stage again."
+    )
+    for read in (load_policy, load_tokenizer, weights_hash):
+        assert refusal(read, folder) == expected
 
 
 @pytest.mark.parametrize("case", ["LFS pointer", "cut weights", "empty weights", "no weights"])

@@ -28,7 +28,7 @@ from prefopt.lm import attention, verify
 from prefopt.lm.batching import Row
 from prefopt.lm.engine import Engine, position_limit, score_head
 from prefopt.lm.kl import completion_kls
-from prefopt.lm.logprobs import _TokenLogprobs, completion_hidden_states
+from prefopt.lm.logprobs import _TokenLogprobs, completion_hidden_states, completion_logprobs
 from prefopt.lm.models import load_scorer
 from prefopt.lm.verify import try_engine, use_engine
 
@@ -152,15 +152,47 @@ def test_positions(config: dict[str, Any], limit: int | None) -> None:
     assert position_limit(LlamaConfig(**{**_SHAPE, **config})) == limit
 
 
-def test_a_longrope_model_takes_its_original_positions() -> None:
+def longrope(**changes: Any) -> PreTrainedConfig:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.5], "long_factor": [2.0, 9.0]}
     rope |= {"original_max_position_embeddings": 20, "partial_rotary_factor": 1.0}
-    config = Phi3Config(**{**_SHAPE, "original_max_position_embeddings": 20, "rope_parameters": rope})
+    return Phi3Config(**{**_SHAPE, "original_max_position_embeddings": 20, "rope_parameters": rope, **changes})
+
+
+def test_a_longrope_model_takes_its_original_positions() -> None:
+    config = longrope()
     assert position_limit(config) == 20
     model = use_engine(build(config))
     assert model.engine.rows == "packed"
     with pytest.raises(UserError, match="has 22 tokens, the model has 20 positions"):
         completion_hidden_states(model, [Row([2] * 12, ([3] * 10,))])
+
+
+def test_a_longrope_models_window_is_passed_before_its_positions_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = longrope(sliding_window=12)
+    assert try_engine(build(config)).engine == Engine("packed", "shared")
+    monkeypatch.setattr(attention.Mask, "sees", see_everything)
+    wrong = try_engine(build(config))
+    assert wrong.engine is not None and wrong.engine.rows == "padded"
+
+
+def test_a_dynamic_rotary_embedding_is_right_up_to_its_positions_and_refused_beyond() -> None:
+    """Beyond them transformers turns all of a row by other angles."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = build(LlamaConfig(**{**_SHAPE, "max_position_embeddings": 16, "rope_parameters": rope}))
+    generator = torch.Generator().manual_seed(0)
+    row, other = torch.randint(2, 50, (2, 16), generator=generator).tolist()
+    rows = [Row(row[:10], (row[10:],)), Row(other[:3], (other[3:],))]
+    expected = []
+    with torch.no_grad():
+        for one in rows:
+            ids = torch.tensor([[*one.prompt, *one.completions[0]]])
+            logps = model(input_ids=ids, use_cache=False).logits[0, len(one.prompt) - 1 : -1].log_softmax(-1)
+            expected.append(logps.gather(1, torch.tensor(one.completions[0])[:, None]).squeeze(1))
+        assert use_engine(model).engine.rows == "packed"
+        found = completion_logprobs(model, rows).tokens
+    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="has 17 tokens, the model has 16 positions"):
+        completion_logprobs(model, [Row(row, ([2],))])
 
 
 @pytest.mark.parametrize("config", [_GEMMA2, _MISTRAL, _SINKS], ids=["gemma2", "mistral", "gpt_oss"])

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import every_trainer
 from prefopt.errors import UserError
 from prefopt.runtime import processes
 from prefopt.runtime.interruption import RUN_AGAIN
@@ -206,17 +207,28 @@ def test_what_a_killed_process_left_half_written_is_not_read(tmp_path: Path) -> 
         assert not (run.path / "checkpoint_000000" / "__9_0.distcp").exists() and run.facts("checkpoint") == {"step": 1}
 
 
-def killed_at_every_point(task: Task, out: Path, every: int) -> None:
-    words = [sys.executable, str(Path(__file__).with_name("kill_points.py")), str(task.folder), str(out), str(every)]
-    result = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=1200, check=True)
+def killed(trainer: str, task: Task, out: Path, every: int, of_publishing: int = 1) -> list[dict[str, Any]]:
+    """What a training leaves after a kill at some points (see `kill_points`) and another run, which is asserted to be what
+    an undisturbed one leaves."""
+    script = str(Path(__file__).with_name("kill_points.py"))
+    words = [sys.executable, script, trainer, str(task.folder), str(out), str(every), str(of_publishing)]
+    modules = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(words, env={**os.environ, **modules}, capture_output=True, text=True, timeout=1200)
+    assert result.returncode == 0, result.stderr[-3000:]
     first, *rows = map(json.loads, result.stdout.splitlines())
-    assert first["code"] == 0 and first["all"] - first["before"] > 15
-    assert len(rows) == first["all"] - first["before"] + len(range(0, first["before"], every))
+    assert first["code"] == 0 and first["all"] - first["before"] > 15, result.stderr[-3000:]
+    tried = (range(0, first["before"], every), range(first["before"], first["all"], of_publishing))
+    assert len(rows) == sum(map(len, tried))
     for row in rows:
         assert row["killed"] == 9 and row["code"] == 0, (row, result.stderr[-3000:])
-        for key in ("weights", "metrics", "names"):
+        for key in ("weights", "metrics", "samples", "names"):
             assert row[key] == first[key], (key, row)
+    return rows
+
+
+def killed_at_every_point(task: Task, out: Path, every: int) -> None:
     # What was tried: dying while the run folder lies aside, with and without its best weights.
+    rows = killed("sft", task, out, every)
     aside = [row["left"] for row in rows if any(name.endswith(".old") for name in row["left"])]
     assert any(any("/best_" in name for name in left) for left in aside)
     assert any(not any("/best_" in name for name in left) for left in aside)
@@ -227,6 +239,28 @@ def test_a_kill_at_any_point_of_publishing_changes_nothing(task: Task, tmp_path:
     killed_at_every_point(task, tmp_path / "out", every=20)
 
 
+@pytest.fixture(scope="module")
+def with_inputs(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Task:
+    """The task with what trainers beside SFT read: reference tables and a reward model."""
+    every_trainer.make_inputs(task.folder, tmp_path_factory.mktemp("inputs"))
+    return task
+
+
+@pytest.mark.parametrize("trainer", ["dpo", "kto", "ppo"])
+def test_a_kill_of_other_trainers_changes_nothing(trainer: str, with_inputs: Task, tmp_path: Path) -> None:
+    """At some points of each; DPO is sampled by step, and PPO has two models and an optimizer of its own."""
+    rows = killed(trainer, with_inputs, tmp_path / "out", every=60, of_publishing=12)
+    assert (rows[0]["samples"] is not None) == (trainer == "dpo")
+
+
 @pytest.mark.faults
 def test_a_kill_at_any_point_of_training_changes_nothing(task: Task, tmp_path: Path) -> None:
     killed_at_every_point(task, tmp_path / "out", every=1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("trainer", ["dpo", "kto", "ppo"])
+def test_a_kill_at_any_point_of_publishing_changes_nothing_of_other_trainers(
+    trainer: str, with_inputs: Task, tmp_path: Path
+) -> None:
+    killed(trainer, with_inputs, tmp_path / "out", every=20)

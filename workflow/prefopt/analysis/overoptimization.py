@@ -360,7 +360,10 @@ def run(args: argparse.Namespace) -> None:
         {**read_facts(path), "task": task, "title": title, "written": written}
         for path, (task, title, written, *_) in zip(args.summaries, recipe.tasks, strict=True)
     ]
-    figure = overoptimization_figure(table, facts, {task: reward for task, _, _, reward, _ in recipe.tasks})
+    rewards = {task: reward for task, _, _, reward, _ in recipe.tasks}
+    for caveat in [*few_prompts(int(table["prompts"].min())), *data_notes(facts, rewards)]:
+        logger.warning("warning: %s", caveat)
+    figure = overoptimization_figure(table, facts, rewards)
     with figure_style():
         for path in args.out:
             save(figure, path)

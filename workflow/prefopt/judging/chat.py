@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -236,7 +237,8 @@ class ChatJudge:
                 reply = self._store.get(request)
                 if reply is None:
                     about = f"prompt {comparison.prompt_id!r}"
-                    reply = self._endpoint.ask(request["messages"], request["parameters"], about)
+                    lost = functools.partial(self._store.put_lost, request)
+                    reply = self._endpoint.ask(request["messages"], request["parameters"], about, lost)
                     calls += 1
                     if reply.finish_reason != REFUSED:
                         self._store.put(request, reply)

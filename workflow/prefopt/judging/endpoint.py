@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn, TypeVar
 
 import httpx2
@@ -18,7 +18,7 @@ from prefopt.errors import UserError
 from prefopt.judging.answers import estimated_tokens, listed_models, read_completion
 from prefopt.judging.failures import failure, from_environment, words
 from prefopt.judging.server_text import harmless, one_line
-from prefopt.judging.transport import TooLongError, Transport
+from prefopt.judging.transport import UNANSWERED, TooLongError, Transport
 from prefopt.judging.verdict_store import REFUSED, UNREADABLE, Reply
 
 _BYTES_PER_TOKEN = 16  # at most, of a reply in JSON
@@ -109,13 +109,20 @@ class Endpoint:
         elif end := found[self._model]:
             logger.warning("%s will stop serving %r on %s.", self._base_url, self._model, end)
 
-    def ask(self, messages: list[dict[str, str]], parameters: dict[str, Any], about: str) -> Reply:
+    def ask(
+        self,
+        messages: list[dict[str, str]],
+        parameters: dict[str, Any],
+        about: str,
+        lost: Callable[[Reply], None],
+    ) -> Reply:
         """One completion.
 
         Args:
             messages: role and content of each.
             parameters: further arguments of the call, under the names that this endpoint knows.
             about: what the call is about, for messages.
+            lost: takes each call that gave no reply and may have been billed, as a whole reply.
 
         Returns:
             What was answered, whatever it holds. A call that the endpoint refuses to answer, and bills nothing for,
@@ -125,19 +132,28 @@ class Endpoint:
             UserError: the call cannot succeed, or did not after all retries; in the endpoint's own words.
         """
         self._wait()
+        unanswered: list[str] = []
         try:
-            response = self._run(self._create(messages, parameters))
+            response = self._run(self._create(messages, parameters, unanswered))
         except TooLongError as error:
-            return self._unreadable(str(error), messages, about)
+            return self._unreadable(str(error), messages, about, lost)
         except openai.OpenAIError as error:
             if self._refuses_this_one(error):
                 return Reply(self._clean(words(error)), REFUSED, "", 0, 0)
             self._fail(failure(error, self._key_env, self._timeout, self._retries), about)
+        finally:
+            for said in unanswered:
+                lost(self._billed(said, messages))
+            if unanswered:
+                logger.warning(
+                    "%s, model %r, %s: %d calls were sent and not answered (%s); each counts as billed whole.",
+                    *(self._base_url, self._model, about, len(unanswered), self._clean(unanswered[-1])),
+                )
         text = response.text
         read = read_completion(text, messages, self._max_tokens)
         if read is None:
             kind = one_line(response.headers.get("content-type", "of no type"), 80)
-            return self._unreadable(f"{kind}: {one_line(text, 200) or 'nothing'}", messages, about)
+            return self._unreadable(f"{kind}: {one_line(text, 200) or 'nothing'}", messages, about, lost)
         reply, odd = read
         self._answered = True
         with self._lock:
@@ -150,7 +166,10 @@ class Endpoint:
                 )
         return reply
 
-    async def _create(self, messages: list[dict[str, str]], parameters: dict[str, Any]) -> httpx2.Response:
+    async def _create(
+        self, messages: list[dict[str, str]], parameters: dict[str, Any], unanswered: list[str]
+    ) -> httpx2.Response:
+        UNANSWERED.set(unanswered)
         answer = await self._client.chat.completions.with_raw_response.create(
             model=self._model,
             messages=messages,  # type: ignore[arg-type]
@@ -179,14 +198,22 @@ class Endpoint:
         status = error.status_code if isinstance(error, openai.APIStatusError) else 0
         return status in (400, 413, 422) or (status == 403 and self._answered)
 
-    def _unreadable(self, said: str, messages: list[dict[str, str]], about: str) -> Reply:
-        """An answer that is none of the chat protocol; it may have been billed, so that it counts as a whole reply."""
+    def _unreadable(
+        self, said: str, messages: list[dict[str, str]], about: str, lost: Callable[[Reply], None]
+    ) -> Reply:
+        """An answer that is none of the chat protocol; before any that is, it may be the address, and ends the stage."""
+        reply = self._billed(said, messages)
         if not self._answered:
+            lost(reply)
             self._fail(
                 f"the answer is none of the chat protocol ({said}); check judge.chat.base_url, which as a rule ends "
                 f"with /v1{from_environment()}.",
                 about,
             )
+        return reply
+
+    def _billed(self, said: str, messages: list[dict[str, str]]) -> Reply:
+        """A call without a reply; it may have been billed, so that it counts as a whole one."""
         asked = sum(len(message["content"].encode()) for message in messages)
         return Reply(self._clean(said), UNREADABLE, "", estimated_tokens(asked), self._max_tokens)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextvars import ContextVar
 from typing import Any
 
 import httpx2
@@ -17,6 +18,9 @@ _SENT = {
     *("content-type", "content-length", "transfer-encoding"),
 }
 _PASSED_ON = ("content-type", "location", "retry-after", "retry-after-ms", "x-should-retry")
+# Of one question: what became of each call that was sent and got no answer. The OpenAI client calls again by itself.
+UNANSWERED: ContextVar[list[str]] = ContextVar("unanswered")
+
 _DIGITS = 19  # of an integer that JSON may hold here; longer ones are read as floats
 
 
@@ -41,7 +45,7 @@ class Transport(openai.DefaultAsyncHttpxClient):
         self._key, self._seconds, self._longest = key, seconds, longest
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Sends one request and reads its answer whole.
+        """Sends one request and reads its answer whole; what was sent without an answer goes to `UNANSWERED`.
 
         Raises:
             TooLongError: the answer is longer than is taken.
@@ -51,6 +55,14 @@ class Transport(openai.DefaultAsyncHttpxClient):
             if name.lower() not in _SENT and not name.lower().startswith("x-stainless-"):
                 del request.headers[name]
         request.headers["Authorization"] = f"Bearer {self._key or 'none'}"
+        sent = False
+
+        async def trace(event: str, info: dict[str, Any]) -> None:
+            # A proxy's CONNECT reaches no endpoint, and a list of models (GET) costs nothing.
+            nonlocal sent
+            sent |= event.endswith(".send_request_body.started") and info["request"].method == b"POST"
+
+        request.extensions = {**request.extensions, "trace": trace}
         try:
             async with asyncio.timeout(self._seconds):
                 response = await super().send(request, **{**options, "stream": True, "follow_redirects": False})
@@ -59,14 +71,19 @@ class Transport(openai.DefaultAsyncHttpxClient):
                 finally:
                     await response.aclose()
         except TimeoutError:
+            _note(sent, "the answer took too long")
             raise httpx2.ReadTimeout("the answer took too long", request=request) from None
-        except (httpx2.RequestError, openai.OpenAIError):
+        except openai.OpenAIError:
+            raise
+        except httpx2.RequestError as error:
+            _note(sent, str(error) or type(error).__name__)
             raise
         except Exception as error:
             # What the libraries below let through: a port that is none, a proxy's address, a broken TLS record.
             cause: BaseException = error
             while isinstance(cause, BaseExceptionGroup):
                 cause = cause.exceptions[0]
+            _note(sent, f"{type(cause).__name__}: {cause}")
             raise httpx2.TransportError(f"{type(cause).__name__}: {cause}", request=request) from None
         status, text = _checked(response.status_code, body.decode("utf-8-sig", "replace"), self._key)
         headers = {name: response.headers[name] for name in _PASSED_ON if name in response.headers}
@@ -80,6 +97,11 @@ class Transport(openai.DefaultAsyncHttpxClient):
             if len(body) > longest:
                 raise TooLongError(f"the answer is longer than {longest:,} bytes")
         return bytes(body)
+
+
+def _note(sent: bool, what: str) -> None:
+    if sent:
+        UNANSWERED.get().append(what)
 
 
 def _checked(status: int, text: str, key: str | None) -> tuple[int, str]:

@@ -30,7 +30,7 @@ from prefopt.store.files import canonical_json, stable_hash
 
 MOST_TOKENS = 10**9  # of a reply that can be; what is above is no count
 REFUSED = "refused"  # finish_reason of a call that the endpoint would not answer; it cost nothing
-UNREADABLE = "unreadable"  # finish_reason of an answer that is none of the chat protocol
+UNREADABLE = "unreadable"  # finish_reason of an answer that is none of the chat protocol, or never came
 
 _VERSION = 1  # of the table's layout
 _WAIT = 60.0  # seconds for another job's transaction
@@ -171,6 +171,13 @@ class VerdictStore:
                 *(reply.prompt_tokens, reply.completion_tokens, created),
             )
         )
+
+    def put_lost(self, request: Mapping[str, Any], reply: Reply) -> None:
+        """Keeps what a call that gave no reply may cost, beside the request, which stays open: it is asked again."""
+        number = 1
+        while self.get(lost := {**request, "lost": number}):
+            number += 1
+        self.put(lost, reply)
 
     def tokens(self, endpoint: str, model: str) -> tuple[float, float]:
         """Tokens read and written by a model in all replies that are stored."""

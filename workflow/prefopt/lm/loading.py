@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ _NARROW = {"F16": "float16", "BF16": "bfloat16"}
 # Buffers that old checkpoints hold, and the pooler that encoders were pretrained with: nothing is computed with them.
 _UNUSED = (".masked_bias", ".inv_freq", "position_ids", ".pooler.dense.weight", ".pooler.dense.bias")
 _LFS_POINTER = b"version https://git-lfs"
+_NEVER_EMPTY = re.compile(r"\.safetensors$|^(config|tokenizer|model\.safetensors\.index)\.json$|^tokenizer\.model$")
 # Tokens of the short row that a model is tried on.
 _TRIED = 6
 
@@ -51,8 +53,14 @@ def reason_of(error: Exception) -> str:
 
 
 def check_folder(path: str | Path) -> None:
-    """Raises UserError where a folder is no whole model folder of its own: pointers of Git LFS, an adapter."""
+    """Raises UserError where a folder is no whole model folder of its own: empty files, pointers of Git LFS, an adapter."""
     folder = Path(path)
+    for file in sorted(folder.glob("*")):
+        if _NEVER_EMPTY.search(file.name) and file.is_file() and file.stat().st_size == 0:
+            raise UserError(
+                f"{file} is empty, as a full disk or a power cut may leave it: copy it again, or, if this workflow made "
+                f"the model, delete {path} and run its stage again."
+            )
     for file in sorted(folder.glob("*")):
         if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS_POINTER):
             raise UserError(f"{file} is a pointer of Git LFS, not the file itself: run `git lfs pull` in {path}.")

@@ -18,8 +18,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from prefopt.lm.engine import layers_of
 
-# Tokens of a window, a chunk, or of the positions before a rotary embedding changes; and of all positions.
+# Tokens of a window or a chunk; of the positions before a rotary embedding changes, where the rows of some models end, so
+# that they pass a window before; and of all positions.
 KINK = 8
+_ORIGINAL = 2 * KINK
 _POSITIONS = 96
 _VOCABULARY = 96
 _HEAD_WIDTH = 8
@@ -131,7 +133,7 @@ class _Shrink:
         if "experts" in key and "per_" not in key:
             return min(value, _EXPERTS)
         if _KINK_NAMES.search(key):
-            return min(value, KINK)
+            return min(value, _ORIGINAL if "original_max" in key else KINK)
         if _POSITION_NAMES.search(key):
             return min(value, _POSITIONS)
         if re.search("(?<!d_)heads?$", key):

@@ -115,6 +115,21 @@ def test_a_malformed_record_of_a_list_stands_between_the_others(tmp_path: Path) 
     ]
 
 
+def test_a_record_of_a_list_that_is_nested_too_deep_is_malformed(tmp_path: Path) -> None:
+    deep = b'{"a": ' + b"[" * 100_000 + b'"]}\\"' + b" " * MIB + b'"' + b"]" * 100_000 + b', "b": "\\\\"}'
+    for between in (deep, b"[" * 10**6 + b"]" * 10**6, b'{"a":' * 10**5 + b"1" + b"}" * 10**5):
+        text = b'[{"a": 1},\n' + between + b',\n{"a": 4}]'
+        assert listed(tmp_path / "a.json", text, 9) == [
+            ("1", {"a": 1}),
+            ("2", "the record is nested too deep"),
+            ("3", {"a": 4}),
+        ]
+    with pytest.raises(UserError, match=r"a\.json:2: the record holds more than 1 MiB"):
+        listed(tmp_path / "a.json", b'[{"a": 1},\n' + deep + b"]")
+    with pytest.raises(UserError, match=r"a\.json:2: the list is not JSON \(its end stands where a bracket is"):
+        listed(tmp_path / "a.json", b'[{"a": 1},\n' + b"[" * 100_000 + b'"' + b"x" * 2 * MIB, 9)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

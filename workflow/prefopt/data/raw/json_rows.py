@@ -19,6 +19,7 @@ from prefopt.errors import UserError
 
 _CHUNK = 2**20
 _BLANK = re.compile(r"[ \t\r\n]*")
+_BRACKET_OR_STRING = re.compile(r'"(?:[^"\\]|\\.)*+"|["\[\]{}]', re.DOTALL)
 # How far before the end of what was read an error may stand that more text would mend: half a literal or an escape.
 _HALF = 16
 
@@ -116,6 +117,9 @@ def _element(text: _Text, meter: Meter) -> Any:
             if not cut or not text.more():
                 text.use(len(text.text) - left)
                 raise text.broken(error.msg) from error
+        except RecursionError:
+            _skip(text, meter)
+            return Malformed("the record is nested too deep")
     text.check(meter, length)
     end = text.at + length
     try:
@@ -126,6 +130,26 @@ def _element(text: _Text, meter: Meter) -> Any:
     if problems:
         return Malformed(problems[0])
     return value if isinstance(value, dict) else Malformed(f"the list holds {type(value).__name__}, not a JSON object")
+
+
+def _skip(text: _Text, meter: Meter) -> None:
+    """Goes on to the end of a record that is nested too deep to be decoded: to where all its brackets are closed."""
+    depth, at = 0, text.at
+    while True:
+        for found in _BRACKET_OR_STRING.finditer(text.text, at):
+            at = found.end()
+            if found[0] == '"':  # a string whose end is not read yet
+                at = found.start()
+                break
+            depth += (found[0] in "[{") - (found[0] in "]}")
+            if depth == 0:
+                text.check(meter, at - text.at)
+                text.use(at)
+                return
+        text.check(meter, len(text.text) - text.at)
+        at -= text.at
+        if not text.more():
+            raise text.broken("its end stands where a bracket is to be closed")
 
 
 def _noted(problems: list[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
