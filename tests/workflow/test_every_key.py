@@ -303,18 +303,6 @@ def test_other_jobs_run_with_what_reads_them(rules: Rules, jobs: dict[Name, Job]
     assert {named(job, task) for job in own} == set(readers.split())
 
 
-def test_a_further_run_of_the_sweep_makes_itself_and_the_tables(
-    jobs: dict[Name, Job], tmp_path: Path, rules: Rules
-) -> None:
-    """Rules know the names of runs when they are read, so these are read again."""
-    runs = {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}}
-    tasks = {"tldr": {"other_judges": {"hosted": HOSTED}}, **runs}
-    with loaded(tmp_path, TINY, overlay(tmp_path, {"tasks": tasks})) as read_again:
-        own, _ = read_again.rerun(jobs, read_again.jobs())
-    readers = "frontier_run:dpo_2 frontier dominance diagnosis overoptimization compute all"
-    assert {named(job, "imdb") for job in own} == set(readers.split())
-
-
 # What every stage that trains or samples reads, and tables over seeds.
 SEEDED = (
     "sft preferred_ft dpo_with_samples ppo_with_samples reward_model sample candidates pair_samples ceiling_samples evaluations"
@@ -468,3 +456,15 @@ def test_snakemake_compares_the_same(rules: Rules, jobs: dict[Name, Job]) -> Non
         assert sorted(map(str, inputs)) == list(job.inputs)
         assert sorted(map(repr, compared)) == sorted(param.partition(" ")[2] for param in job.compared)
         assert len(params) == len(job.compared) + len(job.uncompared)
+
+
+def test_a_further_run_of_the_sweep_makes_itself_and_the_tables(
+    jobs: dict[Name, Job], tmp_path: Path, rules: Rules
+) -> None:
+    """Rules know the names of runs when they are read, so these are read again, which is the end of those before."""
+    runs = {"imdb": {"runs": {"dpo_2": {"method": "dpo", "beta": 2}}}}
+    tasks = {"tldr": {"other_judges": {"hosted": HOSTED}}, **runs}
+    with loaded(tmp_path, TINY, overlay(tmp_path, {"tasks": tasks})) as read_again:
+        own, _ = read_again.rerun(jobs, read_again.jobs())
+    readers = "frontier_run:dpo_2 frontier dominance diagnosis overoptimization compute all"
+    assert {named(job, "imdb") for job in own} == set(readers.split())

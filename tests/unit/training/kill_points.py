@@ -69,7 +69,7 @@ def train(trainer: str, task: Path, out: Path, die_at: int | None = None) -> tup
         return noting
 
     stage.publish = noted(stage.publish)
-    by_step.StepSampler.publish = noted(by_step.StepSampler.publish)  # type: ignore[method-assign]
+    by_step.Watcher.publish = noted(by_step.Watcher.publish)  # type: ignore[method-assign]
     sys.addaudithook(watch)
     code = 1
     try:
@@ -77,9 +77,10 @@ def train(trainer: str, task: Path, out: Path, die_at: int | None = None) -> tup
         sampled = trainer == "dpo"
         paths = {"work": out / "work" / trainer, "out": out / "model", "metrics": out / "metrics.jsonl"}
         paths |= {"samples": out / "samples.parquet", "sampled_prompts": task / "prompts.parquet"}
+        nothing = {"reference_model": None, "evaluations": None, "true_reward_model": None}
         every_trainer.MODULES[trainer].run(  # type: ignore[attr-defined]
             argparse.Namespace(
-                **{**every_trainer.inputs(trainer, task), **paths, "reference_model": None, "run": "mine"},
+                **{**every_trainer.inputs(trainer, task), **paths, **nothing, "run": "mine"},
                 by_step=json.dumps({"points": 2, "sampling": SAMPLING}) if sampled else None,
                 recipe=json.dumps({**every_trainer.VALUES[trainer], **VALUES[trainer]}),
             )
