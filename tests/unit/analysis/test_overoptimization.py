@@ -245,25 +245,39 @@ def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
     rising = Optimized(**{**vars(made_up([0.0, 0.3, 0.5, 0.7], [0.0, 0.1, 0.2, 0.3], "dpo")), "run": "dpo"})
     table = pd.DataFrame([*points(falling, "an alarm"), *points(rising, "")]).assign(prompts=200)
     facts = [{"task": "hh", "title": "Dialogue", "written": "dialogues", "synthetic": True, "warnings": []}]
-    figure = overoptimization.overoptimization_figure(table, facts, {"hh": "oracle"})
+    form = {"task": "hh", "a": 0.6, "b": 0.1, "form": "rl"}
+    fits = pd.DataFrame([{**form, "run": "mine"}, {**form, "run": "dpo", "form": "best_of_n"}])
+    figure = overoptimization.overoptimization_figure(table, fits, facts, {"hh": "oracle"})
     assert figure.get_size_inches() == pytest.approx([8.4, 3.6])
     left, right = figure.axes
     root = np.sqrt(np.arange(4.0))
     for axes, gains in ((left, ([0, 0.6, 0.9, 0.4], [0, 0.3, 0.5, 0.7])), (right, ([0, 1, 2, 3], [0, 0.1, 0.2, 0.3]))):
         assert axes.get_xlabel() == "Square root of KL to the reference (nats)"
-        assert [line.get_label() for line in axes.get_lines()] == ["mine", "DPO"]
-        for line, gain in zip(axes.get_lines(), gains, strict=True):
+        measured = [line for line in axes.get_lines() if line.get_label() != "_fit"]
+        assert [line.get_label() for line in measured] == ["mine", "DPO"] and len(axes.collections) == 2
+        for line, gain in zip(measured, gains, strict=True):
             assert line.get_xdata() == pytest.approx(root) and line.get_ydata() == pytest.approx(gain, abs=1e-9)
+    # The fits, to the largest KL that was seen, beside the true rewards alone.
+    one, other = (line for line in left.get_lines() if line.get_label() == "_fit")
+    d = np.sqrt(3)
+    assert (one.get_xdata()[-1], one.get_ydata()[-1]) == pytest.approx((d, d * (0.6 - 0.1 * np.log(d))))
+    assert (other.get_ydata()[0], other.get_ydata()[-1]) == pytest.approx((0, d * (0.6 - 0.1 * d)))
+    assert len(right.get_lines()) == 2
+    # A band of 1.96 standard errors over prompts.
+    band, last = left.collections[0].get_paths()[0].vertices, table[table["run"] == "mine"].iloc[-1]
+    half = 1.959964 * last["true_gain_se"]
+    ends = sorted(y for x, y in band if x == pytest.approx(d))
+    assert (ends[0], ends[-1]) == pytest.approx((0.4 - half, 0.4 + half), abs=1e-5)
     assert (left.get_ylabel(), right.get_ylabel()) == ("True reward", "Learned or implicit reward")
     assert left.get_title(loc="left") == "Dialogue (synthetic records)"
     assert figure.get_suptitle() == "hh, mine, seed 0: an alarm."
-    few = overoptimization.overoptimization_figure(table.assign(prompts=49), facts, {"hh": "oracle"})
+    few = overoptimization.overoptimization_figure(table.assign(prompts=49), fits, facts, {"hh": "oracle"})
     assert few.get_suptitle().replace("\n", " ") == (
         "Only 49 test prompts: this tries the machinery and is no result. hh, mine, seed 0: an alarm."
     )
     note = figure.get_supxlabel().replace("\n", " ")
     assert note.endswith("200 test prompts. Synthetic: dialogues and the judge are a program; no person was asked.")
     own = [{**facts[0], "synthetic": False, "warnings": ["40% of the pairs were lost"]}]
-    real = overoptimization.overoptimization_figure(table.assign(alarm="", prompts=[50] * 4 + [60] * 4), own, {})
+    real = overoptimization.overoptimization_figure(table.assign(alarm="", prompts=[50] * 4 + [60] * 4), fits, own, {})
     assert not real.get_suptitle() and real.axes[0].get_title(loc="left") == "Dialogue"
     assert real.get_supxlabel().replace("\n", " ").endswith("50 to 60 test prompts. 40% of the pairs were lost.")

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
 from prefopt.analysis.best_of_n_curve import best_of_n_weights
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 BEST_OF_N = "best_of_n"
 _RESAMPLES = 2000
+_Z = float(norm.ppf(0.975))
 _KEY = ["prompt_id", "temperature", "sample_index"]
 
 Form = Literal["best_of_n", "rl"]
@@ -152,6 +154,11 @@ def coefficients(kl: np.ndarray, gain: np.ndarray, form: Form) -> np.ndarray:
     return found
 
 
+def fitted_gain(d: np.ndarray, a: float, b: float, form: Form) -> np.ndarray:
+    """The fitted curve at roots of the KL, which are not negative."""
+    return d * (a - b * (d if form == "best_of_n" else np.log(np.where(d > 0, d, 1.0))))
+
+
 def peak_kl(a: float, b: float, form: Form) -> float:
     """The KL at which the fitted curve is highest; infinite where it rises for ever.
 
@@ -256,12 +263,13 @@ def points(curve: Optimized, warning: str) -> Iterator[dict[str, Any]]:
 
 
 def overoptimization_figure(
-    table: pd.DataFrame, facts: Sequence[Mapping[str, Any]], rewards: Mapping[str, str]
+    table: pd.DataFrame, fits: pd.DataFrame, facts: Sequence[Mapping[str, Any]], rewards: Mapping[str, str]
 ) -> Figure:
     """A row per task: the true reward on the left, what is maximised on the right, both against the root of KL.
 
     Args:
         table: rows of `points`.
+        fits: rows of `fit_row`, drawn beside the true rewards.
         facts: of each task, see `data_notes`.
         rewards: the true reward of each task.
     """
@@ -273,7 +281,7 @@ def overoptimization_figure(
         )
         for (left, right), task in zip(panels, tasks, strict=True):
             rows = table[table["task"] == task]
-            _draw(left, rows, ("true_gain",))
+            _draw(left, rows, ("true_gain",), fits[fits["task"] == task])
             _draw(right, rows, ("implicit_gain", "learned_gain"))
             left.set_title(titles[task], loc="left", fontweight="bold")
             left.set_ylabel("True reward")
@@ -283,7 +291,8 @@ def overoptimization_figure(
             right.legend(*left.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
         alarms = table.drop_duplicates(["task", "run", "seed"]).query("alarm != ''")
         note = (
-            "Rewards less the reference policy's. Of methods on pairs the implicit reward, beta times KL, is on the right. KL of "
+            "Rewards less the reference policy's; bands are 95% intervals over prompts, thin lines the fits of "
+            "overoptimization_fits.csv. Of methods on pairs the implicit reward, beta times KL, is on the right. KL of "
             f"the best of N: log N - (N - 1) / N. {prompts_note(table['prompts'].tolist())}"
         )
         annotate(
@@ -299,13 +308,16 @@ def overoptimization_figure(
     return figure
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None:
-    """A line per run and seed of the first of these columns that it has."""
+def _draw(axes: Axes, rows: pd.DataFrame, columns: Sequence[str], fits: pd.DataFrame | None = None) -> None:
+    """A line with its interval per run and seed, of the first of these columns that it has, and a run's fit."""
     for position, (run, line_rows) in enumerate(rows.groupby("run", sort=False)):
         style = position_style(position)
         column = next((name for name in columns if line_rows[name].notna().any()), None)
         for number, (_, line) in enumerate(line_rows.groupby("seed", sort=False)):
             if column is not None:
+                half = _Z * line[f"{column}_se"]
+                band = (line["root_kl"], line[column] - half, line[column] + half)
+                axes.fill_between(*band, color=style.color, alpha=0.12, linewidth=0)
                 axes.plot(
                     *(line["root_kl"], line[column]),
                     color=style.color,
@@ -315,6 +327,11 @@ def _draw(axes: Axes, rows: pd.DataFrame, columns: Sequence[str]) -> None:
                     linewidth=1.3,
                     label=display_name(str(run)) if number == 0 else None,
                 )
+        for fit in () if fits is None else fits[fits["run"] == run].to_dict("records"):
+            d = np.linspace(0, line_rows["root_kl"].max(), 100)
+            axes.plot(
+                d, fitted_gain(d, fit["a"], fit["b"], fit["form"]), color=style.color, linewidth=0.7, label="_fit"
+            )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -355,7 +372,8 @@ def run(args: argparse.Namespace) -> None:
         by_run.setdefault((curve.task, curve.run, curve.method), []).append(curve)
     table = pd.DataFrame(rows)
     write_csv(args.table, table)
-    write_csv(args.fits, pd.DataFrame(fit_row(one, confidence[one[0].task], recipe.seed) for one in by_run.values()))
+    fits = pd.DataFrame(fit_row(one, confidence[one[0].task], recipe.seed) for one in by_run.values())
+    write_csv(args.fits, fits)
     facts = [
         {**read_facts(path), "task": task, "title": title, "written": written}
         for path, (task, title, written, *_) in zip(args.summaries, recipe.tasks, strict=True)
@@ -363,7 +381,7 @@ def run(args: argparse.Namespace) -> None:
     rewards = {task: reward for task, _, _, reward, _ in recipe.tasks}
     for caveat in [*few_prompts(int(table["prompts"].min())), *data_notes(facts, rewards)]:
         logger.warning("warning: %s", caveat)
-    figure = overoptimization_figure(table, facts, rewards)
+    figure = overoptimization_figure(table, fits, facts, rewards)
     with figure_style():
         for path in args.out:
             save(figure, path)
