@@ -4,11 +4,11 @@
     python tests/mutation/run.py training.preference --sample 60
     python tests/mutation/run.py --group judging
 
-mutmut (`pip install 'mutmut>=3.8,<4'`) makes the changes and finds out which test runs which function; `trial.py` tries
-them. Changes of what code only says (log lines, texts of errors), of what it says of all that it is given (`strict`,
-`encoding`), and those listed in `equivalent.yaml`, which change nothing that can be observed, are left out. `--sample`
-tries that many of each module, drawn at random. Give it tests that run in this process and end soon. Constants of modules
-and of tests are made before the changes, so that a change there can look missed.
+mutmut (`pip install 'mutmut>=3.8,<4'`) makes the changes and `trial.py` tries them. Changes of what code only says (log
+lines, texts of errors), of what it says of all that it is given (`strict`, `encoding`), and those listed in
+`equivalent.yaml`, which change nothing that can be observed, are left out. `--sample` tries that many of each module,
+drawn at random. Give it tests that run in this process and end soon. Constants of modules and of tests are made before
+the changes, so that a change there can look missed.
 
 Of the groups of `groups.yaml` (`--group NAME`, seed 0), changes that are not equivalent and were noticed. Tests were
 written for what was missed, or were left out of the group, and those changes alone were tried again:
@@ -27,10 +27,11 @@ written for what was missed, or were left out of the group, and those changes al
     data.rounds            72 of 72
     generation.best_of_n   59 of 59
     generation.evaluations 74 of 74
+    lm.chat                59 of 59
 
 Scored in part: training.evaluation (63 of 65 tried, of 74; the two have tests since), analysis.overoptimization
 (analysis.power 30 of 30, the rest untried), analysis.diagnosis (13 of 13 tried, of 60). Not scored: data.own_records;
-training.labels, analysis.statistics and lm.chat, whose drawn changes were read, and
+training.labels and analysis.statistics, whose drawn changes were read, and
 tests written for those that no test seemed to notice. Nor were these since, of 30 changes of a module drawn before `strict`
 and `encoding` were left out, equivalent ones counted as missed: analysis.statistics 26, judge_statistics 26,
 best_of_n_curve 30, dominance 27, optimal_frontier 28, frontier 27.
@@ -67,10 +68,7 @@ CONFIG = """
 source_paths = ["prefopt"]
 only_mutate = {modules}
 also_copy = ["workflow/", "models/", "prompts/", "schemas/", "config/", "profiles/", "Snakefile", "README.md", "docs/"]
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-q", "-x"]
-pytest_add_cli_args_test_selection = {tests}
-timeout_constant = 20.0
-debug = true
+pytest_add_cli_args_test_selection = ["no test"]
 """
 
 
@@ -107,10 +105,10 @@ def main() -> None:
     if not args.modules:
         parser.error("name modules or a group")
     tests = args.tests or [path for module in args.modules for path in mirrored(module)]
-    build(args.lab, args.modules, tests)
+    build(args.lab, args.modules)
     mutmut(args.lab)
     chosen = [name for module in args.modules for name in drawn(args.lab, module, args.sample, args.seed)]
-    report(args.lab, args.modules, tried(args.lab, chosen, args.processes))
+    report(args.lab, args.modules, tried(args.lab, chosen, tests, args.processes))
 
 
 def mirrored(module: str) -> list[str]:
@@ -131,7 +129,7 @@ def without(tests: list[str], left_out: list[str]) -> list[str]:
     return chosen
 
 
-def build(lab: Path, modules: list[str], tests: list[str]) -> None:
+def build(lab: Path, modules: list[str]) -> None:
     """Lays out a copy of the project with the package at its top, where mutmut looks for it."""
     shutil.rmtree(lab, ignore_errors=True)
     for name in ("workflow", "config", "profiles", "tests", "docs"):
@@ -143,9 +141,9 @@ def build(lab: Path, modules: list[str], tests: list[str]) -> None:
     for name in ("Snakefile", "README.md"):
         shutil.copy2(REPOSITORY / name, lab / name)
     files = [f"prefopt/{module.replace('.', '/')}.py" for module in modules]
-    settings = CONFIG.format(modules=json.dumps(files), tests=json.dumps(tests))
+    settings = CONFIG.format(modules=json.dumps(files))
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    # In this process: mutmut sees which test runs which function by watching them here.
+    # In one process: `trial.py` forks it.
     text = text.replace(" -n 2 --dist loadfile --no-loadscope-reorder", "")
     (lab / "pyproject.toml").write_text(text + settings, encoding="utf-8")
     (lab / "mutants").mkdir()  # Python does not look again for what it did not find on its path at first
@@ -167,25 +165,24 @@ def undecorated(source: str) -> str:
 
 
 def mutmut(lab: Path) -> None:
-    """Has mutmut make the changes and find out which test runs which function; what it prints goes to a file."""
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", "no.such.change"]
+    """Has mutmut make the changes, after which it ends for want of a test; what it prints goes to a file."""
     with (lab / "mutmut.log").open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1"]
         subprocess.run(command, cwd=lab, env=surroundings(lab), stdout=log, stderr=log, check=False)
-    if not (lab / "mutants" / "mutmut-stats.json").exists():
-        raise SystemExit(f"The tests fail in the lab without a change: see {lab}/mutmut.log.")
 
 
-def tried(lab: Path, chosen: list[str], processes: int) -> dict[str, int]:
+def tried(lab: Path, chosen: list[str], tests: list[str], processes: int) -> dict[str, int]:
     """Exit code of each change, see `trial.py`."""
-    (lab / "changes.json").write_text(json.dumps(chosen), encoding="utf-8")
+    changes, codes = lab / "changes.json", lab / "codes.json"
+    changes.write_text(json.dumps(chosen), encoding="utf-8")
     trial = Path(__file__).parent / "trial.py"
-    command = [sys.executable, str(trial), str(lab / "changes.json"), str(lab / "codes.json"), str(processes)]
+    command = [sys.executable, str(trial), str(changes), str(codes), str(processes), *tests]
     with (lab / "trial.log").open("w", encoding="utf-8") as log:
         subprocess.run(command, cwd=lab / "mutants", env=surroundings(lab), stdout=log, stderr=log, check=True)
-    codes: dict[str, int] = json.loads((lab / "codes.json").read_text(encoding="utf-8"))
-    if not codes:
-        raise SystemExit(f"The tests fail in the lab without a change, one after another: see {lab}/trial.log.")
-    return codes
+    found: dict[str, int] = json.loads(codes.read_text(encoding="utf-8"))
+    if not found:
+        raise SystemExit(f"The tests fail in the lab without a change: see {lab}/trial.log.")
+    return found
 
 
 def surroundings(lab: Path) -> dict[str, str]:
