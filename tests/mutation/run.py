@@ -24,6 +24,7 @@ written for what was missed, or were left out of the group, and those changes al
     data                   90 of 90
     training.supervised    75 of 75
     training.rewards       60 of 60
+    training.labels        98 of 98
     data.rounds            72 of 72
     generation.best_of_n   59 of 59
     generation.evaluations 74 of 74
@@ -31,8 +32,8 @@ written for what was missed, or were left out of the group, and those changes al
 
 Scored in part: training.evaluation (63 of 65 tried, of 74; the two have tests since), analysis.overoptimization
 (analysis.power 30 of 30, the rest untried), analysis.diagnosis (13 of 13 tried, of 60). Not scored: data.own_records;
-training.labels and analysis.statistics, whose drawn changes were read, and
-tests written for those that no test seemed to notice. Nor were these since, of 30 changes of a module drawn before `strict`
+analysis.statistics, whose drawn changes were read, and tests
+written for those that no test seemed to notice. Nor were these since, of 30 changes of a module drawn before `strict`
 and `encoding` were left out, equivalent ones counted as missed: analysis.statistics 26, judge_statistics 26,
 best_of_n_curve 30, dominance 27, optimal_frontier 28, frontier 27.
 
