@@ -25,17 +25,17 @@ written for what was missed, or were left out of the group, and those changes al
     training.supervised    75 of 75
     training.rewards       60 of 60
     training.labels        98 of 98
+    training.evaluation    74 of 74
+    analysis.statistics    56 of 56
     data.rounds            72 of 72
     generation.best_of_n   59 of 59
     generation.evaluations 74 of 74
     lm.chat                59 of 59
 
-Scored in part: training.evaluation (63 of 65 tried, of 74; the two have tests since), analysis.overoptimization
-(analysis.power 30 of 30, the rest untried), analysis.diagnosis (13 of 13 tried, of 60). Not scored: data.own_records;
-analysis.statistics, whose drawn changes were read, and tests
-written for those that no test seemed to notice. Nor were these since, of 30 changes of a module drawn before `strict`
-and `encoding` were left out, equivalent ones counted as missed: analysis.statistics 26, judge_statistics 26,
-best_of_n_curve 30, dominance 27, optimal_frontier 28, frontier 27.
+Scored in part: analysis.overoptimization (analysis.power 30 of 30, the rest untried), analysis.diagnosis (13 of 13 tried,
+of 60). Not scored: data.own_records. Nor were these since, of 30 changes of a module drawn before `strict` and `encoding`
+were left out, equivalent ones counted as missed: analysis.judge_statistics 26, best_of_n_curve 30, dominance 27,
+optimal_frontier 28, frontier 27.
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """
