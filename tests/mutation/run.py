@@ -27,15 +27,14 @@ written for what was missed, or were left out of the group, and those changes al
     training.labels        98 of 98
     training.evaluation    74 of 74
     analysis.statistics    56 of 56
+    analysis.tables      146 of 146
     data.rounds            72 of 72
     generation.best_of_n   59 of 59
     generation.evaluations 74 of 74
     lm.chat                59 of 59
 
 Scored in part: analysis.overoptimization (analysis.power 30 of 30, the rest untried), analysis.diagnosis (13 of 13 tried,
-of 60). Not scored: data.own_records. Nor were these since, of 30 changes of a module drawn before `strict` and `encoding`
-were left out, equivalent ones counted as missed: analysis.judge_statistics 26, best_of_n_curve 30, dominance 27,
-optimal_frontier 28, frontier 27.
+of 60). Not scored: data.own_records.
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """
