@@ -28,13 +28,13 @@ written for what was missed, or were left out of the group, and those changes al
     training.evaluation    74 of 74
     analysis.statistics    56 of 56
     analysis.tables      146 of 146
+    analysis.diagnosis     59 of 59
     data.rounds            72 of 72
     generation.best_of_n   59 of 59
     generation.evaluations 74 of 74
     lm.chat                59 of 59
 
-Scored in part: analysis.overoptimization (analysis.power 30 of 30, the rest untried), analysis.diagnosis (13 of 13 tried,
-of 60). Not scored: data.own_records.
+Scored in part: analysis.overoptimization (analysis.power 30 of 30, the rest untried). Not scored: data.own_records.
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--lab", type=Path, default=Path("/tmp/prefopt-mutants"))
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    args.lab = args.lab.resolve()  # other processes work in it
     if args.group:
         group = GROUPS[args.group]
         args.modules, args.sample = group["modules"], group.get("sample")
