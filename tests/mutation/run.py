@@ -29,12 +29,13 @@ written for what was missed, or were left out of the group, and those changes al
     analysis.statistics    56 of 56
     analysis.tables      146 of 146
     analysis.diagnosis     59 of 59
+    analysis.overoptimization 60 of 60
     data.rounds            72 of 72
     generation.best_of_n   59 of 59
     generation.evaluations 74 of 74
     lm.chat                59 of 59
 
-Scored in part: analysis.overoptimization (analysis.power 30 of 30, the rest untried). Not scored: data.own_records.
+Not scored: data.own_records.
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """
