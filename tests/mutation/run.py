@@ -4,33 +4,38 @@
     python tests/mutation/run.py training.preference --sample 60
     python tests/mutation/run.py --group judging
 
-mutmut (`pip install 'mutmut>=3.8,<4'`) makes the changes. Those of what code only says (log lines, texts of errors), of
-what it says of all that it is given (`strict`, `encoding`), and those listed in `equivalent.yaml`, which change nothing
-that can be observed, are left out. `--sample` tries that many of each module, drawn at random. Give it tests that run in
-this process and end soon. What a cached function returned before the changes stays in its cache, and so do constants of
-tests, so that a change there can look missed.
+mutmut (`pip install 'mutmut>=3.8,<4'`) makes the changes and `trial.py` tries them. Changes of what code only says (log
+lines, texts of errors), of what it says of all that it is given (`strict`, `encoding`), and those listed in
+`equivalent.yaml`, which change nothing that can be observed, are left out. `--sample` tries that many of each module,
+drawn at random. Give it tests that run in this process and end soon. Constants of modules and of tests are made before
+the changes, so that a change there can look missed.
 
 Of the groups of `groups.yaml` (`--group NAME`, seed 0), changes that are not equivalent and were noticed. Tests were
-written for what was missed, or were left out of the group, and those changes alone were tried again:
+written for what was missed, or were left out of the group, and those changes alone were tried again. The first eleven but
+generation.sample were scored by mutmut itself at an earlier commit: of a module that changed since, others are drawn now.
 
-    objectives           334 of 334
-    lm.reading           166 of 166
-    lm.sampling            97 of 97
-    analysis               66 of 66
-    generation.sample      15 of 15
-    judging.stage          45 of 45
-    judging              147 of 147
-    data.raw             104 of 104
-    data                   90 of 90
-    training.supervised    75 of 75
-    training.rewards       60 of 60
-
-Scored in part: training.evaluation (63 of 65 tried, of 74; the two have tests since), analysis.overoptimization
-(analysis.power 30 of 30, the rest untried), analysis.diagnosis (13 of 13 tried, of 60). Not scored: data.own_records;
-training.labels, generation.evaluations, analysis.statistics, data.rounds and lm.chat, whose drawn changes were read, and
-tests written for those that no test seemed to notice. Nor were these since, of 30 changes of a module drawn before `strict`
-and `encoding` were left out, equivalent ones counted as missed: analysis.statistics 26, judge_statistics 26,
-best_of_n_curve 30, dominance 27, optimal_frontier 28, frontier 27; data.sampled_pairs 30; generation.best_of_n 28, subsets 29.
+    objectives                334 of 334
+    lm.reading                166 of 166
+    lm.sampling                97 of 97
+    analysis                   66 of 66
+    generation.sample          15 of 15
+    judging.stage              45 of 45
+    judging                   147 of 147
+    data.raw                  104 of 104
+    data                       90 of 90
+    training.supervised        75 of 75
+    training.rewards           60 of 60
+    training.labels            98 of 98
+    training.evaluation        74 of 74
+    analysis.statistics        56 of 56
+    analysis.tables           146 of 146
+    analysis.diagnosis         59 of 59
+    analysis.overoptimization  60 of 60
+    data.own_records          120 of 120
+    data.rounds                72 of 72
+    generation.best_of_n       59 of 59
+    generation.evaluations     74 of 74
+    lm.chat                    59 of 59
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """
@@ -57,17 +62,14 @@ sys.path.insert(0, str(REPOSITORY / "workflow"))
 
 from prefopt.store.fingerprint import _dump, _Unspoken  # noqa: E402
 
-# mutmut's exit codes: 1 and 3 a test failed, 0 none did, 33 none runs the function, 36 and signals a test hung.
-NAMES = {0: "survived", 33: "no test", 5: "no test", None: "not tried"}
+# Exit codes of `trial.py`: 1 a test failed, 0 none did, 33 none runs the function; of the signal of a test that hung.
+NAMES = {0: "survived", 33: "no test"}
 CONFIG = """
 [tool.mutmut]
 source_paths = ["prefopt"]
 only_mutate = {modules}
 also_copy = ["workflow/", "models/", "prompts/", "schemas/", "config/", "profiles/", "Snakefile", "README.md", "docs/"]
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-q", "-x"]
-pytest_add_cli_args_test_selection = {tests}
-timeout_constant = 20.0
-debug = true
+pytest_add_cli_args_test_selection = ["no test"]
 """
 
 
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--lab", type=Path, default=Path("/tmp/prefopt-mutants"))
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    args.lab = args.lab.resolve()  # other processes work in it
     if args.group:
         group = GROUPS[args.group]
         args.modules, args.sample = group["modules"], group.get("sample")
@@ -104,14 +107,10 @@ def main() -> None:
     if not args.modules:
         parser.error("name modules or a group")
     tests = args.tests or [path for module in args.modules for path in mirrored(module)]
-    build(args.lab, args.modules, tests)
-    mutmut(args.lab, ["no.such.change"], 1)  # makes the changes and finds out which test runs which function
+    build(args.lab, args.modules)
+    mutmut(args.lab)
     chosen = [name for module in args.modules for name in drawn(args.lab, module, args.sample, args.seed)]
-    mutmut(args.lab, chosen, args.processes)
-    tried = {name for module in args.modules for name, code in results(args.lab, module).items() if code is not None}
-    if not tried.intersection(chosen):
-        raise SystemExit(f"No change was tried, so the tests fail in the lab without one: see {args.lab}/mutmut.log.")
-    report(args.lab, args.modules, chosen)
+    report(args.lab, args.modules, tried(args.lab, chosen, tests, args.processes))
 
 
 def mirrored(module: str) -> list[str]:
@@ -132,7 +131,7 @@ def without(tests: list[str], left_out: list[str]) -> list[str]:
     return chosen
 
 
-def build(lab: Path, modules: list[str], tests: list[str]) -> None:
+def build(lab: Path, modules: list[str]) -> None:
     """Lays out a copy of the project with the package at its top, where mutmut looks for it."""
     shutil.rmtree(lab, ignore_errors=True)
     for name in ("workflow", "config", "profiles", "tests", "docs"):
@@ -144,9 +143,9 @@ def build(lab: Path, modules: list[str], tests: list[str]) -> None:
     for name in ("Snakefile", "README.md"):
         shutil.copy2(REPOSITORY / name, lab / name)
     files = [f"prefopt/{module.replace('.', '/')}.py" for module in modules]
-    settings = CONFIG.format(modules=json.dumps(files), tests=json.dumps(tests))
+    settings = CONFIG.format(modules=json.dumps(files))
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    # In this process: mutmut sees which test runs which function by watching them here.
+    # In one process: `trial.py` forks it.
     text = text.replace(" -n 2 --dist loadfile --no-loadscope-reorder", "")
     (lab / "pyproject.toml").write_text(text + settings, encoding="utf-8")
     (lab / "mutants").mkdir()  # Python does not look again for what it did not find on its path at first
@@ -167,12 +166,30 @@ def undecorated(source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def mutmut(lab: Path, names: list[str], processes: int) -> None:
-    """Runs mutmut for some changes; what it prints goes to a file."""
-    environment = {**os.environ, "PYTHONPATH": str(lab / "mutants"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(processes), *names]
-    with (lab / "mutmut.log").open("a", encoding="utf-8") as log:
-        subprocess.run(command, cwd=lab, env=environment, stdout=log, stderr=log, check=False)
+def mutmut(lab: Path) -> None:
+    """Has mutmut make the changes, after which it ends for want of a test; what it prints goes to a file."""
+    with (lab / "mutmut.log").open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1"]
+        subprocess.run(command, cwd=lab, env=surroundings(lab), stdout=log, stderr=log, check=False)
+
+
+def tried(lab: Path, chosen: list[str], tests: list[str], processes: int) -> dict[str, int]:
+    """Exit code of each change, see `trial.py`."""
+    changes, codes = lab / "changes.json", lab / "codes.json"
+    changes.write_text(json.dumps(chosen), encoding="utf-8")
+    trial = Path(__file__).parent / "trial.py"
+    command = [sys.executable, str(trial), str(changes), str(codes), str(processes), *tests]
+    with (lab / "trial.log").open("w", encoding="utf-8") as log:
+        subprocess.run(command, cwd=lab / "mutants", env=surroundings(lab), stdout=log, stderr=log, check=True)
+    found: dict[str, int] = json.loads(codes.read_text(encoding="utf-8"))
+    if not found:
+        raise SystemExit(f"The tests fail in the lab without a change: see {lab}/trial.log.")
+    return found
+
+
+def surroundings(lab: Path) -> dict[str, str]:
+    """Environment of a process that takes the package from the lab."""
+    return {**os.environ, "PYTHONPATH": str(lab / "mutants"), "OMP_NUM_THREADS": "1"}
 
 
 def drawn(lab: Path, module: str, count: int | None, seed: int) -> list[str]:
@@ -184,24 +201,24 @@ def drawn(lab: Path, module: str, count: int | None, seed: int) -> list[str]:
             name, node.name = node.name, ""
             codes[name] = _dump(_Assumed().visit(_Unspoken().visit(node)))
     computing = [
-        key for key in results(lab, module) if codes[function(key)] != codes[f"{function(key).rpartition('_')[0]}_orig"]
+        key for key in names(lab, module) if codes[function(key)] != codes[f"{function(key).rpartition('_')[0]}_orig"]
     ]
     if count is None or count >= len(computing):
         return computing
     return random.Random(f"{seed} {module}").sample(computing, count)
 
 
-def report(lab: Path, modules: list[str], chosen: list[str]) -> None:
+def report(lab: Path, modules: list[str], codes: dict[str, int]) -> None:
     """Prints what survived, and a line for each module and all of them."""
     equivalent = yaml.safe_load((Path(__file__).parent / "equivalent.yaml").read_text(encoding="utf-8")) or []
     total: Counter[str] = Counter()
     lines = []
     for module in modules:
         counts: Counter[str] = Counter()
-        for key, code in results(lab, module).items():
-            if key not in chosen:
+        for key in names(lab, module):
+            if key not in codes:
                 continue
-            outcome = NAMES.get(code, "noticed")
+            outcome = NAMES.get(codes[key], "noticed")
             if outcome != "noticed":
                 change = difference(lab, module, key)
                 if any(known["module"] == module and known["change"].strip() == change for known in equivalent):
@@ -221,10 +238,9 @@ def score(name: str, counts: Counter[str]) -> str:
     return f"{name}: {share} of {tried} noticed; " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
 
 
-def results(lab: Path, module: str) -> dict[str, int | None]:
-    """mutmut's exit code for each change of a module."""
-    found: dict[str, int | None] = json.loads(Path(f"{mutant_file(lab, module)}.meta").read_text())["exit_code_by_key"]
-    return found
+def names(lab: Path, module: str) -> list[str]:
+    """Names of all changes of a module."""
+    return list(json.loads(Path(f"{mutant_file(lab, module)}.meta").read_text(encoding="utf-8"))["exit_code_by_key"])
 
 
 def mutant_file(lab: Path, module: str) -> Path:
@@ -239,9 +255,8 @@ def function(key: str) -> str:
 
 def difference(lab: Path, module: str, key: str) -> str:
     """A change as its lines, `- before` and `+ after`."""
-    environment = {**os.environ, "PYTHONPATH": str(lab / "mutants")}
     command = [sys.executable, "-m", "mutmut", "show", key]
-    shown = subprocess.run(command, cwd=lab, env=environment, capture_output=True, text=True, check=False).stdout
+    shown = subprocess.run(command, cwd=lab, env=surroundings(lab), capture_output=True, text=True, check=False).stdout
     changed = [line for line in shown.splitlines() if re.match(r"[-+](?![-+]{2})", line)]
     return "\n".join(re.sub(r"^([-+])\s*", r"\1 ", line) for line in changed)
 

@@ -88,6 +88,13 @@ def test_an_invalid_verdict_is_left_out_of_the_win_rate() -> None:
     assert table["win_rate"].tolist() == pytest.approx([1 / 2, 0])
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_prompt_whose_best_has_an_invalid_verdict_is_left_out() -> None:
+    candidates, verdicts = tables({"a": "wli", "b": "lwt"}, {"a": [1.0, 2.0, 3.0], "b": [1.0, 2.0, 3.0]})
+    table = curve_table(candidates, verdicts, {"a": 5, "b": 5}, POLICY, REWARD_MODEL, (3,), RECIPE)
+    assert table["win_rate"].tolist() == [0.5] and table["prompts"].tolist() == [2]
+
+
 def test_too_few_candidates_are_named() -> None:
     candidates, verdicts = tables({"a": "wl"}, {"a": [1.0, 2.0]})
     with pytest.raises(UserError, match="prompt 'a' has 2 candidates, the best of 3 needs 3"):

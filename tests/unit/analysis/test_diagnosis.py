@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import logging
@@ -271,6 +272,14 @@ def test_the_page_of_one_run() -> None:
         "| distinct texts | 100.0% | below 50.0% |",
         "| log-probability, standard deviation | 2.0 | chosen falls by more, rejected too |",
     ]
+
+
+def test_the_page_has_the_runs_and_seeds_in_the_tables_order() -> None:
+    one = table_of(good(0), good(4))
+    table = pd.concat([one.assign(run=run, seed=seed) for seed in (4, 3) for run in ("mine", "another")])
+    page = diagnosis_page(table, dataclasses.replace(RECIPE, runs=("mine", "another"), seeds=(4, 3)))
+    rows = [line.split(" |")[0] for line in page.splitlines() if ", seed " in line and line.startswith("|")]
+    assert rows == ["| mine, seed 4", "| another, seed 4", "| mine, seed 3", "| another, seed 3"] * 2
 
 
 def test_a_run_without_its_reference_or_with_other_prompts_is_refused() -> None:

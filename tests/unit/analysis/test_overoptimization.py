@@ -120,6 +120,14 @@ def test_an_alarm_is_a_true_reward_that_falls_while_the_other_rises() -> None:
     assert alarm(made_up([0.0, 0.6, 0.9, 0.4], [3.0, 2.0, 1.0, 0.0]), 0.95, 0) == "", "both fall"
     assert alarm(made_up([0.0, 0.6, 0.9, 0.89], [0.0, 1.0, 2.0, 3.0]), 0.95, 0) == "", "within the noise"
     assert alarm(made_up([0.0, 0.6, 0.9, 0.4], [math.nan] * 4), 0.95, 0) == "", "nothing is known of the other"
+    assert alarm(made_up([0.0, 0.6, 0.9, 0.4], [1.0] * 4), 0.95, 0) == "", "the other stays"
+
+
+def test_an_alarm_is_below_what_the_confidence_leaves_and_not_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = made_up([0.0, -1.0], [0.0, 1.0])
+    for p, silent in ((1 - 0.95, True), (0.0499, False)):
+        monkeypatch.setattr(overoptimization, "sign_flip_p", lambda fall, seed, resamples, p=p: p)
+        assert (alarm(curve, 0.95, 0) == "") == silent
 
 
 def test_of_the_best_of_n_powers_of_two_are_fitted_and_told() -> None:
@@ -281,3 +289,11 @@ def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
     real = overoptimization.overoptimization_figure(table.assign(alarm="", prompts=[50] * 4 + [60] * 4), fits, own, {})
     assert not real.get_suptitle() and real.axes[0].get_title(loc="left") == "Dialogue"
     assert real.get_supxlabel().replace("\n", " ").endswith("50 to 60 test prompts. 40% of the pairs were lost.")
+    # A task more is a row more.
+    two = overoptimization.overoptimization_figure(
+        pd.concat([table, table.assign(task="tldr")]),
+        fits,
+        [*facts, {**facts[0], "task": "tldr", "title": "Summaries", "written": "posts"}],
+        {"hh": "oracle", "tldr": "oracle"},
+    )
+    assert two.get_size_inches() == pytest.approx([8.4, 6.4]) and len(two.axes) == 4

@@ -30,6 +30,13 @@ def test_rows_without_variation_have_an_interval_of_some_width(score: float) -> 
     assert interval.high - interval.low > 0.05
 
 
+def test_rounding_leaves_no_end_outside_of_what_scores_can_be() -> None:
+    for confidence in (0.5, 0.95):  # at 14 wins and 0.5 the formula gives 1 + 2e-16
+        for n in range(1, 40):
+            assert score_interval([1.0] * n, confidence=confidence).high == 1.0
+            assert score_interval([0.0] * n, confidence=confidence).low == 0.0
+
+
 def test_ties_narrow_and_agreement_within_a_prompt_widens() -> None:
     def width(scores: list[float], clusters: list[int] | None = None) -> float:
         interval = score_interval(scores, clusters)

@@ -162,6 +162,11 @@ def test_the_stage_keeps_what_some_subset_chooses_on_test_prompts(tmp_path: Path
     write_table(tmp_path / "s.parquet", "scores", scores, samples="0" * 64)
     with pytest.raises(UserError, match="was made with samples = "):
         subsets.run(parser.parse_args([*arguments, "--recipe", json.dumps(values)]))
+    # A score is of one run's candidates.
+    written = write_table(paths[0], "samples", pd.concat([candidates, candidates.assign(run="another")]), prompts="p")
+    write_table(paths[1], "scores", scores, samples=written["content_hash"])
+    with pytest.raises(pd.errors.MergeError, match="not unique in left dataset"):
+        subsets.run(parser.parse_args([*arguments, "--recipe", json.dumps(values)]))
 
 
 def test_the_stage_writes_the_best_with_their_reference_log_probability(

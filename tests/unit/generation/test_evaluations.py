@@ -19,6 +19,7 @@ from prefopt.generation import evaluations
 from prefopt.generation.evaluations import EvaluationsRecipe, evaluations_of
 from prefopt.lm.batching import Row
 from prefopt.lm.models import new_scorer, save_model, tokenizer_hash, weights_hash
+from prefopt.rewards import stage
 from prefopt.rewards.learned import score_rows
 from prefopt.rewards.stage import TrueRewardsRecipe, sample_reward
 from prefopt.store.tables import read_manifest, read_table, write_table
@@ -104,6 +105,19 @@ def test_an_oracles_reward_is_the_hidden_quality_of_a_text() -> None:
         sample_reward(TrueRewardsRecipe(**REWARD), unknown, None, torch.device("cpu"))(
             pd.DataFrame([{"prompt_id": "p", "text": "x"}])
         )
+
+
+def test_a_reward_models_prompts_are_of_its_tokenizer_and_it_runs_where_it_is_asked_to(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold, by_rule = (TrueRewardsRecipe(**{**REWARD, "kind": kind}) for kind in ("gold_reward_model", "rule"))
+    assert stage._tokenized_by(gold, task.model) == {"tokenizer_hash": tokenizer_hash(task.model)}
+    # Of a classifier's folder, or none, prompts may be of any.
+    assert stage._tokenized_by(by_rule, task.model) == stage._tokenized_by(gold, None) == {}
+    asked: list[Any] = []
+    monkeypatch.setattr(stage, "load_scorer", lambda folder, device: asked.extend((folder, device)))
+    stage.scored_by(task.model, PROMPTS, 64, torch.device("meta"))
+    assert asked == [task.model, torch.device("meta")]
 
 
 def test_the_stage_reads_temperature_1_alone(tmp_path: Path, task: Task) -> None:

@@ -67,6 +67,9 @@ def test_reward_is_of_prompt_and_completion_and_kl_of_the_completion(task: Task)
 
 def test_a_text_is_rewarded_as_it_was_written(task: Task) -> None:
     _, tokenizer = load_policy(task.model)
+    # Though the tokenizer's own way is to clean up.
+    tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     prompt, completion = "my dog , he", " said : i ' m sad ."
     ids = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt, completion)]
     row = Row(ids[0], ((*ids[1], tokenizer.eos_token_id),))

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from prefopt.errors import UserError
-from prefopt.lm.models import load_policy, weights_hash
+from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.lm.verify import use_engine
 from prefopt.store.tables import read_manifest, read_table
@@ -291,6 +291,10 @@ def test_kto_learns_the_training_labels_and_publishes(
     assert (metrics[0]["kl"], metrics[0]["kto_margin"]) == (pytest.approx(0, abs=1e-5), pytest.approx(0, abs=1e-5))
     assert training[-1]["kto_margin"] > 0.05 and training[-1]["kto_accuracy"] >= 0.75
     manifest = json.loads((arguments.out / "manifest.json").read_text())
-    assert manifest["identity"]["inputs"]["data"] == read_manifest(task.labels)["content_hash"]
+    assert manifest["identity"]["inputs"] == {
+        "data": read_manifest(task.labels)["content_hash"],
+        "reference_weights": weights_hash(task.model),
+        "reference_tokenizer": tokenizer_hash(task.model),
+    }
     assert (manifest["used"]["stage"], manifest["used"]["examples"]) == ("kto", 8 * 24)
     assert "warning: 12 desirable examples of weight 2 to 12 undesirable ones" in caplog.text

@@ -83,6 +83,7 @@ def test_what_is_fitted_is_told_of_held_out_reviews(task: Task, tmp_path: Path) 
     assert manifest["held_out"].keys() == {"reviews", "excerpts"} and manifest["recipe"] == {"max_length": 12}
     assert manifest["reviews"] == rows.attrs["manifest"]["content_hash"]
     assert manifest["tokenizer_hash"] == tokenizer_hash(task.model)
+    assert set(read_table(out, "ngrams")["ngram"].str.count(" ")) == {0, 1}, "words and pairs of them"
     # The same again is the same table.
     (tmp_path / "again").mkdir()
     assert reward_hash(fit(task, tmp_path / "again", source)) == reward_hash(out) is not None

@@ -245,10 +245,14 @@ def test_a_further_temperature_is_sampled_alone(
     used = [manifest["used"], whole["used"]]
     assert len({tuple(each[key] for key in ("examples", "tokens", "generated_tokens", "flops")) for each in used}) == 1
     assert manifest["used"]["by_temperature"]["1.0"] == first["used"]["by_temperature"]["1.0"]
-    # With other values, of another policy, or with the same temperatures it is made anew.
+    # With other values, of another policy, with the same temperatures or by other packages it is made anew.
     for other in ([*command[:-1], str(samples)], [*sampling_of_other(task, prompts), *command[-2:]]):
         run(other, tmp_path / "other.parquet")
         assert asked() == {"0.0", "0.7", "1.0"}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sample, "package_versions", lambda: {"torch": "0"})
+        run(command, tmp_path / "other.parquet")
+    assert asked() == {"0.0", "0.7", "1.0"}
     earlier.write_bytes(b"cut off")
     assert run(command, tmp_path / "other.parquet")["content_hash"] == whole["content_hash"]
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from scipy.special import expit
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -20,7 +19,7 @@ from prefopt.store.tables import read_table
 
 def vectorizer(**options: Any) -> TfidfVectorizer:
     """Words and pairs of neighbours in lower case: 1 + log of their count, by inverse document frequency, to length 1."""
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float64, **options)
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, **options)
 
 
 def load_ngrams(path: Path) -> Callable[[Sequence[str]], Tensor]:

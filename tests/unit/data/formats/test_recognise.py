@@ -105,6 +105,11 @@ def test_a_cell_of_csv_may_hold_a_list() -> None:
     for prompt in ("[1, 2]", "[]", '["a"]', '[{"a": 1}]', "[" * 100_000, "[" + "9" * 5000 + "]"):
         found = Reader(CHOICES, cells=True)({"prompt": prompt, "response": "[]"})
         assert isinstance(found, Demonstration) and (found.post.prompt, found.response) == (prompt, " []")
+    # An empty cell is none, and a number no list.
+    found = Reader(CHOICES, cells=True)({"prompt": "p", "response": "r", "scores": None})
+    assert isinstance(found, Demonstration)
+    with pytest.raises(Malformed, match="'scores' is '3', which is not a list of 2"):
+        Reader(CHOICES, cells=True)({"prompt": "p", "responses": '["a", "b"]', "scores": "3"})
     with pytest.raises(Malformed, match="'messages' is '"):
         Reader(CHOICES)({"messages": text})
 

@@ -31,7 +31,8 @@ def test_objects_with_text_and_score_are_the_same() -> None:
 
 
 def test_the_best_stands_against_a_worse_one_that_the_seed_draws() -> None:
-    drawn = Counter(texts({**ROW, "prompt": f"Hi {i}?"}, "best_vs_random")[0] for i in range(400))
+    drawn = Counter(pair for i in range(400) for pair in texts({**ROW, "prompt": f"Hi {i}?"}, "best_vs_random"))
+    assert drawn.total() == 400, "one pair each"
     assert set(drawn) == {"bd", "ba"} and 150 < drawn["bd"] < 250
     again = [texts({**ROW, "prompt": f"Hi {i}?"}, "best_vs_random", seed=1)[0] for i in range(99)]
     assert again != [texts({**ROW, "prompt": f"Hi {i}?"}, "best_vs_random")[0] for i in range(99)]
