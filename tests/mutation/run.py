@@ -26,7 +26,7 @@ generation.sample were scored by mutmut itself at an earlier commit: of a module
     training.supervised        75 of 75
     training.rewards           60 of 60
     training.labels            98 of 98
-    training.evaluation        74 of 74
+    training.evaluation        75 of 75
     analysis.statistics        56 of 56
     analysis.tables           146 of 146
     analysis.diagnosis         59 of 59

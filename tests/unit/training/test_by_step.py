@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from prefopt.experiment.recipes import from_dict
 from prefopt.generation import sample
 from prefopt.lm.models import load_policy
 from prefopt.runtime.usage import Usage
-from prefopt.store.tables import read_table
+from prefopt.store.tables import read_table, write_table
 from prefopt.training import by_step, reference, reward
 from test_reward_and_ppo import PPO
 from tiny_task import Task, recipe
@@ -105,3 +107,46 @@ def test_a_policy_is_sampled_by_step_from_its_start_to_what_is_published(
         for column in ("prompt_id", "sample_index", "text"):
             assert found[column].tolist() == expected[column].tolist()
         assert found["logp"].tolist() == pytest.approx(expected["logp"].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("style", [None, "chat"])
+def test_a_policy_is_gathered_and_sampled_in_its_prompts_style(
+    style: str | None, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The style, which ends a chat's answer, goes to the sampler, and all weights of the policy are there for it."""
+    prompts = read_table(task.prompts, "prompts")
+    facts = {} if style is None else {"style": style}
+    written = tmp_path / "prompts.parquet"
+    hashed = prompts.attrs["manifest"]["tokenizer_hash"]
+    write_table(written, "prompts", prompts, tokenizer_hash=hashed, **facts)
+    args = argparse.Namespace(
+        **{"model": task.model, "run": "mine", "sampled_prompts": written, "samples": tmp_path / "out.parquet"},
+        **{"by_step": json.dumps({"points": 2, "sampling": SAMPLING}), "evaluations": None},
+    )
+    given: list[tuple[object, ...]] = []
+    gathered: list[object] = []
+    policy, tokenizer = load_policy(task.model)
+    rows = sample.sample_rows(
+        *(policy, tokenizer, prompts[:1], "mine_step_2", from_dict(sample.SampleRecipe, SAMPLING)),
+        Usage("test", torch.device("cpu"), torch.float32),
+    )
+
+    def sampled(*values: object) -> object:
+        given.append(values)
+        return rows
+
+    def all_weights(model: object) -> contextlib.AbstractContextManager[None]:
+        gathered.append(model)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(by_step, "sample_rows", sampled)
+    monkeypatch.setattr(by_step, "gathered", all_weights)
+    folder = SimpleNamespace(path=tmp_path)
+    watcher = by_step.watcher(args, policy, tokenizer, folder, 4)  # type: ignore[arg-type]
+    assert watcher is not None
+    for step in range(5):
+        watcher(step)
+    assert gathered == [policy] * 3 and [values[3] for values in given] == [f"mine_step_{step}" for step in (0, 2, 4)]
+    *_, usage, reference, told = given[0]
+    assert (reference, told) == (None, style or "plain")
+    assert isinstance(usage, Usage) and usage.report()["stage"] == "sample mine by step"

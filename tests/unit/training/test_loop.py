@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,6 +125,39 @@ def test_the_figure_and_its_sign_choose_what_is_kept(
 def test_examples_come_in_the_given_order_where_they_are_not_shuffled() -> None:
     assert loop.epoch_batches(5, 2, seed=3, epoch=1, shuffle=False) == [[0, 1], [2, 3], [4]]
     assert loop.epoch_batches(5, 5, seed=3, epoch=0) != loop.epoch_batches(5, 5, seed=4, epoch=0)
+
+
+def test_a_training_takes_them_in_that_order_and_tells_the_loss_of_each_step(
+    task: Task, examples: loop.Examples, usage: Usage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(RECIPE, batch_size=8, epochs=2, evaluate_every=100, token_budget=10_000)
+    given: list[list[int]] = []
+    told: list[float] = []
+
+    def losses(model: nn.Module, indices: list[int]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        given.append([*indices])
+        return examples.losses(model, indices)
+
+    monkeypatch.setattr(loop.Progress, "update", lambda self, count, **figures: told.append(figures["loss"]))
+    watched = dataclasses.replace(examples, losses=losses)  # type: ignore[arg-type]
+    with run_folder(tmp_path) as opened:
+        model, _ = load_policy(task.model)
+        metrics = loop.train("test", model, watched, examples, recipe, opened, usage, shuffle=False)
+    assert [sorted(batch) for batch in given] == [[*range(8)], [*range(8, 16)]] * 2
+    assert told == [row["loss"] for row in metrics if row["split"] == "train"]
+
+
+def test_a_gradient_is_multiplied_by_the_processes_over_which_it_is_averaged(
+    task: Task, examples: loop.Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gradient() -> torch.Tensor:
+        model, _ = load_policy(task.model)
+        loop.accumulate_gradients(model, examples, range(4), RECIPE)
+        return next(model.parameters()).grad  # type: ignore[return-value]
+
+    alone = gradient()
+    monkeypatch.setattr(loop, "processes", SimpleNamespace(count=lambda: 3))
+    torch.testing.assert_close(gradient(), 3 * alone)
 
 
 class Killed(Exception):

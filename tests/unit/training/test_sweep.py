@@ -184,7 +184,12 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     args = arguments(task, inputs, tmp_path / "cut", "dpo")
     evaluate, seen = by_step.evaluate_policy, []
 
+    gathered: list[Any] = []
+    all_weights = by_step.gathered
+    monkeypatch.setattr(by_step, "gathered", lambda model: gathered.append(model) or all_weights(model))
+
     def stop_at_the_last(*values: Any) -> Any:
+        assert gathered[-1] is values[0], "all weights of the policy are there"
         seen.append(len(seen))
         if len(seen) == 3:
             raise KeyboardInterrupt
