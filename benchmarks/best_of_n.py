@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import random
+import statistics
 import sys
 from typing import Any
 
@@ -107,33 +108,38 @@ def logp_difference(model: PreTrainedModel, prompts: list[list[int]], groups: li
 
 
 def compare(
-    name: str, model: PreTrainedModel, prompts: list[list[int]], per_call: list[int]
-) -> tuple[list[list[str]], dict[str, float]]:
-    """Table lines of one model, and its ratio and difference; ours runs beside each of theirs."""
+    name: str, model: PreTrainedModel, prompts: list[list[int]], per_call: list[int], rounds: int
+) -> tuple[list[list[str]], dict[str, Any]]:
+    """Table lines of one model, its ratio and difference; in each round all take their turn."""
     theirs = end_at_random(model)
     mine = use_engine(copy.deepcopy(theirs))
     ours(mine, prompts[:1])
     generate(theirs, prompts[:1], 1)
-    own: list[dict[str, float]] = []
-    lines, speeds = [], []
-    samples = SAMPLES * len(prompts)
     groups: list[list[Completion]] = []
-    for at_once in per_call:
+    taken: dict[int, list[dict[str, float]]] = {at_once: [] for at_once in (0, *per_call)}  # 0: ours
+    tokens = dict.fromkeys(taken, 0)
+    for number in range(rounds):
         clock = common.Clock()
         groups = ours(mine, prompts)
-        own.append(clock.read())
-        clock = common.Clock()
-        tokens = generate(theirs, prompts, at_once)
-        lines.append(_line(name, f"generate, {at_once} prompts a call", samples, tokens, figures := clock.read()))
-        speeds.append(samples / figures["seconds"])
-        print(f"  {name}: {at_once} prompts a call done", file=sys.stderr, flush=True)
-    mean = {key: sum(run[key] for run in own) / len(own) for key in own[0]}
-    tokens = sum(len(completion.token_ids) for group in groups for completion in group)
-    lines.insert(0, _line(name, "ours", samples, tokens, mean))
-    ratio = samples / mean["seconds"] / max(speeds)
+        taken[0].append(clock.read())
+        tokens[0] = sum(len(completion.token_ids) for group in groups for completion in group)
+        for at_once in per_call:
+            clock = common.Clock()
+            tokens[at_once] = generate(theirs, prompts, at_once)
+            taken[at_once].append(clock.read())
+        print(f"  {name}: round {number + 1} of {rounds} done, load {common.load():.1f}", file=sys.stderr, flush=True)
+    seconds = {who: [one["seconds"] for one in each] for who, each in taken.items()}
+    ratios = {at_once: common.paired(seconds[at_once], seconds[0]) for at_once in per_call}
+    samples = SAMPLES * len(prompts)
+    lines = []
+    for who, each in taken.items():
+        median, cpu = statistics.median(seconds[who]), statistics.median(one["cpu_seconds"] for one in each)
+        words = [name, f"generate, {who} prompts a call" if who else "ours", f"{samples / median:.1f}"]
+        words += [f"{tokens[who] / samples:.1f}", f"{median:.1f}", f"{cpu:.1f}"]
+        lines.append([*words, common.told(ratios[who]) if who else ""])
     return lines, {
-        "ratio": round(ratio, 3),
-        "share_of_bound": round(bound(mine, prompts, groups) / mean["seconds"], 3),
+        "ratio": min(ratios.values(), key=lambda ratio: ratio["median"]),  # against the fastest of theirs
+        "share_of_bound": round(bound(mine, prompts, groups) / statistics.median(seconds[0]), 3),
         "difference": logp_difference(mine, prompts, groups),
     }
 
@@ -150,17 +156,13 @@ def bound(model: PreTrainedModel, prompts: list[list[int]], groups: list[list[Co
     return max(max(most) * size / common.bandwidth(model.device.type), flops / rate) / 1e9
 
 
-def _line(name: str, who: str, samples: int, tokens: int, figures: dict[str, float]) -> list[str]:
-    speed, length = samples / figures["seconds"], tokens / samples
-    return [name, who, f"{speed:.1f}", f"{length:.1f}", f"{figures['seconds']:.1f}", f"{figures['cpu_seconds']:.1f}"]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=common.threads())
     parser.add_argument("--prompts", type=int, default=8, help="of the embedded policy")
     parser.add_argument("--neox-prompts", type=int, default=4)
     parser.add_argument("--per-call", nargs="+", type=int, default=[1, 2, 4], help="prompts that `generate` is given")
+    parser.add_argument("--rounds", type=int, default=3, help="in each of which all take their turn")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["embedded", "neox"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
@@ -171,16 +173,21 @@ def main() -> None:
     for name in args.models:
         model = MODELS[name]().to(args.device, getattr(torch, args.dtype))
         count = args.prompts if name == "embedded" else args.neox_prompts
-        of_model, results[name] = compare(name, model, make_prompts(count, model.config.vocab_size), args.per_call)
+        prompts = make_prompts(count, model.config.vocab_size)
+        of_model, results[name] = compare(name, model, prompts, args.per_call, args.rounds)
         lines += of_model
     machine = f"{args.threads} threads" if args.device == "cpu" else torch.cuda.get_device_name()
-    print(f"{SAMPLES} samples a prompt, up to {MAX_NEW_TOKENS} tokens, {args.dtype}, {machine}")
-    print(common.table(["model", "", "samples/s", "tokens a sample", "s", "CPU s"], lines))
+    print(
+        f"{SAMPLES} samples a prompt, up to {MAX_NEW_TOKENS} tokens, {args.dtype}, {machine}, load {common.load():.1f}; "
+        f"medians of {args.rounds} rounds"
+    )
+    header = ["model", "", "samples/s", "tokens a sample", "s", "CPU s", "ours is faster by [least, largest round]"]
+    print(common.table(header, lines))
     ratios = {f"samples_per_second_ratio_{name}": result["ratio"] for name, result in results.items()}
     print(
         json.dumps(
             {
-                "samples_per_second_ratio": min(ratios.values()),
+                "samples_per_second_ratio": min(ratio["median"] for ratio in ratios.values()),
                 **ratios,
                 **{f"share_of_bound_{name}": result["share_of_bound"] for name, result in results.items()},
                 "max_logp_difference": max(result["difference"] for result in results.values()),
@@ -190,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,10 +8,11 @@ import json
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ TOKENIZER = ROOT.parent / "shared/tokenizers/gpt-neox-20b/tokenizer.json"
 EOS = "<|endoftext|>"
 VOCABULARY = 50_304
 MAX_TOKENS = 500
+WIDE = 1.5  # between the least and the largest ratio of the rounds, beyond which nothing can be told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +212,38 @@ def run_contender(script: str, *arguments: str) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     print("  " + " ".join(arguments[:2]), "done", file=sys.stderr, flush=True)
     return result
+
+
+def paired(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, Any]:
+    """How much faster ours is, by what both took in the same rounds, one after another.
+
+    Args:
+        theirs: seconds of each round.
+        ours: those of the same rounds.
+
+    Returns:
+        `median` of the rounds' ratios theirs/ours, their `spread` from the least to the largest, and `can_be_told`: false
+        where the largest is more than 1.5 times the least, as on a machine that did other work beside.
+    """
+    ratios = sorted(slow / fast for slow, fast in zip(theirs, ours, strict=True))
+    spread = [round(ratios[0], 3), round(ratios[-1], 3)]
+    return {
+        "median": round(statistics.median(ratios), 3),
+        "spread": spread,
+        "can_be_told": ratios[-1] <= WIDE * ratios[0],
+    }
+
+
+def told(ratio: Mapping[str, Any]) -> str:
+    """A ratio in words."""
+    low, high = ratio["spread"]
+    words = f"{ratio['median']:.2f} [{low:.2f}, {high:.2f}]"
+    return words if ratio["can_be_told"] else f"{words}: too wide to tell, the machine was busy"
+
+
+def load() -> float:
+    """Processes that wanted to run, this one among them, over the last minute."""
+    return os.getloadavg()[0]
 
 
 def table(header: list[str], lines: list[list[str]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 from typing import Any
@@ -39,6 +40,7 @@ def ours(args: argparse.Namespace, pairs: list[common.Pair], order: list[list[in
         objective="dpo",
         values={"loss": "sigmoid", "beta": BETA, "label_smoothing": 0.0},
         epochs=1,
+        steps=None,
         batch_size=args.batch,
         learning_rate=LEARNING_RATE,
         schedule="constant",
@@ -89,7 +91,7 @@ def trl(args: argparse.Namespace, pairs: list[common.Pair], tokenizer: Any, prec
     row_of = {tuple(pair.prompt_ids + pair.chosen_ids): i for i, pair in enumerate(pairs)}
     result: dict[str, Any] = {"reference_seconds": 0.0, "reference_cpu_seconds": 0.0, "losses": [], "order": []}
 
-    class Timed(DPOTrainer):  # type: ignore[misc]
+    class Timed(DPOTrainer):
         def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> Any:
             start = common.Clock()
             table = super()._precompute_ref_logps(*args, **kwargs)
@@ -106,7 +108,7 @@ def trl(args: argparse.Namespace, pairs: list[common.Pair], tokenizer: Any, prec
 
     steps: list[dict[str, float]] = []
 
-    class Timer(transformers.TrainerCallback):  # type: ignore[misc]
+    class Timer(transformers.TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.start = common.Clock()
 
@@ -176,7 +178,7 @@ def contend(args: argparse.Namespace) -> None:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Runs the contenders one after another, ours before and after TRL, and prints table and ratios."""
+    """Runs the contenders in turn, round by round, and prints table and ratios."""
     pairs, _, source = common.rows(args.pairs)
     tokens = [len(getattr(pair, name)) for name in _IDS for pair in pairs]
     machine = f"{args.threads} threads" if args.device == "cpu" else torch.cuda.get_device_name()
@@ -188,29 +190,20 @@ def compare(args: argparse.Namespace) -> None:
     def contender(name: str, *extra: str) -> dict[str, Any]:
         return common.run_contender(__file__, "--contender", name, *sys.argv[1:], *extra)
 
-    first = contender("ours")
-    theirs = {name: contender(name) for name in args.rivals}
-    fastest = min(theirs.values(), key=lambda run: run["seconds"])
-    fastest_with_reference = min(theirs.values(), key=lambda run: run["seconds"] + run["reference_seconds"])
-    second = contender("ours", "--order", json.dumps(fastest["order"]))
-    # Ours ran before and after TRL: the mean of both, so that a drift of the machine's speed cancels.
-    mean = {name: (first[name] + second[name]) / 2 for name in (*_MEASURED, "step_flops")}
-    mean["peak_mib"] = max(first["peak_mib"], second["peak_mib"])
-
-    def line(name: str, run: dict[str, Any]) -> list[str]:
-        total = run["seconds"] + run["reference_seconds"]
-        # A live reference is part of every step.
-        alone = "-" if name == "trl_live" else f"{len(pairs) / run['seconds']:.2f}"
-        return [
-            name.replace("_", ", "),
-            alone,
-            f"{len(pairs) / total:.2f}",
-            f"{run['reference_seconds']:.1f}",
-            f"{run['cpu_seconds'] + run['reference_cpu_seconds']:.0f}",
-            f"{run['peak_mib']:.0f}",
-            f"{run['gflops']:.0f}",
-        ]
-
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *args.rivals)}
+    for number in range(args.rounds):
+        # Before theirs and after theirs in turn, so that a drift of the machine's speed cancels.
+        for name in list(rounds)[:: 1 if number % 2 == 0 else -1]:
+            rounds[name].append(contender(name))
+        print(f"  round {number + 1} of {args.rounds} done, load {common.load():.1f}", file=sys.stderr, flush=True)
+    wholes = {name: [run["seconds"] + run["reference_seconds"] for run in each] for name, each in rounds.items()}
+    alone = {name: [run["seconds"] for run in each] for name, each in rounds.items()}
+    mean = {name: _medians(each) for name, each in rounds.items()}
+    fastest = min(args.rivals, key=lambda name: mean[name]["seconds"])
+    with_reference = min(args.rivals, key=lambda name: statistics.median(wholes[name]))
+    # Losses step by step, on their batches in their order.
+    order = rounds[fastest][0]["order"]
+    on_theirs = contender("ours", "--order", json.dumps(order))["losses"]
     header = [
         "",
         "pairs/s",
@@ -220,17 +213,43 @@ def compare(args: argparse.Namespace) -> None:
         "peak MiB",
         "matmul GFLOP/s",
     ]
-    print(common.table(header, [line("ours", mean), *(line(name, run) for name, run in theirs.items())]))
-    total, their_total = (run["seconds"] + run["reference_seconds"] for run in (mean, fastest_with_reference))
+    lines = []
+    for name, run in mean.items():
+        # A live reference is part of every step.
+        epoch = "-" if name == "trl_live" else f"{len(pairs) / run['seconds']:.2f}"
+        lines.append(
+            [
+                *(name.replace("_", ", "), epoch, f"{len(pairs) / statistics.median(wholes[name]):.2f}"),
+                f"{run['reference_seconds']:.1f}",
+                f"{run['cpu_seconds'] + run['reference_cpu_seconds']:.0f}",
+                *(f"{run['peak_mib']:.0f}", f"{run['gflops']:.0f}"),
+            ]
+        )
+    print(common.table(header, lines))
+    own = mean["ours"]
+    of_epoch, of_whole = (
+        common.paired(seconds[rival], seconds["ours"])
+        for seconds, rival in ((alone, fastest), (wholes, with_reference))
+    )
+    print(
+        f"\nOurs is faster by {common.told(of_epoch)} for the epoch, by {common.told(of_whole)} with the reference; medians of"
+    )
+    print(f"{args.rounds} rounds with the least and the largest, load {common.load():.1f}.")
     ratios = {
-        "pairs_per_second_ratio": round(fastest["seconds"] / mean["seconds"], 3),
-        "pairs_per_second_ratio_with_reference": round(their_total / total, 3),
-        "peak_memory_ratio": round(mean["peak_mib"] / fastest["peak_mib"], 3),
+        "pairs_per_second_ratio": of_epoch,
+        "pairs_per_second_ratio_with_reference": of_whole,
+        "peak_memory_ratio": round(own["peak_mib"] / mean[fastest]["peak_mib"], 3),
         # Of the matrix products' speed that was measured beside it.
-        "model_flops_utilisation": round(mean["step_flops"] / mean["seconds"] / mean["gflops"] / 1e9, 3),
-        "max_loss_difference": max(abs(a - b) for a, b in zip(second["losses"], fastest["losses"], strict=True)),
+        "model_flops_utilisation": round(own["step_flops"] / own["seconds"] / own["gflops"] / 1e9, 3),
+        "max_loss_difference": max(abs(a - b) for a, b in zip(on_theirs, rounds[fastest][0]["losses"], strict=True)),
     }
     print(json.dumps(ratios))
+
+
+def _medians(runs: list[dict[str, Any]]) -> dict[str, float]:
+    names = (*_MEASURED, *(["step_flops"] if "step_flops" in runs[0] else []))
+    medians = {name: statistics.median(run[name] for run in runs) for name in names}
+    return {**medians, "peak_mib": max(run["peak_mib"] for run in runs)}
 
 
 def main() -> None:
@@ -246,6 +265,7 @@ def main() -> None:
     parser.add_argument("--activation-checkpointing", action="store_true", help="of both")
     parser.add_argument("--contender", choices=["ours", "trl_live", "trl_precomputed"], help="run this one only")
     parser.add_argument("--rivals", nargs="+", default=["trl_precomputed", "trl_live"], help="those of TRL's to run")
+    parser.add_argument("--rounds", type=int, default=3, help="in each of which all take their turn")
     parser.add_argument("--uncounted", type=int, default=0, help="steps at the beginning, in which a GPU loads kernels")
     parser.add_argument("--order", help="batches of row numbers (JSON), for the contender ours")
     args = parser.parse_args()
@@ -253,4 +273,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,9 +6,9 @@ import argparse
 import copy
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import common
 import pandas as pd
@@ -46,7 +46,9 @@ def tokens(count: int, length: int, seed: int) -> list[list[int]]:
     return torch.randint(10, SMOLLM2.vocab_size, (count, length), generator=generator).tolist()
 
 
-def step_of(model: PreTrainedModel, args: argparse.Namespace, dtype: str) -> Callable[[], float]:
+def step_of(
+    model: PreTrainedModel, args: argparse.Namespace, dtype: Literal["float32", "bfloat16"]
+) -> Callable[[], float]:
     """A DPO step of these pairs, its reference cached; returns the operations of its passes."""
     frame = pd.DataFrame(
         {
@@ -60,6 +62,7 @@ def step_of(model: PreTrainedModel, args: argparse.Namespace, dtype: str) -> Cal
         objective="dpo",
         values={"loss": "sigmoid", "beta": 0.1, "label_smoothing": 0.0},
         epochs=1,
+        steps=None,
         batch_size=args.pairs,
         learning_rate=0.0,
         schedule="constant",
@@ -145,15 +148,11 @@ def main() -> None:
             taken = statistics.median(seconds[what, dtype])
             share = statistics.median(shares[what, dtype])
             lines.append([what, dtype, f"{taken:.2f}", f"{count / taken:.0f}", f"{share:.2f}"])
-        paired = sorted(slow / fast for slow, fast in zip(*(seconds[what, dtype] for dtype in DTYPES), strict=True))
-        ratios[what] = {
-            "median": round(statistics.median(paired), 2),
-            "spread": [round(paired[0], 2), round(paired[-1], 2)],
-        }
+        ratios[what] = common.paired(*(seconds[what, dtype] for dtype in DTYPES))
     print(f"{args.pairs} prompts of {args.prompt} tokens, completions of {args.completion}, {args.threads} threads")
     print(common.table(["", "dtype", "s", "tokens/s", "share of the product rate"], lines))
     print(json.dumps(ratios))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

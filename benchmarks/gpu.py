@@ -66,7 +66,7 @@ def card(args: argparse.Namespace) -> None:
     model = use_engine(AutoModelForCausalLM.from_config(copy.deepcopy(common.SHAPES["small"]))).to(device).eval()
     sums = []
     for usable in (flash_can, lambda *_: False):
-        attention.flash_can = usable
+        attention.flash_can = usable  # type: ignore[assignment]
         with torch.no_grad(), autocast("bfloat16", device):
             sums.append(completion_logprobs(model, rows).sums.cpu())
     with torch.no_grad():
@@ -106,7 +106,13 @@ def ppo_update(args: argparse.Namespace) -> None:
         **{"updates": 1, "prompts_per_update": prompts, "samples_per_prompt": n, "epochs": 1, "minibatches": 4},
         **{"temperature": 1.0, "max_new_tokens": new, "kl_coef": 0.1, "kl_target": None, "kl_horizon": 1e4},
         **{"normalize_rewards": True, "gamma": 1.0, "lam": 0.95, "clip": 0.2, "value_clip": 0.2, "value_coef": 0.1},
-        **{"missing_eos_reward": None, "learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 0},
+        **{
+            "true_reward": None,
+            "missing_eos_reward": None,
+            "learning_rate": 1e-6,
+            "schedule": "constant",
+            "warmup_steps": 0,
+        },
         **{"adam_eps": 1e-5, "max_grad_norm": 1.0, "validation_prompts": 1, "evaluate_every": 1, "checkpoint_every": 1},
         **{"keep": "last", "token_budget": 16384, "dtype": "bfloat16", "activation_checkpointing": False, "seed": 0},
     }
@@ -214,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import common  # noqa: E402
+
+
+def test_a_ratio_is_the_median_of_the_rounds_and_too_wide_a_spread_tells_nothing() -> None:
+    """By hand: 3/1, 4/2 and 8/2 are 3, 2 and 4, which are twice apart; 4.4/2 in place of the last is not so far."""
+    wide = common.paired([3.0, 4.0, 8.0], [1.0, 2.0, 2.0])
+    assert wide == {"median": 3.0, "spread": [2.0, 4.0], "can_be_told": False}
+    assert common.told(wide) == "3.00 [2.00, 4.00]: too wide to tell, the machine was busy"
+    close = common.paired([3.0, 4.0, 4.4], [1.0, 2.0, 2.0])
+    assert close == {"median": 2.2, "spread": [2.0, 3.0], "can_be_told": True}
+    assert common.told(close) == "2.20 [2.00, 3.00]"
 
 
 def measured(out: Path, *options: str) -> str:
