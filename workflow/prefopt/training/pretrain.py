@@ -104,10 +104,11 @@ def short_documents_first(documents: Sequence[list[int]], short_tokens: int, fir
 def recipe_hash(recipe: PretrainRecipe, text_hash: str) -> str:
     """Names what a checkpoint was made of: the content of its text, and all of the recipe that can change a weight.
 
-    How a batch is cut and computed and how often a checkpoint is written change rounding at most; there is no adapter.
+    How a batch is cut and computed and how often a checkpoint is written change rounding at most; there is no adapter, and
+    epochs say how long it lasts.
     """
     values = to_dict(recipe)
-    for name in ("token_budget", "checkpoint_every", "evaluate_every", "activation_checkpointing", "adapter"):
+    for name in ("token_budget", "checkpoint_every", "evaluate_every", "activation_checkpointing", "adapter", "steps"):
         del values[name]
     return stable_hash({"recipe": values, "text": text_hash})
 
