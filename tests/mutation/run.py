@@ -36,6 +36,7 @@ generation.sample were scored by mutmut itself at an earlier commit: of a module
     generation.best_of_n       59 of 59
     generation.evaluations     74 of 74
     lm.chat                    59 of 59
+    judging.calls             129 of 129
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """
