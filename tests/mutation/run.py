@@ -37,6 +37,7 @@ generation.sample were scored by mutmut itself at an earlier commit: of a module
     generation.evaluations     74 of 74
     lm.chat                    59 of 59
     judging.calls             129 of 129
+    data.files                102 of 102
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """
