@@ -39,7 +39,8 @@ generation.sample were scored by mutmut itself at an earlier commit: of a module
     judging.calls             129 of 129
     data.files                102 of 102
 
-Of lm.loading (60 drawn) none was tried yet; its tests were written by reading the changes.
+Of training.checkpoints (60 drawn) 10 were tried, of training.checkpoint alone, and noticed; of lm.loading (60 drawn)
+none was tried yet. The tests of both were written by reading the changes.
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """
