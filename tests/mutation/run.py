@@ -36,6 +36,11 @@ generation.sample were scored by mutmut itself at an earlier commit: of a module
     generation.best_of_n       59 of 59
     generation.evaluations     74 of 74
     lm.chat                    59 of 59
+    judging.calls             129 of 129
+    data.files                102 of 102
+
+Of training.checkpoints (60 drawn) 10 were tried, of training.checkpoint alone, and noticed; of lm.loading (60 drawn)
+none was tried yet. The tests of both were written by reading the changes.
 
 The copy of package and tests in which all this happens is left in `--lab`.
 """

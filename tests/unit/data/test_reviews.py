@@ -12,6 +12,7 @@ import pytest
 
 from prefopt.data import reviews
 from prefopt.data.formats.reviews import parse_review, raw_reviews
+from prefopt.data.raw.limits import Limits
 from prefopt.data.raw.record import Malformed
 from prefopt.data.raw.splits import content_hash, split_of
 from prefopt.data.synthetic import reviews as synthetic
@@ -144,6 +145,23 @@ def test_files_of_every_kind_give_the_same_rows(tmp_path: Path, ending: str) -> 
     rows = run(tmp_path / "out", reviews=[str(path)])
     assert sorted(rows["text"]) == sorted(frame["text"]) and rows["label"].sum() == 20
     assert set(rows["split"]) == {"train", "validation", "test"}
+
+
+def test_a_hub_is_read_at_its_revision_which_all_tables_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def hub_rows(*given: Any) -> Any:
+        asked.append(given)
+        return [(f"hub:{i}", {"text": f"text {i}", "label": i % 2}) for i in range(40)]
+
+    monkeypatch.setattr(reviews, "hub_rows", hub_rows)
+    hub = {"name": "somebody/reviews", "revision": "abc"}
+    assert len(run(tmp_path, source="hub", hub=hub)) == 40
+    assert asked == [("somebody/reviews", "reviews", "abc", ("text", "label"), Limits(1, 9))] * 3
+    for table in reviews.TABLES:
+        told = read_manifest(tmp_path / f"{table}.parquet")
+        assert told["inputs"] == [{"kind": "reviews", **hub, "pinned": True}]
+        assert told["recipe"] == {**RECIPE, "source": "hub", "hub": hub}
 
 
 def test_a_csv_row_with_too_few_fields_is_malformed(tmp_path: Path) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 
 from prefopt.errors import UserError
+from prefopt.judging import endpoint as endpoints
 from prefopt.judging.endpoint import Endpoint
+from prefopt.judging.failures import words
+from prefopt.judging.transport import TooLongError, Transport
 from prefopt.judging.verdict_store import REFUSED, UNREADABLE, Reply
 from servers import Handler, Server, completion
 
@@ -266,6 +275,51 @@ def test_a_redirect_is_named_and_not_followed(server: Server, status: int) -> No
             one.ask(ASKED, {}, "p", unseen)
         assert server.calls == 1 and other.seen == []
         other.shutdown()
+
+
+def test_an_error_in_an_answer_that_sends_on_stays_one_that_sends_on(server: Server) -> None:
+    server.answer = (300, {"error": {"code": 429}})
+    with pytest.raises(UserError, match=r"sends its callers on to somewhere else \(status 300\)"):
+        ask(server)
+
+
+def test_a_cause_without_words_is_called_by_its_name() -> None:
+    error = openai.APIConnectionError(request=httpx2.Request("POST", "http://localhost"))
+    error.__cause__ = TimeoutError()
+    assert words(error) == "Connection error: TimeoutError"
+
+
+def test_calls_begin_at_equal_distances(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still: 120 a minute are half a second from one to the next."""
+    slept: list[float] = []
+    monkeypatch.setattr(endpoints, "time", SimpleNamespace(monotonic=lambda: 100.0, sleep=slept.append))
+    server.answer = (200, completion())
+    one = Endpoint(server.url, "m", None, 5.0, 0, 120.0, 50)
+    for _ in range(3):
+        one.ask(ASKED, {}, "p", unseen)
+    assert slept == [0.0, 0.5, 1.0]
+
+
+def test_the_loop_of_calls_does_not_hold_the_process(server: Server) -> None:
+    endpoint(server)
+    assert {thread.daemon for thread in threading.enumerate() if thread.name == "endpoint"} == {True}
+
+
+def test_what_is_none_of_the_protocol_is_quoted_to_200_characters(server: Server) -> None:
+    server.answer = (200, b"x" * 300)
+    with pytest.raises(UserError, match=r": x{200}\); check"):
+        ask(server)
+
+
+@pytest.mark.parametrize(("size", "taken"), [(10, True), (11, False)])
+def test_an_answer_of_the_longest_length_is_taken(size: int, taken: bool) -> None:
+    async def read() -> bytes:
+        async with Transport(None, 5.0, 10) as transport:
+            request = httpx2.Request("POST", "http://localhost")
+            return await transport._read(httpx2.Response(200, content=b"x" * size, request=request))
+
+    with contextlib.nullcontext() if taken else pytest.raises(TooLongError, match="longer than 10 bytes"):
+        assert asyncio.run(read()) == b"x" * size
 
 
 def slowly(handler: Handler, head: bytes, chunk: bytes, pause: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import math
 import random
@@ -544,13 +545,13 @@ def test_files_of_one_rater_and_of_several_are_put_together() -> None:
         assert (merged[0].name, merged[0].drops) == ("l", {"unknown vote": 2})
 
 
-def run_votes(tmp_path: Path, *exports: Path) -> argparse.Namespace:
+def run_votes(tmp_path: Path, *exports: Path, recipe: VotesRecipe = VOTES) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     votes.add_arguments(parser)
     args = parser.parse_args(
         [
             *("--exports", *map(str, exports), "--key", str(tmp_path / "key.json")),
-            *("--items", str(tmp_path / "items.parquet"), "--recipe", json.dumps(VOTES.__dict__)),
+            *("--items", str(tmp_path / "items.parquet"), "--recipe", json.dumps(recipe.__dict__)),
             *("--out", str(tmp_path / "votes.parquet"), "--raters", str(tmp_path / "raters.csv")),
         ]
     )
@@ -575,13 +576,17 @@ def test_votes_become_verdicts(tmp_path: Path) -> None:
     assert pd.read_csv(args.raters)["counted"].tolist() == [25, 25]
     judge = load_votes(args.out)
     assert judge.name == f"human:{key['study'][:12]}"
+    assert judge.report() == {"raters": 2, "simulated_raters": False}
     rows = read_table(tmp_path / "items.parquet", "study_items").to_dict("records")
     for row in rows:
         texts = (f" {row['first'].strip()} ", row["second"])
         straight = Comparison(row["prompt_id"], row["prompt"], "", *texts)
         turned = Comparison(row["prompt_id"], row["prompt"], "", *texts[::-1])
         expected = ["tie", "tie"] if row["item_id"] in shared else ["first", "second"]
-        assert [verdict.winner for verdict in judge.compare([straight, turned])] == expected
+        verdicts = judge.compare([straight, turned])
+        assert [verdict.winner for verdict in verdicts] == expected
+        counts = ["loss 1, win 1"] * 2 if row["item_id"] in shared else ["win 1", "loss 1"]
+        assert [verdict.reply for verdict in verdicts] == counts
     assert judge.compare([Comparison("p00", "", "", "same", " same ")])[0].winner == "tie"
     with pytest.raises(UserError, match=r"Nobody has voted on 1 of 1 pairs, those of the prompts 'p00'"):
         judge.compare([Comparison("p00", "", "", "a", "b")])
@@ -664,6 +669,9 @@ def test_simulated_votes_are_exports_that_count(tmp_path: Path) -> None:
     items = read_table(tmp_path / "items.parquet", "study_items")
     exports = simulate(key, items, SIMULATED)
     assert list(exports) == ["r01", "r02"]
+    assert [(value["rater"], value["complete"], value["simulated"]) for value in exports.values()] == [
+        *(("r01", True, True), ("r02", True, True))
+    ]
     checked = [check_export(value, key, VOTES, rater) for rater, value in exports.items()]
     assert [one.figures["checks_failed"] for one in checked] == [0, 0]
     outcomes = Counter(vote["outcome"] for one in checked for vote in one.votes)
@@ -678,6 +686,9 @@ def test_simulated_votes_are_exports_that_count(tmp_path: Path) -> None:
     written = sorted((tmp_path / "votes").glob("*.json"))
     assert [path.name for path in written] == ["tldr-r01.json", "tldr-r02.json"]
     assert [json.loads(path.read_text()) for path in written] == list(exports.values())
+    judge = load_votes(run_votes(tmp_path, *written, recipe=dataclasses.replace(VOTES, simulated=True)).out)
+    assert judge.name == f"human:simulated-{key['study'][:12]}"
+    assert judge.report() == {"raters": 2, "simulated_raters": True}
 
 
 def test_raters_cannot_be_simulated_without_hidden_facts(tmp_path: Path) -> None:

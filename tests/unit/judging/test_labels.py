@@ -70,6 +70,21 @@ def samples(*texts: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@pytest.mark.parametrize(("rule", "shown"), [("random", 2), ("both", 4)])
+def test_equal_texts_count_as_much_as_a_pair_that_is_shown(rule: Any, shown: int) -> None:
+    """By hand: each short one has a tie and a loss, whether a pair is shown once or twice."""
+    judge = LongerWins()
+    shares, _ = labels.shares_won(judge, samples(["a", "a", "bbb"]), prompts(), rule, 0)
+    assert shares == [0.25, 0.25, 1.0] and len(judge.shown) == shown
+
+
+def test_a_pairs_order_is_drawn_by_the_places_of_both_completions(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[tuple[str, str, float, int]] = []
+    monkeypatch.setattr(labels, "judge_pairs", lambda judge, pairs, rule, seed: keys.extend(p.key for p in pairs) or [])
+    labels.shares_won(LongerWins(), samples(["a", "bb", "ccc"]), prompts(), "random", 0)
+    assert keys == [("p0", "mine", 1.0, number) for number in (0 * 3 + 1, 0 * 3 + 2, 1 * 3 + 2)]
+
+
 @pytest.mark.parametrize("rule", ["random", "both"])
 def test_every_two_completions_of_a_prompt_are_compared(rule: Any) -> None:
     """By hand: of p0 the longest beats both others, which are as long as each other; of p1 the texts are equal."""

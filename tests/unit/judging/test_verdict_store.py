@@ -115,7 +115,9 @@ def test_export_and_import_keep_every_reply(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     stored.add_arguments(parser)
     table = tmp_path / "t.parquet"
-    stored.run(parser.parse_args(["export", "--store", str(tmp_path / "a.sqlite"), "--table", str(table)]))
+    args = parser.parse_args(["export", "--store", str(tmp_path / "a.sqlite"), "--table", str(table)])
+    assert vars(args) == {"action": "export", "store": tmp_path / "a.sqlite", "table": table}
+    stored.run(args)
     for _ in range(2):  # a second time changes nothing
         stored.run(parser.parse_args(["import", "--store", str(tmp_path / "b.sqlite"), "--table", str(table)]))
     with VerdictStore(tmp_path / "b.sqlite") as other:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -130,7 +131,10 @@ def test_a_judge_that_never_says_anything_is_not_paid_to_the_end(server: Server,
 
 
 def test_a_judge_that_names_no_winner_is_told(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    server.answer = (200, completion("Both\x1b are fine.", "weary"))
+    answers = itertools.cycle(
+        [completion("Neither."), completion("Neither."), completion("Both\x1b are fine.", "weary")]
+    )
+    server.answer = lambda handler: handler._send(200, next(answers))
     assert winners(judge(server, tmp_path).compare(PAIRS[:11])) == {"invalid": 11}
     said = "none of the first 10 pairs got a winner; the last reply (finish_reason 'weary') begins: Both are fine."
     assert [message for message in caplog.messages if said in message] == [caplog.messages[-1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -25,8 +26,10 @@ from transformers import (
 
 from prefopt.cli import main
 from prefopt.errors import UserError
+from prefopt.lm import models
 from prefopt.lm.loading import read_model
 from prefopt.lm.models import (
+    encode,
     load_classifier,
     load_policy,
     load_scorer,
@@ -35,8 +38,10 @@ from prefopt.lm.models import (
     new_classifier,
     new_scorer,
     save_model,
+    tokenizer_hash,
     weights_hash,
 )
+from prefopt.store.files import canonical_json
 from prefopt.training.pretrain import EOS, train_tokenizer
 
 SHAPE: dict[str, Any] = {
@@ -330,6 +335,17 @@ def test_weights_are_hashed_once(whole: Path, monkeypatch: pytest.MonkeyPatch, t
     assert seen > 0 and weights_hash(folder) == first
     load_policy(folder)
     assert len(opened) == seen
+
+
+def test_a_hash_of_a_tokenizer_is_of_vocabulary_merges_and_a_probe(
+    whole: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    merges = json.loads((whole / "tokenizer.json").read_text())["model"]["merges"]
+    assert len(merges) > 5
+    kept = {"vocabulary": tokenizer.get_vocab(), "merges": [" ".join(pair) for pair in merges], "scores": []}
+    kept["probe"] = encode(tokenizer, [models._PROBE])
+    digest = hashlib.sha256(canonical_json(kept).encode()).hexdigest()
+    assert tokenizer_hash(whole) == f"{digest}, BOS none, EOS {tokenizer.eos_token_id}"
 
 
 def test_positions_without_a_limit(folder: Path) -> None:

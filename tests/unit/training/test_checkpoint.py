@@ -223,6 +223,10 @@ def planted_in_the_index(folder: Path, sign: Path) -> None:
     (folder / ".metadata").write_bytes(pickle.dumps(index))
 
 
+def planted_no_index(folder: Path, sign: Path) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": {}}))
+
+
 def another_place(folder: Path, sign: Path) -> None:
     index = pickle.loads((folder / ".metadata").read_bytes())
     for place in index.storage_data.values():
@@ -235,6 +239,7 @@ def another_place(folder: Path, sign: Path) -> None:
     [
         (planted_index, "it names posix.system, which no checkpoint holds"),
         (planted_in_the_index, "it names posix.system, which no checkpoint holds"),
+        (planted_no_index, "UnpicklingError: it is no index of a checkpoint"),
         (another_place, "it leads to '../checkpoint_000000/__0_0.distcp'"),
     ],
 )
@@ -339,6 +344,22 @@ def test_a_folder_of_another_user_is_refused(
         who = folder
     with pytest.raises(UserError, match=rf"^{who} belongs to the user .*, who could change what training goes on from"):
         train(work, 2)
+
+
+def test_what_is_roots_is_taken(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_root(real: Any) -> Any:
+        def stat(*args: Any, **options: Any) -> os.stat_result:
+            found = list(real(*args, **options))
+            found[4] = 0  # st_uid
+            return os.stat_result(found)
+
+        return stat
+
+    train(work, 1)
+    monkeypatch.setattr(Path, "stat", of_root(Path.stat))
+    monkeypatch.setattr(Path, "lstat", of_root(Path.lstat))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    require_own(run_folder(work))
 
 
 def test_links_inside_are_refused_and_a_link_of_work_itself_is_not(tmp_path: Path, work: Path) -> None:

@@ -48,12 +48,13 @@ def shares_won(
     rows = samples[["run", "temperature", "sample_index", "text"]].to_dict("records")
     worth: defaultdict[int, list[float]] = defaultdict(list)
     pairs = []
+    tie = [_WORTH["tie"]] * (2 if rule == "both" else 1)  # as many as there are verdicts on a pair that is shown
     for prompt_id, places in groups.items():
         prompt = by_id[prompt_id]
         for a, b in itertools.combinations(places, 2):
             if rows[a]["text"] == rows[b]["text"]:
-                worth[a].append(0.5)
-                worth[b].append(0.5)
+                worth[a] += tie
+                worth[b] += tie
                 continue
             number = rows[a]["sample_index"] * len(places) + rows[b]["sample_index"]
             key = (prompt_id, rows[a]["run"], rows[a]["temperature"], number)

@@ -61,6 +61,13 @@ def test_what_is_no_conversation_is_refused(value: Any, problem: str) -> None:
     assert str(error.value).startswith(problem)
 
 
+def test_a_conversation_is_called_messages_where_it_has_no_other_name() -> None:
+    with pytest.raises(Malformed, match=r"^'messages' is None, which is not a list of messages$"):
+        parse_messages(None)
+    with pytest.raises(Malformed, match=r"^message 1 of 'messages' is 'Hi', which is not"):
+        parse_messages(["Hi"])
+
+
 def test_one_user_is_read_bare_and_more_turns_with_their_roles() -> None:
     assert readable([{"role": "user", "content": " What? \n"}]) == "What?"
     assert readable([USER, ASSISTANT, USER]) == "User: What is 1+1?\n\nAssistant: 2.\n\nUser: What is 1+1?"

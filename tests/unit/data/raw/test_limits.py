@@ -212,3 +212,24 @@ def test_what_a_file_says_of_its_size_adds_up_over_its_groups(tmp_path: Path) ->
             checked.clear()
         columns._check_groups(path, file, [0, 2], meter)  # type: ignore[arg-type]
         assert [size // 10_000 for _, size in checked] == [3, 5]
+
+
+def test_a_batch_that_is_too_large_is_made_python_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "_BATCH_BYTES", 100)
+    whole: list[int] = []
+
+    def batch(nbytes: int) -> Any:
+        def to_pylist() -> list[int]:
+            whole.append(nbytes)
+            return [0, 1]
+
+        one_row = {"slice": lambda start, length: SimpleNamespace(to_pylist=lambda: [*range(start, start + length)])}
+        return SimpleNamespace(nbytes=nbytes, num_rows=2, to_pylist=to_pylist, **one_row)
+
+    rows = list(columns.python_rows("a", [batch(100), batch(101)]))
+    assert rows == [("a:1", 0), ("a:2", 1), ("a:3", 0), ("a:4", 1)] and whole == [100]
+
+
+def test_fields_may_be_chosen_of_the_columns() -> None:
+    assert columns.chosen(lambda names: names[1:], ["a", "b"]) == ["b"]
+    assert columns.chosen(["c"], ["a", "b"]) == ["c"] and columns.chosen(None, ["a"]) is None

@@ -13,6 +13,7 @@ import pytest
 from prefopt.data.formats.tldr import Pair, parse_comparison, parse_post
 from prefopt.data.raw.hub import hub_rows
 from prefopt.data.raw.limits import Limits
+from prefopt.data.raw.opened import first_line
 from prefopt.data.raw.record import Malformed, text_of
 from prefopt.data.raw.sources import describe_files, read_rows
 from prefopt.errors import UserError
@@ -242,6 +243,11 @@ def test_what_is_no_text(value: Any, problem: str) -> None:
 )
 def test_a_text_stays_as_it_is_but_for_the_ends_of_its_lines(given: str, text: str) -> None:
     assert text_of({"a": given}, "a") == text
+
+
+def test_an_error_without_words_is_called_by_its_name() -> None:
+    assert first_line(MemoryError()) == "MemoryError"
+    assert first_line(ValueError("half\na line")) == "half"
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
