@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
 from prefopt.lm.models import load_policy
 from prefopt.store.tables import write_table
-from prefopt.training import pretrain
+from prefopt.training import loop, pretrain
 from prefopt.training.pretrain import (
     PretrainRecipe,
     documents_to_ids,
@@ -45,12 +46,20 @@ def test_any_text_can_be_encoded() -> None:
     assert tokenizer.decode(tokenizer("naïve 日本 <|endoftext")["input_ids"]) == "naïve 日本 <|endoftext"
 
 
-def test_the_stage_trains_tokenizer_and_model_and_says_of_what(tmp_path: Path) -> None:
+def test_the_stage_trains_tokenizer_and_model_and_says_of_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def train(*values: Any, shuffle: bool) -> list[dict[str, Any]]:
+        asked.append(shuffle)
+        return loop.train(*values, shuffle=shuffle)
+
+    monkeypatch.setattr(pretrain, "train", train)
     texts = [{"text": " ".join(WORDS[start : start + 6])} for start in range(12)]
     text_hash = write_table(tmp_path / "text.parquet", "pretraining", texts)["content_hash"]
     paths = {"work": tmp_path / "work", "out": tmp_path / "model", "metrics": tmp_path / "metrics.jsonl"}
     given = recipe(**SHAPE, epochs=1)
     pretrain.run(argparse.Namespace(text=tmp_path / "text.parquet", **paths, recipe=given))
+    assert asked == [False], "documents are taken in the order that `short_documents_first` gives them"
     manifest = json.loads((paths["out"] / "manifest.json").read_text())
     # One document of twelve is held out, and each is one piece.
     assert (manifest["used"]["stage"], manifest["used"]["examples"]) == ("pretrain", 11)
