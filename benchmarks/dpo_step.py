@@ -198,12 +198,12 @@ def compare(args: argparse.Namespace) -> None:
         print(f"  round {number + 1} of {args.rounds} done, load {common.load():.1f}", file=sys.stderr, flush=True)
     wholes = {name: [run["seconds"] + run["reference_seconds"] for run in each] for name, each in rounds.items()}
     alone = {name: [run["seconds"] for run in each] for name, each in rounds.items()}
-    mean = {name: _medians(each) for name, each in rounds.items()}
-    fastest = min(args.rivals, key=lambda name: mean[name]["seconds"])
+    middle = {name: _medians(each) for name, each in rounds.items()}
+    fastest = min(args.rivals, key=lambda name: middle[name]["seconds"])
     with_reference = min(args.rivals, key=lambda name: statistics.median(wholes[name]))
     # Losses step by step, on their batches in their order.
-    order = rounds[fastest][0]["order"]
-    on_theirs = contender("ours", "--order", json.dumps(order))["losses"]
+    theirs = rounds[fastest][0]
+    on_theirs = contender("ours", "--order", json.dumps(theirs["order"]))["losses"]
     header = [
         "",
         "pairs/s",
@@ -214,7 +214,7 @@ def compare(args: argparse.Namespace) -> None:
         "matmul GFLOP/s",
     ]
     lines = []
-    for name, run in mean.items():
+    for name, run in middle.items():
         # A live reference is part of every step.
         epoch = "-" if name == "trl_live" else f"{len(pairs) / run['seconds']:.2f}"
         lines.append(
@@ -226,7 +226,7 @@ def compare(args: argparse.Namespace) -> None:
             ]
         )
     print(common.table(header, lines))
-    own = mean["ours"]
+    own = middle["ours"]
     of_epoch, of_whole = (
         common.paired(seconds[rival], seconds["ours"])
         for seconds, rival in ((alone, fastest), (wholes, with_reference))
@@ -238,10 +238,10 @@ def compare(args: argparse.Namespace) -> None:
     ratios = {
         "pairs_per_second_ratio": of_epoch,
         "pairs_per_second_ratio_with_reference": of_whole,
-        "peak_memory_ratio": round(own["peak_mib"] / mean[fastest]["peak_mib"], 3),
+        "peak_memory_ratio": round(own["peak_mib"] / middle[fastest]["peak_mib"], 3),
         # Of the matrix products' speed that was measured beside it.
         "model_flops_utilisation": round(own["step_flops"] / own["seconds"] / own["gflops"] / 1e9, 3),
-        "max_loss_difference": max(abs(a - b) for a, b in zip(on_theirs, rounds[fastest][0]["losses"], strict=True)),
+        "max_loss_difference": max(abs(a - b) for a, b in zip(on_theirs, theirs["losses"], strict=True)),
     }
     print(json.dumps(ratios))
 

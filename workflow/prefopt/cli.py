@@ -44,7 +44,7 @@ STAGES = {
     "preference": ("prefopt.training.preference", "DPO and other objectives on fixed pairs"),
     "kto": ("prefopt.training.kto", "KTO on single labelled completions"),
     "reward": ("prefopt.training.reward", "a reward model from pairs"),
-    "ppo": ("prefopt.training.ppo", "PPO against the reward model"),
+    "ppo": ("prefopt.training.ppo", "PPO against the reward model, or the true reward"),
     "sample": ("prefopt.generation.sample", "completions of a policy"),
     "evaluations": ("prefopt.generation.evaluations", "true reward and KL of what a run wrote while it trained"),
     "score": ("prefopt.generation.score", "rewards of completions"),

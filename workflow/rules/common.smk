@@ -49,8 +49,6 @@ os.environ.update(
 NOTHING = "(?!)"  # a wildcard's constraint that no text fits
 PROMPTS_TABLE = "results/data/{task}/prompts.parquet"
 ROUND = "[1-9][0-9]*"
-# What labels a round's completions.
-LABELS_SCORED, LABELS_JUDGED = ("reward_model", "true_reward", "implicit"), ("judge",)
 
 # What a job that runs no model asks for.
 TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
@@ -193,18 +191,42 @@ def recipe_of_round(stage):
     )
 
 
-def runs_in_rounds(*labels):
-    """Function of a task: its runs that are trained in rounds, all or those with one of such labels."""
+def runs_in_rounds(labels=None):
+    """Function of a task: its runs that are trained in rounds, all or those with such labels."""
     return lambda task: [
         run
         for run in dict.fromkeys(run for run, _ in targets.rounds(config, task))
-        if not labels or runs.values(config, task, run)["labels"] in labels
+        if labels in (None, runs.values(config, task, run)["labels"])
     ]
+
+
+runs_labelled_by_a_judge = runs_in_rounds("judge")
+
+
+def runs_labelled_by_a_score(task):
+    """The others of these runs."""
+    return [run for run in runs_in_rounds()(task) if run not in runs_labelled_by_a_judge(task)]
 
 
 def training_files(wildcards):
     """What a run's trainer reads beside it."""
     return targets.training_files(config, wildcards.task, wildcards.run, wildcards.seed)
+
+
+def training_params(files):
+    """Params of a rule that trains a run, but for its model and code.
+
+    Args:
+        files: function of what its trainer reads beside the model.
+    """
+    return {
+        **recipe_params(
+            lambda wildcards: stage_recipes.training_recipe(seeded(wildcards), wildcards.task, wildcards.run)
+        ),
+        "stage": lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
+        "files": arguments_of(files),
+        "files_content": brought(files),
+    }
 
 
 def model_folder(name):
@@ -435,13 +457,8 @@ def ceiling_scores(wildcards):
 
 
 def learned_table(name):
-    """Input function: a task's pairs or labels; a sweep's are its reference policy's completions, others for each seed."""
-
-    def of_job(wildcards):
-        kind = targets.kind(config["tasks"][wildcards.task])
-        return f"results/{wildcards.seed if kind == 'frontier' else ''}data/{wildcards.task}/{name}.parquet"
-
-    return of_job
+    """Input function: a task's pairs or labels."""
+    return lambda wildcards: targets.learned_table(config, wildcards.task, name, wildcards.seed)
 
 
 def by_step(kind, table):
@@ -517,8 +534,8 @@ def sampled_runs(task):
 # Tables below results/ that are made in shards where a scatter process has several, by that process.
 SCATTERED = {
     "sampling": rf"{runs.SEED}(samples/({with_runs(sampled_runs)})/{runs.NAME}|candidates/[a-z]+|(pairs|ceiling)/[a-z]+_samples|rounds/[a-z0-9_]+/{runs.NAME}/{ROUND}/samples)",
-    "scoring": rf"{runs.SEED}((candidates|pairs|ceiling)/[a-z]+_scores|rewards/[a-z0-9_]+/{runs.NAME}|rounds/({with_runs(runs_in_rounds(*LABELS_SCORED))})/{runs.NAME}/{ROUND}/scores)",
-    "judging": rf"{runs.SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts|rounds/({with_runs(runs_in_rounds(*LABELS_JUDGED))})/{runs.NAME}/{ROUND}/scores)",
+    "scoring": rf"{runs.SEED}((candidates|pairs|ceiling)/[a-z]+_scores|rewards/[a-z0-9_]+/{runs.NAME}|rounds/({with_runs(runs_labelled_by_a_score)})/{runs.NAME}/{ROUND}/scores)",
+    "judging": rf"{runs.SEED}(verdicts/[a-z]+/([a-z0-9_]+/)?{runs.NAME}|candidates/[a-z]+_verdicts|rounds/({with_runs(runs_labelled_by_a_judge)})/{runs.NAME}/{ROUND}/scores)",
 }
 
 

@@ -29,13 +29,8 @@ rule frontier_run:
         **model_needs("frontier_run"),
     params:
         **model("reference"),
-        **recipe_params(
-            lambda wildcards: stage_recipes.training_recipe(seeded(wildcards), wildcards.task, wildcards.run)
-        ),
+        **training_params(swept_files),
         **by_step("evaluations", EVALUATIONS),
-        stage=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
-        files=arguments_of(swept_files),
-        files_content=brought(swept_files),
         code=lambda wildcards: fingerprint(*targets.trainer_code(config, wildcards.task, wildcards.run)),
     shell:
         model_stage(

@@ -133,7 +133,7 @@ rule round_judge_labels:
     benchmark:
         of_shard("judging", "logs/benchmarks/{seed}{task}/rounds/{run}/{round}/scores.jsonl")
     wildcard_constraints:
-        task=with_runs(runs_in_rounds(*LABELS_JUDGED)),
+        task=with_runs(runs_labelled_by_a_judge),
         round=ROUND,
     conda:
         "../../envs/judge.yaml"

@@ -33,13 +33,8 @@ for method, sampled in itertools.product(trained_at_once(), (False, True)):
             **model_needs(method),
         params:
             **model(started_from),
-            **recipe_params(
-                lambda wildcards: stage_recipes.training_recipe(seeded(wildcards), wildcards.task, wildcards.run)
-            ),
+            **training_params(training_files),
             **(by_step("samples", SAMPLES_BY_STEP) if sampled else {"by_step": []}),
-            stage=lambda wildcards: runs.entry(config, wildcards.task, wildcards.run).trainer,
-            files=arguments_of(training_files),
-            files_content=brought(training_files),
             code=lambda wildcards: fingerprint(*targets.trainer_code(config, wildcards.task, wildcards.run)),
         shell:
             model_stage(

@@ -5,38 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 
+from longer import RECIPE as ANY_ORDER
+from longer import LongerWins
 from prefopt.judging import items
-from prefopt.judging.judge import Comparison, Verdict, order_of
+from prefopt.judging.judge import Comparison, order_of
 from prefopt.judging.judges import JudgeRecipe
 from prefopt.store.tables import read_manifest, read_table, write_table
 
-RECIPE = {
-    **{"kind": "oracle", "order": "both", "seed": 0, "repeat": 0.0, "suffix": "", "token_budget": 64},
-    "chat": None,
-}
-
-
-class LongerWins:
-    """Judges by length and keeps what it was shown."""
-
-    name = "longer:1"
-
-    def __init__(self) -> None:
-        self.shown: list[Comparison] = []
-
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        self.shown += comparisons
-        return [Verdict("first" if len(one.first) > len(one.second) else "second", "by length") for one in comparisons]
-
-    def report(self) -> Mapping[str, Any]:
-        return {"judge_accuracy": 0.6}
+RECIPE = {**ANY_ORDER, "order": "both"}
 
 
 def study_items(count: int) -> pd.DataFrame:

@@ -5,44 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from longer import RECIPE, LongerWins
 from prefopt.data import sampled_pairs
 from prefopt.judging import labels
-from prefopt.judging.judge import Comparison, Verdict
 from prefopt.store.gather import gather
 from prefopt.store.tables import read_manifest, read_table, write_table
-
-RECIPE = {
-    **{"kind": "oracle", "order": "random", "seed": 0, "repeat": 0.0, "suffix": "", "token_budget": 64},
-    "chat": None,
-}
-
-
-class LongerWins:
-    """Judges by length and keeps what it was shown; an empty text gets no verdict."""
-
-    name = "longer:1"
-
-    def __init__(self) -> None:
-        self.shown: list[Comparison] = []
-
-    def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict]:
-        self.shown += comparisons
-        return [self._verdict(len(one.first), len(one.second)) for one in comparisons]
-
-    def report(self) -> Mapping[str, Any]:
-        return {"judge_accuracy": 0.6}
-
-    def _verdict(self, a: int, b: int) -> Verdict:
-        if not a or not b:
-            return Verdict("invalid", "no text")
-        return Verdict("tie" if a == b else "first" if a > b else "second", "")
 
 
 def prompts(count: int = 2) -> pd.DataFrame:

@@ -278,7 +278,7 @@ def test_several_processes_are_refused(
     args = arguments(task, inputs, tmp_path, "dpo")
     table = read_table(inputs["prompts"], "prompts")
     with pytest.raises(UserError, match="in one process"):
-        by_step._evaluated(args, table, None, None, None, 4, None, None, None)
+        by_step._evaluated(args, table, None, None, None, None, None)
 
 
 @pytest.mark.parametrize("length", [{"epochs": 1, "steps": 2}, {"epochs": None, "steps": None}])

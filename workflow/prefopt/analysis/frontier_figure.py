@@ -17,10 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
-from scipy.stats import norm
 
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts, titled
-from prefopt.analysis.statistics import mean_over_seeds
+from prefopt.analysis.statistics import Z_95, mean_over_seeds
 from prefopt.analysis.style import LineStyle, annotate, display_name, figure_style, line_styles, save
 from prefopt.errors import UserError
 from prefopt.experiment.methods import of_group
@@ -29,7 +28,6 @@ from prefopt.store.tables import read_csv
 
 logger = logging.getLogger(__name__)
 
-_Z = float(norm.ppf(0.975))
 # Of the optimal frontier, beyond what can be relied on, this much more KL is shown in grey.
 _BEYOND = 1.5
 # The right edge, in units of the KL that three methods' frontiers reach.
@@ -164,8 +162,8 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, method: str, style: LineStyle) 
     for _, line in rows[rows["on_frontier"]].sort_values("kl").groupby("seed"):
         axes.errorbar(
             *(line["kl"], line["reward"]),
-            xerr=None if several else _Z * line["kl_se"],
-            yerr=None if several else _Z * line["reward_se"],
+            xerr=None if several else Z_95 * line["kl_se"],
+            yerr=None if several else Z_95 * line["reward_se"],
             color=style.color,
             linestyle=style.dashes,
             linewidth=0.6 if several else 1.5,

@@ -21,12 +21,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
 from prefopt.analysis.best_of_n_curve import best_of_n_weights
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts, titled
-from prefopt.analysis.statistics import mean_over_seeds, sign_flip_p
+from prefopt.analysis.statistics import Z_95, mean_over_seeds, sign_flip_p
 from prefopt.analysis.style import annotate, display_name, figure_style, position_style, save
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.win_rates import best_of_n_bound
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 BEST_OF_N = "best_of_n"
 _RESAMPLES = 2000
-_Z = float(norm.ppf(0.975))
 _KEY = ["prompt_id", "temperature", "sample_index"]
 
 Form = Literal["best_of_n", "rl"]
@@ -315,7 +313,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, columns: Sequence[str], fits: pd.DataF
         column = next((name for name in columns if line_rows[name].notna().any()), None)
         for number, (_, line) in enumerate(line_rows.groupby("seed", sort=False)):
             if column is not None:
-                half = _Z * line[f"{column}_se"]
+                half = Z_95 * line[f"{column}_se"]
                 band = (line["root_kl"], line[column] - half, line[column] + half)
                 axes.fill_between(*band, color=style.color, alpha=0.12, linewidth=0)
                 axes.plot(

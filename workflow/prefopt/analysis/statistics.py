@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+# Standard errors on either side of a 95% interval.
+Z_95 = float(stats.norm.ppf(0.975))
 _RESAMPLES = 9999
 _BATCH = 1000  # resamples held in memory at once
 

@@ -208,20 +208,20 @@ def trainers(config: Config, task: str) -> list[str]:
     ]
 
 
-def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, str]:
-    """What a run's trainer reads beside the model that it starts from, by the argument of its stage.
+def learned_table(config: Config, task: str, name: str, seed: str) -> str:
+    """A task's pairs or labels; a sweep's are its reference policy's completions, others for each seed."""
+    return f"results/{seed if kind(config['tasks'][task]) == 'frontier' else ''}data/{task}/{name}.parquet"
 
-    A sweep's pairs are its reference policy's completions, others for each seed.
-    """
+
+def training_files(config: Config, task: str, run: str, seed: str) -> dict[str, str]:
+    """What a run's trainer reads beside the model that it starts from, by the argument of its stage."""
     data, one = f"results/data/{task}", entry(config, task, run)
-    sweep = kind(config["tasks"][task]) == "frontier"
     if one.trainer == "ppo":
-        files = {"prompts": f"{data}/prompts.parquet" if sweep else f"{data}/training/prompts.parquet"}
+        files = {"prompts": f"{data}/training/prompts.parquet"}
     elif dict(one.values).get("completion") == "response":
         files = {"data": f"{data}/training/demonstrations.parquet"}
     else:
-        name = "labels" if one.trainer == "kto" else "preferences"
-        files = {"data": f"results/{seed if sweep else ''}data/{task}/{name}.parquet"}
+        files = {"data": learned_table(config, task, "labels" if one.trainer == "kto" else "preferences", seed)}
     for name in REFERENCE_TABLES:
         if name in one.needs:
             files["reference"] = f"results/{seed}logprobs/{task}/{REFERENCE_TABLES[name]}.parquet"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from prefopt.analysis.verdicts import SCORE
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.judging.judge import PROMPTS_AT_ONCE, Judge, OrderRule, Pair, judge_pairs
 from prefopt.judging.judges import JudgeRecipe, add_judge_arguments, build_judge
@@ -20,7 +21,7 @@ from prefopt.store.tables import read_table, write_table
 logger = logging.getLogger(__name__)
 
 # What a completion gets of a comparison; a reply that names no winner says as little as a tie.
-_WORTH = {"win": 1.0, "tie": 0.5, "invalid": 0.5, "loss": 0.0}
+_WORTH = SCORE | {"invalid": SCORE["tie"]}
 
 
 def shares_won(

@@ -55,14 +55,15 @@ def reason_of(error: Exception) -> str:
 def check_folder(path: str | Path) -> None:
     """Raises UserError where a folder is no whole model folder of its own: empty files, pointers of Git LFS, an adapter."""
     folder = Path(path)
-    for file in sorted(folder.glob("*")):
-        if _NEVER_EMPTY.search(file.name) and file.is_file() and file.stat().st_size == 0:
+    files = [file for file in sorted(folder.glob("*")) if file.is_file()]
+    for file in files:
+        if _NEVER_EMPTY.search(file.name) and file.stat().st_size == 0:
             raise UserError(
                 f"{file} is empty, as a full disk or a power cut may leave it: copy it again, or, if this workflow made "
                 f"the model, delete {path} and run its stage again."
             )
-    for file in sorted(folder.glob("*")):
-        if file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS_POINTER):
+    for file in files:
+        if file.stat().st_size < 1024 and file.read_bytes().startswith(_LFS_POINTER):
             raise UserError(f"{file} is a pointer of Git LFS, not the file itself: run `git lfs pull` in {path}.")
     if (folder / "adapter_config.json").is_file():
         raise UserError(

@@ -67,7 +67,7 @@ def round_judge_labels(task: Task, stage: str, run: str | None) -> Estimate:
     """The judge on a round's completions, where it is a gold reward model; any other takes no model here."""
     values, kind = _of_round(task, run), task.section["judge"]["kind"]
     if kind != "reward_model":
-        return Estimate(stage, kind, 0, task.engine(stage).processes, {}, [])
+        return _without_model(task, stage, kind)
     return _scored(task, stage, "gold_reward_model", n=values["n"], groups=_round_prompts(values))
 
 
@@ -187,7 +187,7 @@ def score(task: Task, stage: str, _: str | None = None) -> Estimate:
 def candidate_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The true reward of all candidates; a program takes next to nothing."""
     if task.section["frontier"]["reward"] == "oracle":
-        return Estimate(stage, "oracle", 0, task.engine(stage).processes, {}, [])
+        return _without_model(task, stage, "oracle")
     temperatures = [temperature for temperature in task.section["sampling"]["temperatures"] if temperature > 0]
     groups = _prompts(task) * len(temperatures) * task.section["best_of_n"]["n"]
     return _scored(task, stage, "gold_reward_model", n=1, groups=groups)
@@ -220,7 +220,7 @@ def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
         frontier = section["frontier"]
         return _rewarded(task, stage, n=1, groups=frontier["prompts"] * frontier["samples"])
     if section["true_reward"]["source"] in targets.PROGRAMS:
-        return Estimate(stage, section["true_reward"]["source"], 0, engine.processes, {}, [])
+        return _without_model(task, stage, section["true_reward"]["source"])
     name, model = task.model("true_reward")
     parameters = scorer_parameters(model, 2)
     batch = MicroBatch(Rows(task.text_tokens(long=True), ()), section["true_reward"]["batch_size"])
@@ -290,8 +290,13 @@ def _sampled(
 def _rewarded(task: Task, stage: str, *, n: int, groups: int) -> Estimate:
     """A frontier's reward of n completions of each prompt and temperature; an oracle takes next to nothing."""
     if task.section["frontier"]["reward"] == "oracle":
-        return Estimate(stage, "oracle", 0, task.engine(stage).processes, {}, [])
+        return _without_model(task, stage, "oracle")
     return _scored(task, stage, "gold_reward_model", n=n, groups=groups)
+
+
+def _without_model(task: Task, stage: str, name: str) -> Estimate:
+    """A stage that takes next to nothing."""
+    return Estimate(stage, name, 0, task.engine(stage).processes, {}, [])
 
 
 def _scored(task: Task, stage: str, start: str, *, n: int, groups: int) -> Estimate:

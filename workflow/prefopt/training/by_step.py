@@ -105,18 +105,28 @@ def watcher(
         return None
     prompts = read_table(args.sampled_prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
     if args.evaluations is None:
-        return _sampled(args, prompts, model, tokenizer, folder, total_steps)
-    return _evaluated(args, prompts, model, tokenizer, folder, total_steps, reference, true_reward, learned)
+        taken = _sampled(args, prompts, model, tokenizer)
+    else:
+        taken = _evaluated(args, prompts, model, tokenizer, reference, true_reward, learned)
+    return Watcher(model, folder, steps_between(total_steps, taken.points), taken)
+
+
+@dataclasses.dataclass(frozen=True)
+class Taken:
+    """What is taken of a policy."""
+
+    points: int  # evenly spaced, after the reference policy itself
+    table: str  # kind of the table that is made
+    out: Path
+    rows: Callable[[int], Any]  # of a step; called in one process, in which all of the weights are
+    facts: Callable[
+        [dict[str, Any], Usage], dict[str, Any]
+    ]  # of the table's manifest, by the training's identity and usage
 
 
 def _sampled(
-    args: argparse.Namespace,
-    prompts: pd.DataFrame,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: RunFolder,
-    total_steps: int,
-) -> Watcher:
+    args: argparse.Namespace, prompts: pd.DataFrame, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Taken:
     """Takes samples; each step is a run of its own, the run's name with "_step_N"."""
     values = from_json(SamplesByStep, args.by_step)
     recipe = from_dict(SampleRecipe, values.sampling)
@@ -130,7 +140,7 @@ def _sampled(
         hashed = prompts.attrs["manifest"]["content_hash"]
         return {"prompts": hashed, "recipe": to_dict(values), "used": usage.report()}
 
-    return Watcher(model, folder, steps_between(total_steps, values.points), "samples", args.samples, rows, facts)
+    return Taken(values.points, "samples", args.samples, rows, facts)
 
 
 def _evaluated(
@@ -138,12 +148,10 @@ def _evaluated(
     prompts: pd.DataFrame,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    folder: RunFolder,
-    total_steps: int,
     reference: nn.Module | None,
     true_reward: TrueReward | None,
     learned: Reward | None,
-) -> Watcher:
+) -> Taken:
     """Takes the true reward and the exact KL of samples, in memory."""
     if processes.count() > 1:
         raise UserError(
@@ -167,9 +175,7 @@ def _evaluated(
     def facts(identity: dict[str, Any], training: Usage) -> dict[str, Any]:
         return {"identity": identity, "recipe": to_dict(values), "used": training.report()}
 
-    return Watcher(
-        model, folder, steps_between(total_steps, values.points), "evaluations", args.evaluations, rows, facts
-    )
+    return Taken(values.points, "evaluations", args.evaluations, rows, facts)
 
 
 class Watcher:
@@ -179,39 +185,27 @@ class Watcher:
         model: the policy.
         folder: of the run.
         steps: numbers of steps.
-        table: kind of the table.
-        out: its file.
-        rows: of a step, for its table; called in one process, in which all of the weights are.
-        facts: what the table's manifest says, of the training's identity and usage.
+        taken: what is taken of it.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        folder: RunFolder,
-        steps: Sequence[int],
-        table: str,
-        out: Path,
-        rows: Callable[[int], Any],
-        facts: Callable[[dict[str, Any], Usage], dict[str, Any]],
-    ) -> None:
-        self._model, self._folder, self._steps = model, folder, steps
-        self._table, self._out, self._rows, self._facts = table, out, rows, facts
+    def __init__(self, model: PreTrainedModel, folder: RunFolder, steps: Sequence[int], taken: Taken) -> None:
+        self._model, self._folder, self._steps, self._taken = model, folder, steps, taken
 
     def __call__(self, step: int) -> None:
         if step not in self._steps:
             return
         with gathered(self._model):
             if processes.is_main():
-                write_table(self._path(step), self._table, self._rows(step))
+                write_table(self._path(step), self._taken.table, self._taken.rows(step))
         collectives.barrier()
 
     def publish(self, identity: dict[str, Any], usage: Usage) -> None:
         """Writes the rows of all steps as one table."""
         if not processes.is_main():
             return
-        tables = [read_table(self._path(step), self._table) for step in self._steps]
-        write_table(self._out, self._table, pd.concat(tables, ignore_index=True), **self._facts(identity, usage))
+        name = self._taken.table
+        rows = pd.concat([read_table(self._path(step), name) for step in self._steps], ignore_index=True)
+        write_table(self._taken.out, name, rows, **self._taken.facts(identity, usage))
 
     def _path(self, step: int) -> Path:
-        return self._folder.path / f"{self._table}_{step:06d}.parquet"
+        return self._folder.path / f"{self._taken.table}_{step:06d}.parquet"
