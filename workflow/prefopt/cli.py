@@ -23,6 +23,7 @@ STAGES = {
     ),
     "config": ("prefopt.experiment.explained", "every value of a config, and where it comes from"),
     "plan": ("prefopt.planning.report", "what every stage of a config will take, before anything runs"),
+    "preset": ("prefopt.planning.preset", "an overlay with what follows from the size of models and the machine"),
     "status": ("prefopt.runtime.status", "what every stage of a folder is doing or did"),
     "power": ("prefopt.analysis.power", "which difference of win rates so many prompts and seeds can show"),
     "records": ("prefopt.data.records", "raw records to raw tables"),

@@ -54,6 +54,13 @@ def test_each_run_is_accepted_by_its_trainer(task: str, run: str, overlay: str |
     assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(recipe)))
 
 
+@pytest.mark.parametrize("model", ["reward_model", "gold_reward_model"])
+def test_reward_models_may_be_adapters(config: dict[str, Any], model: str) -> None:
+    assert stage_recipe(config, "tldr", model)["adapter"] is None
+    adapted = resolve(with_value(f"tasks.tldr.{model}.adapter", {"rank": 4, "alpha": 8}))
+    assert stage_recipe(adapted, "tldr", model)["adapter"] == {"rank": 4, "alpha": 8}
+
+
 def test_a_run_has_the_values_of_its_section_and_its_own(config: dict[str, Any]) -> None:
     own = {"mine": {"method": "dpo", "beta": 0.5, "seed": 7}, "most": {"method": "best_of_n"}}
     config = resolve(with_value("tasks.tldr.runs", own))

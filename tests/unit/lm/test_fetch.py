@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
+from prefopt.cli import build_parser
 from prefopt.errors import UserError
 from prefopt.lm import fetch
 from prefopt.lm.models import load_policy
@@ -69,3 +72,46 @@ def test_a_classifier_keeps_its_labels(tmp_path: Path) -> None:
 def test_a_name_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere could not be loaded"):
         fetch.run(arguments(tmp_path / "nowhere", tmp_path / "out", convert=False))
+
+
+def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    given = build_parser("fetch").parse_args(["fetch", "--name", "owner/model", "--out", "model"])
+    assert (given.name, given.gguf, given.kind, given.revision) == ("owner/model", None, "causal_lm", None)
+    assert given.convert_bin is False and given.out == Path("model")
+    given = build_parser("fetch").parse_args(["fetch", "--name", "m", "--kind", "classifier", "--out", "o"])
+    assert given.kind == "classifier"
+    for lacking in (["--name", "m"], ["--out", "o"], ["--name", "m", "--gguf", "m.gguf", "--out", "o"]):
+        with pytest.raises(SystemExit):
+            build_parser("fetch").parse_args(["fetch", *lacking])
+
+
+def test_what_a_model_is_loaded_with(
+    bin_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No code of a repository runs, the revision is one everywhere, and a narrow dtype is told of."""
+    GPT2LMHeadModel.from_pretrained(bin_only, use_safetensors=False).to(torch.bfloat16).save_pretrained(tmp_path / "m")
+    train_tokenizer(["a b c"], 260).save_pretrained(tmp_path / "m")
+    asked: dict[str, Any] = {}
+    for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+        load = getattr(fetch, name).from_pretrained
+
+        def watched(*args: Any, _name: str = name, _load: Any = load, **options: Any) -> Any:
+            asked[_name] = options
+            return _load(*args, **options)
+
+        monkeypatch.setattr(getattr(fetch, name), "from_pretrained", watched)
+    given = arguments(tmp_path / "m", tmp_path / "out", convert=False)
+    given.revision = "abc"
+    with caplog.at_level(logging.INFO, logger="prefopt.lm.fetch"):
+        fetch.run(given)
+    for options in asked.values():
+        assert options["trust_remote_code"] is False and options["revision"] == "abc"
+    assert asked["AutoModelForCausalLM"]["config"].n_embd == 8
+    assert asked["AutoModelForCausalLM"]["use_safetensors"] is True
+    assert caplog.messages == [f"{tmp_path / 'm'} is in bfloat16; it is written, and trained, as float32 weights"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["fetched"], manifest["revision"]) == (str(tmp_path / "m"), "abc")
+    assert manifest["converted_from_bin"] is False
+    caplog.clear()
+    fetch.run(arguments(tmp_path / "out", tmp_path / "again", convert=False))
+    assert not [line for line in caplog.messages if "float32 weights" in line]

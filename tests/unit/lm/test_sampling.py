@@ -11,7 +11,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from prefopt.errors import UserError
-from prefopt.lm.batching import CACHE_BYTES, Row, prompts_at_once
+from prefopt.lm.batching import CACHE_BYTES, Row, cache_room, prompts_at_once
 from prefopt.lm.engine import backbone
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sampling import Completion, _Expanded, _token_bytes, sample
@@ -70,12 +70,19 @@ def test_a_window_of_attention_goes_on_with_what_is_sampled() -> None:
 
 
 def test_a_cache_that_grows_too_large_takes_fewer_prompts_at_once() -> None:
-    token = CACHE_BYTES // 1000  # bytes of a token's keys and values: a thousand tokens fit
+    token, room = 1000, 1_000_000  # bytes of a token's keys and values: a thousand tokens fit
     # Four completions of 10 tokens after a prompt of 60: 100 tokens where they share it, 280 where each has a copy.
-    assert prompts_at_once(4, 60, 10, token, 512, shared_prefix=True) == 10
-    assert prompts_at_once(4, 60, 10, token, 512, shared_prefix=False) == 3
-    assert prompts_at_once(4, 60, 10, token, 8, shared_prefix=True) == 2, "no more completions than asked for"
-    assert prompts_at_once(400, 60, 10, token, 512, shared_prefix=True) == 1, "one prompt goes on however large"
+    assert prompts_at_once(4, 60, 10, token, 512, room, shared_prefix=True) == 10
+    assert prompts_at_once(4, 60, 10, token, 512, room, shared_prefix=False) == 3
+    assert prompts_at_once(4, 60, 10, token, 8, room, shared_prefix=True) == 2, "no more completions than asked for"
+    assert prompts_at_once(400, 60, 10, token, 512, room, shared_prefix=True) == 1, "one prompt goes on however large"
+
+
+def test_the_room_for_a_cache_follows_from_what_a_gpu_has_free() -> None:
+    assert cache_room(None) == CACHE_BYTES[False] == 4 * 2**30
+    assert cache_room(130 * 2**30) == CACHE_BYTES[True] == 24 * 2**30
+    assert cache_room(10 * 2**30) == 4 * 2**30
+    assert cache_room(-1) == 0
 
 
 def test_the_size_of_a_cache_is_what_the_model_holds(plain: PreTrainedModel) -> None:

@@ -69,7 +69,7 @@ def estimate_of_samples(case: Case) -> memory.Parts:
         n=case.n,
         prompts=case.rows,
         dtype="float32",
-        gpu=False,
+        gpu_bytes=None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_the_four_models_of_ppo() -> None:
 
 
 def test_the_cache_of_shared_prompts() -> None:
-    options = {"prompt": 100, "new_tokens": 20, "n": 16, "prompts": 8, "dtype": "float32", "gpu": False}
+    options = {"prompt": 100, "new_tokens": 20, "n": 16, "prompts": 8, "dtype": "float32", "gpu_bytes": None}
     token = 4 * 2 * 12 * 768
     cache = memory.sampling([], PYTHIA, **options)["cache"]  # type: ignore[arg-type]
     assert cache == (8 * 100 + 8 * 16 * 20) * token
@@ -115,9 +116,16 @@ def test_the_cache_of_shared_prompts() -> None:
 
 def test_a_gpt_j_is_sampled_within_the_limit_of_the_cache() -> None:
     weights = [Resident(6_050_882_784, "bfloat16")]
-    parts = memory.sampling(weights, GPTJ, prompt=512, new_tokens=53, n=1, prompts=384, dtype="bfloat16", gpu=True)
-    assert 0.9 * batching.CACHE_BYTES < parts["cache"] <= batching.CACHE_BYTES
+    options: dict[str, Any] = {"prompt": 512, "new_tokens": 53, "n": 1, "prompts": 384, "dtype": "bfloat16"}
+    parts = memory.sampling(weights, GPTJ, **options, gpu_bytes=80 * 2**30)
+    assert 0.9 * batching.CACHE_BYTES[True] < parts["cache"] <= batching.CACHE_BYTES[True]
     assert memory.total(parts) < 60 * 2**30
+    # Of a smaller card it takes two fifths of what the weights leave, less with other models beside them.
+    small = memory.sampling(weights, GPTJ, **options, gpu_bytes=24 * 2**30)
+    room = 0.4 * (24 * 2**30 - 2 * 6_050_882_784)
+    assert 0.9 * room < small["cache"] <= room and memory.total(small) < 20 * 2**30
+    beside = memory.sampling(weights, GPTJ, **options, gpu_bytes=24 * 2**30, beside=5 * 2**30)
+    assert beside["cache"] == pytest.approx(small["cache"] - 2 * 2**30, rel=0.1)
 
 
 def test_lengths_are_at_least_a_token() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,13 @@ Config = dict[str, Any]
 _NOWHERE = object()
 
 
-def merged(files: Sequence[Path]) -> Config:
-    """What Snakemake makes of its configfile and of overlays, by its own functions."""
+def merged(overlays: Sequence[Path | Config]) -> Config:
+    """What Snakemake makes of its configfile and of overlays, files or what they hold, by its own functions."""
     from snakemake.utils import update_config
 
     config: Config = {}
-    for path in files:
-        update_config(config, _read(path))
+    for one in overlays:
+        update_config(config, _read(one) if isinstance(one, Path) else copy.deepcopy(one))
     return config
 
 

@@ -49,12 +49,23 @@ def micro_batches(rows: Sequence[Row], token_budget: int) -> list[list[int]]:
 
 # Completions that are sampled at once on a CPU, and on a GPU, where a step takes as long for few of them.
 ROW_BUDGET = {False: 512, True: 2048}
-# Keys and values of at most this many bytes are held at once while sampling, where one prompt's do not take more.
-CACHE_BYTES = 24 * 2**30
+# Keys and values of at most so many bytes are held at once while sampling, on a CPU and on a GPU, where one prompt's do not
+# take more; and on a GPU of at most this share of what is free, the rest of which is for logits and what a step computes.
+CACHE_BYTES = {False: 4 * 2**30, True: 24 * 2**30}
+_OF_FREE = 0.4
+
+
+def cache_room(free: int | None) -> int:
+    """Bytes of keys and values that are held at once.
+
+    Args:
+        free: bytes that a GPU has free before; None on a CPU.
+    """
+    return CACHE_BYTES[False] if free is None else min(CACHE_BYTES[True], int(_OF_FREE * max(0, free)))
 
 
 def prompts_at_once(
-    n: int, prompt: int, new_tokens: int, token_bytes: int, row_budget: int, *, shared_prefix: bool
+    n: int, prompt: int, new_tokens: int, token_bytes: int, row_budget: int, room: int, *, shared_prefix: bool
 ) -> int:
     """How many prompts are sampled together.
 
@@ -64,7 +75,8 @@ def prompts_at_once(
         new_tokens: most tokens of a completion.
         token_bytes: bytes of one token's keys and values in all layers.
         row_budget: most completions.
+        room: most bytes of keys and values.
         shared_prefix: whether a prompt's keys and values are held once, or once for each completion.
     """
     tokens = (prompt if shared_prefix else n * prompt) + n * new_tokens
-    return max(1, min(row_budget // n, CACHE_BYTES // (tokens * token_bytes)))
+    return max(1, min(row_budget // n, room // (tokens * token_bytes)))

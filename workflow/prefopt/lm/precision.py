@@ -23,14 +23,19 @@ def autocast(dtype: str, device: torch.device) -> contextlib.AbstractContextMana
     return torch.autocast(device.type, dtype=DTYPES[dtype])
 
 
+def bfloat16_instructions() -> list[str] | None:
+    """What the processor has for products in bfloat16, by name; None where torch does not say."""
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return sorted(name for name, has in known.items() if "bf16" in name and has) if known else None
+
+
 @functools.cache
 def _tell_of_processor() -> None:
     """Says once whether the processor has products in bfloat16; without them they are made of others, far slower."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    found = sorted(name for name, has in known.items() if "bf16" in name and has)
+    found = bfloat16_instructions()
     if found:
         logger.info("bfloat16 by the processor's own instructions (%s)", ", ".join(found))
-    elif known:
+    elif found is not None:
         logger.warning(
             "warning: this processor has no products in bfloat16 and emulates them, many times slower than float32: set "
             "compute.dtype to float32."

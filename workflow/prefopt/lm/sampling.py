@@ -21,7 +21,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from prefopt.errors import UserError
 from prefopt.lm.attention import DecodeLayout, one_row, packed_layout
-from prefopt.lm.batching import ROW_BUDGET, Row, prompts_at_once
+from prefopt.lm.batching import ROW_BUDGET, Row, cache_room, prompts_at_once
 from prefopt.lm.engine import backbone, engine_of, head_logits, position_limit
 from prefopt.lm.logprobs import completion_hidden_states
 from prefopt.lm.precision import narrowed
@@ -86,8 +86,9 @@ def sample(
     way = engine_of(model).sampling
     # Without a cache nothing is kept; some models that are sampled so fail as soon as they are asked for one.
     token_bytes, shared = 1 if way == "whole" else _token_bytes(model), way in ("shared", "one_row")
-    budget = row_budget or ROW_BUDGET[next(model.parameters()).is_cuda]
-    at_once = prompts_at_once(n, longest, max_new_tokens, token_bytes, budget, shared_prefix=shared)
+    device = next(model.parameters()).device
+    budget, room = row_budget or ROW_BUDGET[device.type == "cuda"], cache_room(_free_bytes(device))
+    at_once = prompts_at_once(n, longest, max_new_tokens, token_bytes, budget, room, shared_prefix=shared)
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), at_once):
         part = order[start : start + at_once]
@@ -97,6 +98,14 @@ def sample(
         for i, group in zip(part, completions, strict=True):
             results[i] = group
     return results
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """What is free on a GPU, blocks that torch keeps for later use among it; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from prefopt.lm.batching import ROW_BUDGET, prompts_at_once
+from prefopt.lm.batching import ROW_BUDGET, cache_room, prompts_at_once
 from prefopt.planning.architecture import (
     Architecture,
     adapter_parameters,
@@ -275,7 +275,8 @@ def sampling(
     n: int,
     prompts: int,
     dtype: str,
-    gpu: bool,
+    gpu_bytes: int | None,
+    beside: int = 0,
 ) -> Parts:
     """Peak of sampling n completions of each of `prompts` prompts.
 
@@ -287,11 +288,15 @@ def sampling(
         n: completions of each prompt.
         prompts: how many there are.
         dtype: of the weights and of the cache.
-        gpu: whether it is sampled on one, where more is sampled at once.
+        gpu_bytes: memory of the GPU on which it is sampled; None on a CPU.
+        beside: bytes of what else is in memory.
     """
     width = _FLOAT if dtype == "float32" else 2
     token = 2 * model.layers * model.kv_heads * model.head_width * width
-    groups = min(prompts, prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET[gpu], shared_prefix=True))
+    weights = sum(one.bytes(Engine()) for one in models)
+    free = None if gpu_bytes is None else gpu_bytes - weights - beside
+    limits = (ROW_BUDGET[free is not None], cache_room(free))
+    groups = min(prompts, prompts_at_once(n, prompt, new_tokens, token, *limits, shared_prefix=True))
     rows = groups * n
     cache = (groups * prompt + rows * new_tokens) * token
     logits = rows * model.vocabulary * _FLOAT
@@ -303,7 +308,7 @@ def sampling(
     draw = 4 * logits
     return _nonzero(
         {
-            "weights": sum(one.bytes(Engine()) for one in models),
+            "weights": weights,
             "cache": cache,
             "passing": max(prefill, step, draw),
         }

@@ -282,7 +282,7 @@ def _sampled(
         n=n,
         prompts=prompts,
         dtype=dtype,
-        gpu=task.engine(stage).gpu,
+        gpu_bytes=task.gpu_bytes,
     )
     return Estimate(stage, name, parameters, task.engine(stage).processes, parts, phases)
 

@@ -9,7 +9,7 @@ from typing import Any
 from prefopt.experiment import runs, targets
 from prefopt.planning import work
 from prefopt.planning.architecture import Architecture, from_folder, from_hub, from_pretrain
-from prefopt.planning.estimate import gpus
+from prefopt.planning.estimate import gpus, hardware
 from prefopt.planning.memory import Engine, Rows, Trained
 from prefopt.resources import SHIPPED_BASE
 
@@ -55,6 +55,11 @@ class Task:
             gpu=given > 0,
             checkpointing=self.compute["activation_checkpointing"],
         )
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        """Memory of a GPU; None where jobs run on a CPU."""
+        return int(hardware(self.config).memory_gib * 2**30) if self.compute["gpus"] else None
 
     def model(self, name: str) -> tuple[str, Architecture]:
         """Name and architecture of a model: of its own source, else of the model that it is trained from.

@@ -223,6 +223,9 @@ def _ppo_parts(
     both = [trained(model, section), trained(model, section, 1)]
     micro_batches = _micro_batches(minibatch, batch, engine)
     step = memory.training(both, batch, engine, micro_batches=micro_batches, others=resident)
+    kept = {name: step[name] for name in ("weights", "optimizer", "other models")}
+    if engine.processes > 1:
+        kept["gathered weights"] = memory.gathered_for_reading(model, [], engine)
     rollout = memory.sampling(
         [],
         model,
@@ -231,12 +234,10 @@ def _ppo_parts(
         n=k,
         prompts=math.ceil(section["prompts_per_update"] / engine.processes),
         dtype="float32",
-        gpu=engine.gpu,
+        gpu_bytes=task.gpu_bytes,
+        beside=memory.total(kept),
     )
-    rollout |= {name: step[name] for name in ("weights", "optimizer", "other models")}
-    if engine.processes > 1:
-        rollout["gathered weights"] = memory.gathered_for_reading(model, [], engine)
-    return max(step, rollout, key=memory.total)
+    return max(step, rollout | kept, key=memory.total)
 
 
 def _ppo_update(task: Task, model: Architecture, section: Config, engine: Engine, *, learned: bool) -> list[Phase]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from prefopt.experiment import targets
-from prefopt.lm.batching import ROW_BUDGET, prompts_at_once
+from prefopt.lm.batching import CACHE_BYTES, ROW_BUDGET, prompts_at_once
 from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.planning import architecture
 from prefopt.planning.architecture import Architecture
@@ -183,7 +183,7 @@ def sampling(
     """
     flops = prompts * sampling_flops(architecture.shape(model), prompt, [min(sampled, new_tokens)] * n)
     token = 2 * model.layers * model.kv_heads * model.head_width * width
-    at_once = prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET[gpu], shared_prefix=True)
+    at_once = prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET[gpu], CACHE_BYTES[gpu], shared_prefix=True)
     batches = math.ceil(prompts / at_once)
     cache = (prompts * prompt + prompts * n * min(sampled, new_tokens) // 2) * token
     weights = batches * architecture.language_model_parameters(model) * width

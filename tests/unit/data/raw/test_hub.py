@@ -168,3 +168,27 @@ def test_a_folder_names_files_of_its_own(tmp_path: Path, state: str, problem: st
     (folder / "train" / "state.json").write_text(state)
     with pytest.raises(UserError, match=problem):
         list(saved_rows(folder))
+
+
+def test_a_revision_is_asked_for_however_a_data_set_is_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    table = datasets.Dataset.from_list([{"a": 1}])
+
+    def load(*args: Any, **options: Any) -> Any:
+        asked.append((args, options))
+        if "data_dir" in options:
+            raise FileNotFoundError
+        return datasets.DatasetDict({"train": table})
+
+    def configurations(*args: Any, **options: Any) -> list[str]:
+        asked.append((args, options))
+        return ["comparisons", "axis"] if args[0] == "several" else ["default"]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_config_names", configurations)
+    assert list(hub_rows("several", "comparisons", "abc")) == [("several/train:1", {"a": 1})]
+    assert asked == [(("several",), {"revision": "abc"}), (("several", "comparisons"), {"revision": "abc"})]
+    asked.clear()
+    assert list(hub_rows("one", "posts", "abc")) == [("one/train:1", {"a": 1})]
+    pinned = {"revision": "abc"}
+    assert [options for _, options in asked] == [pinned, {"data_dir": "posts", **pinned}, pinned]

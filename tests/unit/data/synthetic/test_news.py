@@ -73,6 +73,12 @@ def test_embedded_articles_tell_the_facts_in_other_words() -> None:
     tables = news.generate(VALUES)
     assert len(tables.demonstrations) == 35
     assert tables.demonstrations == news.generate(VALUES).demonstrations
+    assert {name: account.as_dict() for name, account in tables.accounts.items()} == {
+        "raw_demonstrations": {"read": 35, "kept": 35, "dropped": {}},
+        "raw_preferences": {"read": 0, "kept": 0, "dropped": {}},
+        "pretraining": {"read": 0, "kept": 0, "dropped": {}},
+    }
+    assert tables.notes["synthetic"] is True
     for row in tables.demonstrations:
         assert world.quality(row["facts"], row["response"]).well_formed
         # What a summary says must be found in the article.

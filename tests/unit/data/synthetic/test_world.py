@@ -183,6 +183,7 @@ def test_every_clause_reads_as_its_own_slot_and_words_are_listed_once() -> None:
         (f" {EVENT}, {SETTING}, {CAUSE}, {FEELING}, {QUESTION}.", (5, 0, 0), True, 6 - 26 * 0.03),
         (" my sister mark broke the old guitar.", (0, 1, 0), True, -1.5 - 7 * 0.03),
         (f" {EVENT}, i feel proud.", (1, 1, 0), True, 2 - 1.5 - 10 * 0.03),
+        (" my sister mark broke the old guitar, i feel proud.", (0, 2, 0), True, -3 - 10 * 0.03),
         (f" {OTHER}, my boss feels proud.", (0, 0, 2), True, -2 - 11 * 0.03),
         (" my uncle feels sad.", (0, 0, 1), True, -1 - 4 * 0.03),
         (f" {EVENT}, {EVENT}.", (1, 0, 1), True, 2 - 1 - 14 * 0.03),
