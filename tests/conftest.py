@@ -32,9 +32,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessAF
     return OneProcessAFile(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest comes first: at the end it would run alone."""
-    items.sort(key=lambda item: item.path.name != "test_rounds.py")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes longest comes first, since at the end it would run alone: the finished run, then what runs Snakemake."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        file = item.path.relative_to(config.rootpath)
+        return _process_of(config.rootpath, str(file)) != "finished", "workflow" not in file.parts
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)

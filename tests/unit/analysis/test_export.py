@@ -61,6 +61,34 @@ def test_alpaca_eval_has_the_first_completion_of_each_test_prompt(tables: tuple[
     assert not (tmp_path / "no.json").exists()
 
 
+def test_arena_hard_has_questions_answers_and_the_references_as_a_model(
+    tables: tuple[Path, Path], tmp_path: Path
+) -> None:
+    samples, prompts = tables
+    out = tmp_path / "bench"
+    do("arena_hard", samples, "--prompts", prompts, "--temperature", "0.5", "--out", out)
+    files = {
+        str(path.relative_to(out)): [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(out.rglob("*.jsonl"))
+    }
+    assert files["question.jsonl"] == [{"uid": x, "category": "prefopt", "prompt": f"say {x}"} for x in ("a", "b")]
+    for model, answer, length in (("dpo", "{} at 0.5, 0 <|ü|>", 2), ("reference", "ref", 1)):
+        assert files.pop(f"model_answer/{model}.jsonl") == [
+            {
+                **{"uid": x, "ans_id": f"{model}-{x}", "model": model, "tstamp": 0.0},
+                "messages": [
+                    {"role": "user", "content": f"say {x}"},
+                    {"role": "assistant", "content": {"answer": answer.format(x)}},
+                ],
+                "metadata": {"token_len": length},
+            }
+            for x in ("a", "b")
+        ]
+    assert set(files) == {"question.jsonl"}
+    with pytest.raises(UserError, match="arena_hard holds the prompts too: give --prompts"):
+        do("arena_hard", samples, "--out", tmp_path / "no")
+
+
 def test_pairs_become_a_folder_of_datasets(tmp_path: Path) -> None:
     rows = [
         {

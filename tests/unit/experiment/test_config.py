@@ -158,6 +158,29 @@ def test_numbers_that_yaml_reads_as_text_or_as_another_kind_are_understood() -> 
     assert (tldr["dpo"]["batch_size"], type(tldr["dpo"]["batch_size"])) == (64, int)
 
 
+def test_what_the_command_line_leaves_text_is_read_as_its_type() -> None:
+    """Snakemake's `--config` makes text of all within brackets."""
+    from snakemake.cli import parse_config
+
+    said = parse_config(
+        [
+            "seeds=[0,1]",
+            "tasks={imdb: null, tldr: {dpo: {beta: 0.5, epochs: 2, nll_weight: 1, length_normalized: true, seed: null}, "
+            'runs: {ppo: null, mine: {method: dpo, beta: .2, loss: hinge}}, base: {source: hub, name: "10"}}}',
+        ]
+    )
+    given, config = merged(read("config.yaml"), said), resolve(merged(read("config.yaml"), said))
+    assert given["seeds"] == ["0", "1"] and config["seeds"] == [0, 1] and "imdb" not in config["tasks"]
+    tldr = config["tasks"]["tldr"]
+    found = {key: tldr["dpo"][key] for key in ("beta", "epochs", "nll_weight", "length_normalized", "seed")}
+    assert found == {"beta": 0.5, "epochs": 2, "nll_weight": 1.0, "length_normalized": True, "seed": None}
+    assert isinstance(found["epochs"], int) and isinstance(found["nll_weight"], float)
+    assert "ppo" not in tldr["runs"] and tldr["runs"]["mine"] == {"method": "dpo", "beta": 0.2, "loss": "hinge"}
+    assert tldr["base"]["name"] == "10", "text stays text where text is meant"
+    with pytest.raises(UserError, match=r"^tasks\.tldr\.dpo\.beta is '0\.5x'; allowed: a number above 0\.$"):
+        resolve(with_value("tasks.tldr.dpo.beta", "0.5x"))
+
+
 @pytest.mark.parametrize(
     ("path", "value", "sentence"),
     [
@@ -737,7 +760,7 @@ def test_an_address_without_a_password_or_a_query_is_taken(address: str) -> None
     assert resolved["tasks"]["tldr"]["judge"]["chat"]["base_url"] == address
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1e30, float("nan"), float("inf"), "1"])
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1e30, float("nan"), float("inf"), "one", "1.5"])
 @pytest.mark.parametrize("place", ["seeds", "tasks.tldr.dpo.seed", "tasks.imdb.evaluation.seed"])
 def test_a_seed_that_no_stream_of_random_numbers_takes_is_refused(place: str, seed: Any) -> None:
     said = sentences(with_value(place, [seed] if place == "seeds" else seed))

@@ -27,8 +27,10 @@ _LATEX = {
 }
 
 
-def alpaca_eval(samples: pd.DataFrame, prompts: pd.DataFrame, run: str | None, temperature: float | None) -> str:
-    """One run's first completion of each test prompt as AlpacaEval's `model_outputs`, a JSON list.
+def first_completions(
+    samples: pd.DataFrame, prompts: pd.DataFrame, run: str | None, temperature: float | None
+) -> pd.DataFrame:
+    """One run's first completion of each test prompt, with the columns prompt and reference of the prompt beside it.
 
     Args:
         samples: rows of a samples table.
@@ -46,12 +48,49 @@ def alpaca_eval(samples: pd.DataFrame, prompts: pd.DataFrame, run: str | None, t
         if len(there) != 1:
             known = ", ".join(map(str, sorted(samples[name].unique().tolist())))
             raise UserError(f"--{name} must name one of {known}.")
-    texts = rows.merge(prompts[["prompt_id", "prompt"]], on="prompt_id", validate="many_to_one")
+    return rows.merge(prompts[["prompt_id", "prompt", "reference"]], on="prompt_id", validate="many_to_one")
+
+
+def alpaca_eval(texts: pd.DataFrame) -> str:
+    """First completions as AlpacaEval's `model_outputs`, a JSON list."""
     outputs = [
         {"dataset": "prefopt", "instruction": prompt, "output": text.strip(), "generator": name}
         for prompt, text, name in zip(texts["prompt"], texts["text"], texts["run"], strict=True)
     ]
     return json.dumps(outputs, indent=1, ensure_ascii=False) + "\n"
+
+
+def arena_hard(texts: pd.DataFrame) -> dict[str, str]:
+    """First completions as a benchmark of Arena-Hard-Auto (its version 2), JSON lines by file.
+
+    The answers of the run, and as those of the model `reference` the texts that it is held against, for a baseline.
+    `token_len` counts the run's by its own tokenizer and the reference's in words; what style control counts is left out.
+    """
+    (run,) = texts["run"].unique()
+    answers = {
+        run: zip(texts["text"], texts["tokens"].tolist(), strict=True),
+        "reference": ((text, len(text.split())) for text in texts["reference"]),
+    }
+    questions = [
+        {"uid": uid, "category": "prefopt", "prompt": prompt}
+        for uid, prompt in zip(texts["prompt_id"], texts["prompt"], strict=True)
+    ]
+    files = {"question.jsonl": questions}
+    for model, texts_of in answers.items():
+        files[f"model_answer/{model}.jsonl"] = [
+            {
+                **{"uid": question["uid"], "ans_id": f"{model}-{question['uid']}", "model": model, "tstamp": 0.0},
+                "messages": [
+                    {"role": "user", "content": question["prompt"]},
+                    {"role": "assistant", "content": {"answer": text.strip()}},
+                ],
+                "metadata": {"token_len": length},
+            }
+            for question, (text, length) in zip(questions, texts_of, strict=True)
+        ]
+    return {
+        name: "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines) for name, lines in files.items()
+    }
 
 
 def save_pairs(pairs: pd.DataFrame, out: Path) -> None:
@@ -103,19 +142,21 @@ def _cell(value: object) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command `export`."""
     parser.add_argument(
-        "form", choices=["alpaca_eval", "datasets", "tensorboard", "markdown", "latex"], help="what is made"
+        "form",
+        choices=["alpaca_eval", "arena_hard", "datasets", "tensorboard", "markdown", "latex"],
+        help="what is made",
     )
     parser.add_argument(
         "source",
         type=Path,
         help="a samples table, a preferences table, for tensorboard a folder (results/training or work), else a CSV file",
     )
-    parser.add_argument("--prompts", type=Path, help="prompts table, for alpaca_eval")
-    parser.add_argument("--run", help="whose completions, for alpaca_eval, where the table holds several runs")
-    parser.add_argument("--temperature", type=float, help="at which, for alpaca_eval, where there are several")
+    parser.add_argument("--prompts", type=Path, help="prompts table, for alpaca_eval and arena_hard")
+    parser.add_argument("--run", help="whose completions, for these two, where the table holds several runs")
+    parser.add_argument("--temperature", type=float, help="at which, for these two, where there are several")
     parser.add_argument("--columns", nargs="+", help="of a CSV file, in this order (default: all)")
     parser.add_argument(
-        "--out", required=True, type=Path, help="file or, for datasets and tensorboard, folder that is made"
+        "--out", required=True, type=Path, help="file or, for arena_hard, datasets and tensorboard, folder that is made"
     )
 
 
@@ -125,12 +166,19 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: something that the form needs is not there.
     """
-    if args.form == "alpaca_eval":
+    if args.form in ("alpaca_eval", "arena_hard"):
         if args.prompts is None:
-            raise UserError("alpaca_eval holds the prompts too: give --prompts, results/data/TASK/prompts.parquet.")
+            raise UserError(f"{args.form} holds the prompts too: give --prompts, results/data/TASK/prompts.parquet.")
         prompts = read_table(args.prompts, "prompts")
         samples = read_table(args.source, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
-        write_text(args.out, alpaca_eval(samples, prompts, args.run, args.temperature))
+        texts = first_completions(samples, prompts, args.run, args.temperature)
+        if args.form == "alpaca_eval":
+            write_text(args.out, alpaca_eval(texts))
+        else:
+            with atomic_directory(args.out) as folder:
+                for name, lines in arena_hard(texts).items():
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    (folder / name).write_text(lines, encoding="utf-8")
     elif args.form == "datasets":
         save_pairs(read_table(args.source, "preferences"), args.out)
     elif args.form == "tensorboard":

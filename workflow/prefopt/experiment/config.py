@@ -31,8 +31,9 @@ Config = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
-# PyYAML follows YAML 1.1, where 5e-5 without a point is text.
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+# PyYAML follows YAML 1.1, where 5e-5 without a point is text, and Snakemake's `--config` leaves all within brackets text.
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+_WHOLE = re.compile(r"[-+]?\d+")
 
 
 def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Config:
@@ -205,9 +206,12 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
-    """Fills in defaults, and reads numbers as their type: 1 as 1.0 where a fraction is meant, "5e-5" as a number."""
+    """Fills in defaults, and reads values as their type: 1 as 1.0 where a fraction is meant, "5e-5" as a number."""
+    value = _of_text(value, schema)
     if isinstance(value, dict) and "properties" in schema:
         for key, below in schema["properties"].items():
+            if key in value:
+                value[key] = _of_text(value[key], below)
             if below.get("x-optional") and key in value and value[key] is None:
                 del value[key]  # an overlay leaves the section out
             elif key in value:
@@ -219,23 +223,35 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
         own = schema.get("x-values", {}).get(str(value.get("method")), {})
         value |= {key: _complete(value[key], below) for key, below in own.items() if key in value}
     elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
+        own = schema["additionalProperties"]
+        value = {key: _of_text(below, own) for key, below in value.items()}
         kept = {key: below for key, below in value.items() if below is not None or not schema.get("x-null-leaves-out")}
-        value = {key: _complete(below, schema["additionalProperties"]) for key, below in kept.items()}
+        value = {key: _complete(below, own) for key, below in kept.items()}
     elif isinstance(value, str) and "x-short" in schema:
         value = _complete({schema["x-short"]: value}, schema)
     elif isinstance(value, list) and "items" in schema:
         value = [_complete(item, schema["items"]) for item in value]
-    elif "number" in _types(schema) and _is_number(value):
+    elif "number" in _types(schema) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     elif schema.get("type") == "integer" and isinstance(value, float) and value.is_integer():
         value = int(value)
     return value
 
 
-def _is_number(value: Any) -> bool:
-    if isinstance(value, str):
-        return _EXPONENT.fullmatch(value) is not None
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _of_text(value: Any, schema: Mapping[str, Any]) -> Any:
+    """A text as the number, truth or null that it says, where no text is meant."""
+    types = _types(schema)
+    if not isinstance(value, str) or "string" in types or "x-short" in schema or value in schema.get("enum", ()):
+        return value
+    if value == "null":
+        return None
+    if "boolean" in types and value in ("true", "false"):
+        return value == "true"
+    if "integer" in types and _WHOLE.fullmatch(value):
+        return int(value)
+    if {"integer", "number"} & {*types} and _NUMBER.fullmatch(value):
+        return float(value)
+    return value
 
 
 def doubled_keys(path: str | Path) -> list[str]:

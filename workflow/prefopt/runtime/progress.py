@@ -59,6 +59,6 @@ class Progress:
         left = (self._total - self.done) / rate if rate else float("inf")
         extra = "".join(f", {key} {value:.4g}" for key, value in figures.items())
         logger.info(
-            "%s: %d of %d %s, %.1f per second, %.0f s left%s",
+            "%s: %d of %d %s, %.3g per second, %.0f s left%s",
             *(self._name, self.done, self._total, self._unit, rate, left, extra),
         )
