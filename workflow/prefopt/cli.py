@@ -47,6 +47,10 @@ STAGES = {
     "reward": ("prefopt.training.reward", "a reward model from pairs"),
     "ppo": ("prefopt.training.ppo", "PPO against the reward model, or the true reward"),
     "sample": ("prefopt.generation.sample", "completions of a policy"),
+    "round_evaluations": (
+        "prefopt.training.round_evaluations",
+        "true reward and KL of a sweep's run after each of its rounds",
+    ),
     "evaluations": ("prefopt.generation.evaluations", "true reward and KL of what a run wrote while it trained"),
     "score": ("prefopt.generation.score", "rewards of completions"),
     "implicit_rewards": ("prefopt.generation.implicit_rewards", "a policy's own rewards of completions"),

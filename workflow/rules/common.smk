@@ -522,8 +522,22 @@ def trained_runs(method, sampled):
 
 
 def swept_runs(task):
-    """The runs of a sweep."""
-    return targets.measured(config, task) if task in targets.tasks_of(config, "frontier") else []
+    """The runs of a sweep that are evaluated while they train."""
+    return targets.swept_at_once(config, task) if task in targets.tasks_of(config, "frontier") else []
+
+
+def swept_in_rounds(task):
+    """The runs of a sweep that are evaluated at the end of each round."""
+    return runs_in_rounds()(task) if task in targets.tasks_of(config, "frontier") else []
+
+
+def models_of_rounds(wildcards):
+    """The policies with which the rounds of a run end."""
+    count = runs.in_rounds(config, wildcards.task)[wildcards.run]
+    return [
+        f"{targets.round_folder(wildcards.task, wildcards.run, number, wildcards.seed)}/model"
+        for number in range(1, count + 1)
+    ]
 
 
 def sampled_runs(task):

@@ -40,6 +40,41 @@ rule frontier_run:
         )
 
 
+# A run of the sweep in rounds: the policies that they end with.
+rule round_evaluations:
+    input:
+        unpack(made(evaluation_files)),
+        model=model_files("reference"),
+        rounds=models_of_rounds,
+        prompts=PROMPTS_TABLE,
+    output:
+        EVALUATIONS,
+    log:
+        "logs/{seed}{task}/frontier_{run}.log",
+    benchmark:
+        "logs/benchmarks/{seed}{task}/frontier_{run}.jsonl"
+    wildcard_constraints:
+        task=with_runs(swept_in_rounds),
+    conda:
+        "../../envs/model.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **model_needs("round_evaluations"),
+    params:
+        **model("reference"),
+        **recipe_params(
+            lambda wildcards: stage_recipes.evaluated_recipe(seeded(wildcards), wildcards.task, wildcards.run)
+        ),
+        rewards=arguments_of(evaluation_files),
+        rewards_content=brought(evaluation_files),
+        code=fingerprint("prefopt.training.round_evaluations"),
+    shell:
+        model_stage(
+            "round_evaluations --model {params.model} --rounds {input.rounds} --run {wildcards.run}"
+            " --prompts {input.prompts} {params.rewards} --recipe {params.recipe} --out {output}"
+        )
+
+
 # Of a task with win rates: what was sampled while a run trained.
 rule evaluations:
     input:

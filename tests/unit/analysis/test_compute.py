@@ -249,7 +249,7 @@ def test_every_number_of_a_run(arguments: argparse.Namespace, tmp_path: Path) ->
         rows,
         used=cost(9, generated_tokens=7, models=2, seconds=4, device_seconds=3, peak_memory_mib=6),
     )
-    row = compute.evaluated_row("imdb", [read_table(path, "evaluations")])
+    row = compute.evaluated_row("imdb", [read_table(path, "evaluations")], [])
     # The last step's four prompts: means 0.1, 0.2, 0.3 and 0.4.
     half = 1.96 * (0.05 / 3) ** 0.5 / 2
     expected = {
@@ -371,11 +371,14 @@ def test_a_run_of_several_seeds_bought_their_mean_reward() -> None:
     ]
     for table in tables:
         table.attrs["manifest"] = {"used": used(10)}
-    row = compute.evaluated_row("imdb", tables)
+    row = compute.evaluated_row("imdb", tables, [])
     over_prompts = pd.Series([0.2, 0.3, 0.4, 0.5])
     expected = mean_over_seeds([0.3, 0.4], over_prompts.std() / 2, 4, 0.95).interval
     assert (row["seeds"], row["bought"]) == (2, pytest.approx(0.35))
     assert (row["bought_low"], row["bought_high"]) == pytest.approx((expected.low, expected.high))
+    # Of a run in rounds its rounds took what it took, whatever its evaluation did.
+    row = compute.evaluated_row("imdb", tables, [used(100, generated=3), used(1000, generated=4)])
+    assert (row["training_flops"], row["generated_tokens"], row["bought"]) == (1100, 7, pytest.approx(0.35))
 
 
 @pytest.fixture

@@ -30,7 +30,9 @@ from prefopt.store.tables import write_table
 
 PROMPTS = 40
 VALUES = {"dpo": ("beta", "nll_weight", "length_normalized"), "unlikelihood": ("alpha",)}
-RECIPE = DiagnosisRecipe(task="hh", runs=("mine",), seeds=(0,), confidence=0.95, seed=0, values=VALUES)
+RECIPE = DiagnosisRecipe(
+    task="hh", runs=("mine",), logged=("mine",), seeds=(0,), confidence=0.95, seed=0, values=VALUES
+)
 EOS = 0
 PROMPT = list(range(500, 512))
 
@@ -293,6 +295,7 @@ def test_the_stage_writes_table_page_and_log(tmp_path: Path, caplog: pytest.LogC
     recipe = {
         "task": "a_task",
         "runs": ["mine", "other|run"],
+        "logged": ["mine"],
         "seeds": [3, 4],
         "confidence": 0.95,
         "seed": 3,
@@ -306,8 +309,9 @@ def test_the_stage_writes_table_page_and_log(tmp_path: Path, caplog: pytest.LogC
         number = len(paths["evaluations"])
         paths["evaluations"].append(folder / f"{number}.parquet")
         write_table(paths["evaluations"][-1], "evaluations", [{**row, "run": run} for row in (*good(0), *last)])
-        paths["metrics"].append(folder / f"{number}.jsonl")
-        paths["metrics"][-1].write_text("\n".join(json.dumps(row) for row in FLAT))
+        if run == "mine":  # the other is trained in rounds, each of which has a log of its own
+            paths["metrics"].append(folder / f"{number}.jsonl")
+            paths["metrics"][-1].write_text("\n".join(json.dumps(row) for row in FLAT))
     out = {"out": tmp_path / "d.csv", "page": tmp_path / "d.md"}
     with caplog.at_level(logging.INFO):
         diagnosis.run(argparse.Namespace(**paths, recipe=json.dumps(recipe), **out))
@@ -315,6 +319,9 @@ def test_the_stage_writes_table_page_and_log(tmp_path: Path, caplog: pytest.LogC
     assert table.groupby(["seed", "run"], sort=False).size().index.tolist() == [
         *((3, "mine"), (3, "other|run"), (4, "mine"), (4, "other|run"))
     ]
+    logged = table[table["run"] == "mine"]
+    assert logged["chosen_logp_change"].notna().any()
+    assert table.loc[table["run"] == "other|run", "chosen_logp_change"].isna().all()
     assert table.loc[table["flags"] != "", ["seed", "run", "step"]].to_numpy().tolist() == [[4, "mine", 4]]
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == 1 and warned[0].startswith(

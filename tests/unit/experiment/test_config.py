@@ -346,6 +346,16 @@ def test_what_the_command_line_leaves_text_is_read_as_its_type() -> None:
             "tasks.tldr.runs.mine.labels is 'judge', but judge.kind is 'human'; people vote on test prompts alone: name another.",
         ),
         (
+            "tasks.imdb.runs.mine",
+            {"method": "iterative_dpo", "beta": 0.1, "labels": "judge"},
+            "tasks.imdb.runs.mine.labels is 'judge', but a sweep has none; allowed: reward_model, true_reward or implicit.",
+        ),
+        (
+            "tasks.imdb.runs.mine",
+            {"method": "iterative_dpo", "beta": 0.1, "validation_prompts": 401},
+            "tasks.imdb.runs.mine.validation_prompts is 401; allowed: at most data.embedded.validation, which is 400.",
+        ),
+        (
             "tasks.tldr.runs.mine",
             {"method": "iterative_dpo", "prompts": 3001},
             "tasks.tldr.runs.mine.prompts is 3001; allowed: at most data.embedded.demonstrations, which is 3000.",

@@ -8,7 +8,7 @@ from prefopt.experiment.methods import METHODS
 
 def test_the_papers_cast() -> None:
     papers = ["dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
-    assert methods.swept() == [*papers, "simpo", "orpo", "kto"]
+    assert methods.swept() == [*papers, "simpo", "orpo", "kto", "iterative_dpo"]
     assert [name for name in METHODS if METHODS[name].opponent] == ["sft", "preferred_ft", "dpo"]
     assert methods.names("transfers") == [
         "base",
@@ -24,7 +24,7 @@ def test_the_papers_cast() -> None:
     assert methods.trained() == ["sft", "preferred_ft", "dpo", "simpo", "orpo", "kto", "iterative_dpo", "ppo"]
     assert methods.trained_by("ppo") == ["ppo", "ppo_gt", "ppo_gt_trl"]
     assert methods.swept()[:6] == ["dpo", "ppo_gt", "ppo_gt_trl", "ppo", "unlikelihood", "preferred_ft"]
-    assert methods.swept()[6:] == ["simpo", "orpo", "kto"]
+    assert methods.swept()[6:] == ["simpo", "orpo", "kto", "iterative_dpo"]
 
 
 def test_names_with_a_number() -> None:

@@ -23,7 +23,7 @@ from prefopt.lm.models import load_policy, load_scorer, new_scorer, save_model
 from prefopt.rewards.learned import score_rows
 from prefopt.rewards.true_reward import load_true_reward
 from prefopt.store.tables import read_manifest, read_table, write_table
-from prefopt.training import by_step, kto, loop, ppo, preference, reference, sft
+from prefopt.training import by_step, kto, loop, ppo, preference, reference, round_evaluations, sft
 from prefopt.training.evaluation import EvaluationRecipe, evaluate_policy
 from prefopt.training.rollouts import PPORecipe
 from prefopt.training.stage import model_hashes
@@ -146,6 +146,30 @@ def test_every_checkpoint_is_evaluated_from_the_reference_policy_on(
     assert steps == [1, 2, 3, 4], "no longer than to the last checkpoint"
     left = [path for path in (tmp_path / "work").rglob("*") if path.suffix in (".parquet", ".safetensors", ".pt")]
     assert left == []
+
+
+def test_a_run_in_rounds_is_evaluated_at_the_end_of_each(task: Task, inputs: dict[str, Path], tmp_path: Path) -> None:
+    """As any other checkpoint of the same weights: by the same draws, against the same reference policy."""
+    trained = arguments(task, inputs, tmp_path / "dpo", "dpo", points=1)
+    expected = run("dpo", trained)
+    scorer, tokenizer = new_scorer(task.model, 3)
+    save_model(tmp_path / "scorer", scorer, tokenizer, {})
+    paths = {"model": task.model, "prompts": inputs["prompts"], "out": tmp_path / "rounds.parquet"}
+    rewards = {"true_reward_model": None, "reward_model": tmp_path / "scorer"}
+    rounds = {"rounds": [trained.out, task.model], "run": "mine", "recipe": trained.by_step}
+    round_evaluations.run(argparse.Namespace(**paths, **rewards, **rounds))
+    table = read_table(paths["out"], "evaluations")
+    assert table["step"].tolist() == [step for step in (0, 1, 2) for _ in range(8)] and set(table["run"]) == {"mine"}
+    for step, of in ((0, 0), (1, 2), (2, 0)):
+        ours, theirs = table[table["step"] == step], expected[expected["step"] == of]
+        for key in ("prompt_id", "sample_index", "tokens", "method", "conservativeness"):
+            assert ours[key].tolist() == theirs[key].tolist()
+        for key in ("reward", "kl", "logp"):
+            assert ours[key].tolist() == pytest.approx(theirs[key].tolist(), abs=1e-5)
+    assert table["learned_reward"].notna().all() and expected["learned_reward"].isna().all()
+    manifest = read_manifest(paths["out"])
+    assert manifest["rounds"] == [model_hashes("policy", folder) for folder in rounds["rounds"]]
+    assert manifest["used"]["examples"] == 3 * 4 * 2
 
 
 @pytest.mark.parametrize("method", ["dpo", "unlikelihood", "preferred_ft", "kto"])

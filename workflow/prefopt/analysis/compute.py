@@ -15,7 +15,7 @@ from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
-from prefopt.experiment.runs import round_name
+from prefopt.experiment.runs import round_name, round_of
 from prefopt.store.files import read_json
 from prefopt.store.gather import total_usage
 from prefopt.store.tables import read_csv, read_manifest, read_table
@@ -163,12 +163,13 @@ def _sampling(task: str, run: Mapping[str, Any], reference: str, records: Record
     }
 
 
-def evaluated_row(task: str, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
+def evaluated_row(task: str, tables: Sequence[pd.DataFrame], rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The row of a run of the sentiment sweep, which bought the reward of its last checkpoint.
 
     Args:
         task: whose run it is.
         tables: its evaluations tables, one for each seed.
+        rounds: what its rounds took, means over seeds; none where it is trained at once, and its tables say what it took.
     """
     last = [table[table["step"] == table["step"].max()] for table in tables]
     mean, low, high = _over_prompts(last)
@@ -177,7 +178,7 @@ def evaluated_row(task: str, tables: Sequence[pd.DataFrame]) -> dict[str, Any]:
         "run": tables[0]["run"].iloc[0],
         "stage": "frontier_run",
         "seeds": len(tables),
-        **_figures(_mean([table.attrs["manifest"]["used"] for table in tables])),
+        **_figures(total_usage(rounds) if rounds else _mean([table.attrs["manifest"]["used"] for table in tables])),
         "bought": mean,
         "bought_low": low,
         "bought_high": high,
@@ -215,10 +216,11 @@ def run(args: argparse.Namespace) -> None:
         kind = "candidate_scores" if name.endswith("_scores") else "candidates"
         samples[name.removesuffix("_scores"), kind] = _mean_manifest(paths)
     curves = _joined(args.curves, ["task", "n", "temperature", "flops", "generated_tokens"])
+    rounds = _rounds(args.rounds)
     models = {name: _mean([_used(path) for path in paths]) for name, paths in _by_name(args.models).items()}
     written = _by_name(args.written)
     records = Records(
-        models=models | _rounds(args.rounds),
+        models=models | rounds,
         reference={
             (task, read_manifest(paths[0])["table"]): _mean_manifest(paths)["used"]
             for (task, _), paths in _by_name(args.reference).items()
@@ -233,8 +235,12 @@ def run(args: argparse.Namespace) -> None:
     )
     rows = [row for task, runs in recipe.runs.items() for one in runs for row in run_rows(task, one, records, recipe)]
     rows += [
-        evaluated_row(task, [read_table(path, "evaluations") for path in paths])
-        for (task, _), paths in _by_name(args.runs).items()
+        evaluated_row(
+            task,
+            [read_table(path, "evaluations") for path in paths],
+            [used for (of, name), used in rounds.items() if of == task and (round_of(name) or ("",))[0] == run],
+        )
+        for (task, run), paths in _by_name(args.runs).items()
     ]
     write_csv(args.out, pd.DataFrame(rows).reindex(columns=COLUMNS))
 

@@ -76,6 +76,7 @@ class DiagnosisRecipe:
 
     task: str
     runs: tuple[str, ...]
+    logged: tuple[str, ...]  # of these what is trained at once, whose trainer logs held-out pairs by step
     seeds: tuple[int, ...]  # of what was trained and sampled
     confidence: float
     seed: int  # of the tests' resamples
@@ -118,7 +119,7 @@ def diagnosis_table(
     for seed in recipe.seeds:
         for run in recipe.runs:
             of_run = evaluations[(evaluations["run"] == run) & (evaluations["seed"] == seed)]
-            table = pd.DataFrame(_run_rows(of_run, metrics[run, seed], recipe))
+            table = pd.DataFrame(_run_rows(of_run, metrics.get((run, seed), []), recipe))
             tables.append(table.assign(verdict=verdict_of(table, recipe).sentence))
     return pd.concat(tables, ignore_index=True)
 
@@ -432,7 +433,9 @@ def _signed(value: float) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the stage `diagnosis`."""
     parser.add_argument("--evaluations", required=True, type=Path, nargs="+", help="evaluations of each run and seed")
-    parser.add_argument("--metrics", required=True, type=Path, nargs="+", help="JSON-lines metrics of each of them")
+    parser.add_argument(
+        "--metrics", type=Path, nargs="*", default=[], help="JSON-lines metrics of each that is trained at once"
+    )
     parser.add_argument("--recipe", required=True, help="the stage's resolved values, a JSON object")
     parser.add_argument("--out", required=True, type=Path, help="CSV that is made")
     parser.add_argument("--page", required=True, type=Path, help="Markdown page that is made")
@@ -449,7 +452,8 @@ def run(args: argparse.Namespace) -> None:
         ],
         ignore_index=True,
     )
-    metrics = {key: read_metrics(path) for key, path in zip(keys, args.metrics, strict=True)}
+    logged = [(run, seed) for seed in recipe.seeds for run in recipe.logged]
+    metrics = {key: read_metrics(path) for key, path in zip(logged, args.metrics, strict=True)}
     table = diagnosis_table(evaluations, metrics, recipe)
     for (seed, name), rows in table.groupby(["seed", "run"], sort=False):
         found = verdict_of(rows, recipe)

@@ -364,6 +364,10 @@ def _check_values(section: Config, task: str) -> Iterator[str]:
             yield f"{where}.length_normalized is true; with {where}.loss 'ipo' it is so anyway: leave it out."
 
 
+# Which embedded records a round's prompts of training and validation are of, in a task with win rates.
+_PROMPTS_OF_POSTS = ("demonstrations", "validation_prompts")
+
+
 def _check_rounds(section: Config, task: str) -> Iterator[str]:
     """Runs in rounds start from a policy that there is, and are labelled by a reward that there is and is not zero."""
     for run, own in section["runs"].items():
@@ -382,12 +386,15 @@ def _check_rounds(section: Config, task: str) -> Iterator[str]:
                 f"runs.{run}.labels is 'implicit', but runs.{run}.start is {starts}; name a run of DPO, since the implicit "
                 f"reward of any other policy is zero or none that it was trained by."
             )
-        if values["labels"] == "true_reward" and "frontier" not in section:
+        if values["labels"] == "true_reward" and not targets.measures_frontier(section):
             yield f"runs.{run}.labels is 'true_reward', but frontier is missing; this section says which reward it is."
-        if values["labels"] == "judge" and section["judge"]["kind"] == "human":
+        if values["labels"] == "judge" and "judge" not in section:
+            yield f"runs.{run}.labels is 'judge', but a sweep has none; allowed: reward_model, true_reward or implicit."
+        elif values["labels"] == "judge" and section["judge"]["kind"] == "human":
             yield f"runs.{run}.labels is 'judge', but judge.kind is 'human'; people vote on test prompts alone: name another."
         made = section["data"]["embedded"]
-        for key, rows in (("prompts", "demonstrations"), ("validation_prompts", "validation_prompts")):
+        texts = ("train", "validation") if targets.kind(section) == "frontier" else _PROMPTS_OF_POSTS
+        for key, rows in zip(("prompts", "validation_prompts"), texts, strict=True):
             if section["data"]["source"] == "embedded" and values[key] > made[rows]:
                 yield f"runs.{run}.{key} is {values[key]}; allowed: at most data.embedded.{rows}, which is {made[rows]}."
 
@@ -569,6 +576,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_sections,
         _check_names,
         _check_values,
+        _check_rounds,
         _check_true_reward,
     ),
 }

@@ -122,7 +122,12 @@ def _section(schemas: dict[str, Any], name: str, swept: bool = False) -> dict[st
     own = {
         key: {**value, "x-optional": True} if key == varied else value for key, value in method["properties"].items()
     }
-    shared = {**(schemas["optimization"] | schemas["interval"] if swept else schemas["training"]), **schemas["adapter"]}
+    # A run in rounds is evaluated at the end of each, whatever its trainer does meanwhile.
+    by_interval = swept and not methods.METHODS[name].rounds
+    shared = schemas["optimization"] | schemas["interval"] if by_interval else schemas["training"]
+    shared = {**shared, **schemas["adapter"]}
+    if swept and "keep" in shared:  # the weights that are evaluated are those that a round ends with
+        shared["keep"] = {**shared["keep"], "default": "last"}
     for key, default in method.get("x-defaults", {}).items():
         shared[key] = {**shared[key], "default": default}
     return {

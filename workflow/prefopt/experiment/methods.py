@@ -120,6 +120,7 @@ METHODS: dict[str, Method] = {
         varies="beta",
         reported=True,
         transfers=True,
+        swept=10,
     ),
     "ppo": Method(
         label="PPO",

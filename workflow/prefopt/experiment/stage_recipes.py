@@ -82,7 +82,7 @@ def round_recipe(config: Config, task: str, run: str, stage: str, number: int) -
             **_engine(config),
             **{key: values[key] for key in ("n", "max_new_tokens", "validation_prompts")},
             "temperatures": [values["temperature"]],
-            "stop": config["tasks"][task]["sampling"]["stop"],
+            "stop": config["tasks"][task].get("sampling", {}).get("stop", []),
             "train_prompts": values["prompts"],
             "test_prompts": 0,
             "seed": seed,
@@ -103,7 +103,7 @@ def evaluated_recipe(config: Config, task: str, run: str) -> Config:
     section = config["tasks"][task]
     evaluation = section["evaluation"]
     return {
-        "points": evaluation["checkpoints"],
+        "points": runs.in_rounds(config, task).get(run, evaluation["checkpoints"]),
         **_frontier_of(config, task, run),
         "evaluation": {
             **_engine(config),
@@ -481,6 +481,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "diagnosis": lambda config, task, name: {
         "task": name,
         "runs": targets.measured(config, name),
+        "logged": targets.swept_at_once(config, name),
         "seeds": config["seeds"],
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seeds"][0],

@@ -101,8 +101,15 @@ def frontiers(config: Config, task: str) -> list[str]:
 
 
 def measured_metrics(config: Config, task: str) -> list[str]:
-    """The metrics file of the training of each of these runs, for each seed."""
-    return [f"results/{seed}training/{task}/{run}.jsonl" for seed in seeds(config) for run in measured(config, task)]
+    """The metrics file of the training of each of these runs that is trained at once, for each seed."""
+    return [
+        f"results/{seed}training/{task}/{run}.jsonl" for seed in seeds(config) for run in swept_at_once(config, task)
+    ]
+
+
+def swept_at_once(config: Config, task: str) -> list[str]:
+    """The measured runs of a task that are evaluated while they train; any other is at the end of each of its rounds."""
+    return [run for run in measured(config, task) if run not in in_rounds(config, task)]
 
 
 def rewarded(config: Config, task: str) -> list[str]:
@@ -164,7 +171,7 @@ def round_folder(task: str, run: str, number: int | str, seed: str) -> str:
 
 def rounds(config: Config, task: str) -> list[tuple[str, int]]:
     """Run and number of every round of a task's runs that are trained so."""
-    if kind(config["tasks"][task]) != "comparison":
+    if kind(config["tasks"][task]) == "transfer":
         return []
     return [(run, number) for run, count in in_rounds(config, task).items() for number in range(1, count + 1)]
 
@@ -439,7 +446,7 @@ def compute_files(config: Config) -> dict[str, list[str]]:
         ),
         "samples": of_seeds(samples),
         "candidates": of_seeds(f"candidates/{task}{end}.parquet" for task in candidates for end in ("", "_scores")),
-        "rounds": [path for task in compared for path in round_files(config, task)],
+        "rounds": [path for task in config["tasks"] for path in round_files(config, task)],
         "rewards": of_seeds(f"rewards/{task}/{run}.parquet" for task in compared for run in rewarded(config, task)),
         "written": of_seeds(f"samples/{task}/{run}.parquet" for task in compared for run in rewarded(config, task)),
         "win_rates": [f"results/{task}_winrates.csv" for task in compared],

@@ -54,7 +54,8 @@ def round_samples(task: Task, stage: str, run: str | None) -> Estimate:
 def round_scores(task: Task, stage: str, run: str | None) -> Estimate:
     """The reward model on a round's completions."""
     values = _of_round(task, run)
-    return _scored(task, stage, "reward_model", n=values["n"], groups=_round_prompts(values))
+    groups, longest = _round_prompts(values), values["max_new_tokens"]
+    return _scored(task, stage, "reward_model", n=values["n"], groups=groups, longest=longest)
 
 
 def round_true_rewards(task: Task, stage: str, run: str | None) -> Estimate:
@@ -215,21 +216,12 @@ def best_of_n(task: Task, stage: str, _: str | None = None) -> Estimate:
 def true_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The true reward of all samples for pairs, and of those for the optimal frontier; a rule takes next to nothing."""
     section = task.section
-    engine = dataclasses.replace(task.engine(stage), dtype="float32")
-    if "true_reward" not in section:
-        frontier = section["frontier"]
-        return _rewarded(task, stage, n=1, groups=frontier["prompts"] * frontier["samples"])
-    if section["true_reward"]["source"] in targets.PROGRAMS:
-        return _without_model(task, stage, section["true_reward"]["source"])
-    name, model = task.model("true_reward")
-    parameters = scorer_parameters(model, 2)
-    batch = MicroBatch(Rows(task.text_tokens(long=True), ()), section["true_reward"]["batch_size"])
-    parts = memory.reading([Resident(parameters)], model, batch, engine)
-    pairs, ceiling = section["pairs"], section["ceiling"]
-    texts = (pairs["train_prompts"] + pairs["validation_prompts"]) * pairs["completions"]
-    texts += ceiling["prompts"] * ceiling["samples"]
-    phases = [Phase(work.reading(model, Rows(task.text_tokens(long=False), ()), texts, 2))]
-    return Estimate(stage, name, parameters, engine.processes, parts, phases)
+    ceiling = section["ceiling" if task.frontier else "frontier"]
+    texts = ceiling["prompts"] * ceiling["samples"]
+    if task.frontier:
+        pairs = section["pairs"]
+        texts += (pairs["train_prompts"] + pairs["validation_prompts"]) * pairs["completions"]
+    return _rewarded(task, stage, n=1, groups=texts)
 
 
 def _cached(task: Task, stage: str, rows: Callable[[bool], Rows], count: int) -> Estimate:
@@ -288,10 +280,21 @@ def _sampled(
 
 
 def _rewarded(task: Task, stage: str, *, n: int, groups: int) -> Estimate:
-    """A frontier's reward of n completions of each prompt and temperature; an oracle takes next to nothing."""
-    if task.section["frontier"]["reward"] == "oracle":
-        return _without_model(task, stage, "oracle")
-    return _scored(task, stage, "gold_reward_model", n=n, groups=groups)
+    """A frontier's reward of n completions of each prompt and temperature; a program takes next to nothing."""
+    if not task.frontier:
+        if task.section["frontier"]["reward"] == "oracle":
+            return _without_model(task, stage, "oracle")
+        return _scored(task, stage, "gold_reward_model", n=n, groups=groups)
+    section = task.section["true_reward"]
+    if section["source"] in targets.PROGRAMS:
+        return _without_model(task, stage, section["source"])
+    name, model = task.model("true_reward")
+    engine = dataclasses.replace(task.engine(stage), dtype="float32")
+    parameters = scorer_parameters(model, 2)
+    batch = MicroBatch(Rows(task.text_tokens(long=True), ()), section["batch_size"])
+    parts = memory.reading([Resident(parameters)], model, batch, engine)
+    phases = [Phase(work.reading(model, Rows(task.text_tokens(long=False), ()), n * groups, 2))]
+    return Estimate(stage, name, parameters, engine.processes, parts, phases)
 
 
 def _without_model(task: Task, stage: str, name: str) -> Estimate:
@@ -299,10 +302,11 @@ def _without_model(task: Task, stage: str, name: str) -> Estimate:
     return Estimate(stage, name, 0, task.engine(stage).processes, {}, [])
 
 
-def _scored(task: Task, stage: str, start: str, *, n: int, groups: int) -> Estimate:
+def _scored(task: Task, stage: str, start: str, *, n: int, groups: int, longest: int | None = None) -> Estimate:
     """A reward model on n completions of each prompt and temperature; a row is cut to the token budget."""
     name, model = task.model(start)
-    engine, sampled = task.engine(stage), task.sampled(task.section["sampling"]["max_new_tokens"])
+    longest = task.section["sampling"]["max_new_tokens"] if longest is None else longest
+    engine, sampled = task.engine(stage), task.sampled(longest)
     at_once = _completions_at_once(task, n, sampled)
     parameters = scorer_parameters(model)
     parts = _scoring_parts(task, model, parameters, at_once, sampled, stage)

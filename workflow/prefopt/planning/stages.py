@@ -21,6 +21,7 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "gold_reward_model": trainers.gold_reward_model,
     "classifier": trainers.classifier,
     "frontier_run": trainers.frontier_run,
+    "round_evaluations": trainers.round_evaluations,
     "reference": samplers.reference,
     "reference_labels": samplers.reference_labels,
     "sample": samplers.sample,
@@ -78,7 +79,14 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
     if targets.kind(section) == "frontier":
         stages = ["pair_samples", "ceiling_samples", *targets.reference_tables(config, task)]
         stages += [] if section["true_reward"]["source"] in targets.PROGRAMS else ["true_rewards"]
-        return [*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)]
+        evaluated = [
+            _renamed(estimate(config, task, "round_evaluations", run), f"round_evaluations {run}")
+            for run in runs.in_rounds(config, task)
+        ]
+        return [
+            *(*made, *(estimate(config, task, stage) for stage in stages), *_sweep(config, task)),
+            *(*_rounds(config, task), *evaluated),
+        ]
     stages = targets.reference_tables(config, task)
     stages += ["candidates", "score"] if targets.has_candidates(config, task) else []
     measured, learned = targets.measured(config, task), section.get("frontier", {}).get("reward") == "gold_reward_model"
@@ -133,7 +141,7 @@ def _trained(config: Config, task: str, name: str) -> Estimate:
 
 def _sweep(config: Config, task: str) -> list[Estimate]:
     by_method: dict[str, list[str]] = {}
-    for run in runs.runs(config, task):
+    for run in targets.swept_at_once(config, task):
         by_method.setdefault(runs.method(config, task, run), []).append(run)
     return [
         _renamed(estimate(config, task, "frontier_run", equal[0]), f"frontier_run {method}", len(equal))

@@ -127,7 +127,31 @@ def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
         phases = [phase.times(updates) for phase in _ppo_update(task, model, values, engine, learned=learned)]
     else:
         parts, phases = _on_pairs(task, model, values, engine, method, [Resident(parameters), *others])
-    return Estimate(stage, name, parameters, engine.processes, parts, phases + _evaluations(task, model, judge, engine))
+    looked = _evaluations(task, model, judge, engine, task.section["evaluation"]["checkpoints"])
+    return Estimate(stage, name, parameters, engine.processes, parts, phases + looked)
+
+
+def round_evaluations(task: Task, stage: str, run: str | None) -> Estimate:
+    """The policy after each round of a run of a sweep, and the reference policy beside it."""
+    engine = task.engine(stage)
+    name, model = task.model("reference")
+    parameters = language_model_parameters(model)
+    judge = None if task.section["true_reward"]["source"] in targets.PROGRAMS else task.model("true_reward")[1]
+    others = [Resident(scorer_parameters(judge, 2))] if judge else []
+    learned = [Resident(scorer_parameters(model))] if targets.learns_reward(task.config, task.name) else []
+    evaluation = task.section["evaluation"]
+    parts = memory.sampling(
+        [Resident(parameters), Resident(parameters), *others, *learned],
+        model,
+        prompt=task.long_prompt,
+        new_tokens=evaluation["max_new_tokens"],
+        n=evaluation["samples_per_prompt"],
+        prompts=evaluation["prompts"],
+        dtype="float32",
+        gpu_bytes=task.gpu_bytes,
+    )
+    rounds = runs.values(task.config, task.name, run or "iterative_dpo")["rounds"]
+    return Estimate(stage, name, parameters, engine.processes, parts, _evaluations(task, model, judge, engine, rounds))
 
 
 def _on_examples(
@@ -188,8 +212,10 @@ def _on_pairs(
     ]
 
 
-def _evaluations(task: Task, model: Architecture, judge: Architecture | None, engine: Engine) -> list[Phase]:
-    """Every checkpoint's samples, in float32, their KL to the reference policy, and their true reward."""
+def _evaluations(
+    task: Task, model: Architecture, judge: Architecture | None, engine: Engine, checkpoints: int
+) -> list[Phase]:
+    """Samples of every checkpoint and of the reference policy, in float32, their KL to it, and their true reward."""
     evaluation = task.section["evaluation"]
     prompts, k = evaluation["prompts"], evaluation["samples_per_prompt"]
     sampled = task.sampled(evaluation["max_new_tokens"])
@@ -206,7 +232,7 @@ def _evaluations(task: Task, model: Architecture, judge: Architecture | None, en
     read = 2 * work.reading(model, Rows(task.tokens["prompt"], (sampled,) * k), prompts)
     if judge:
         read += work.reading(judge, Rows(task.text_tokens(long=False), ()), prompts * k, 2)
-    times = evaluation["checkpoints"] + 1
+    times = checkpoints + 1
     return [drawn.times(times), Phase(read).times(times)]
 
 

@@ -51,6 +51,14 @@ class EvaluationsByStep:
     evaluation: dict[str, Any]  # see `EvaluationRecipe`
     reward: dict[str, Any]  # kind, max_length and batch_size of the true reward
 
+    def rows(self, run: str, step: int, found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of the evaluations table: what was found of a run's policy after a step, whose means are logged."""
+        means = (float(np.mean([row[key] for row in found])) for key in ("reward", "kl"))
+        logger.info("%s: step %d, true reward %.3f, KL %.2f nats", run, step, *means)
+        conservativeness = math.nan if self.conservativeness is None else self.conservativeness
+        named = {"run": run, "method": self.method, "seed": self.seed}
+        return [{**named, "step": step, "conservativeness": conservativeness, **row} for row in found]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of a trainer whose policy can be looked at while it trains."""
@@ -163,14 +171,9 @@ def _evaluated(
     device = default_device()
     fixed = load_policy(args.model, device=device)[0] if reference is None else reference
     reward = true_reward or load_true_reward(folder=args.true_reward_model, device=device, **values.reward)
-    conservativeness = math.nan if values.conservativeness is None else values.conservativeness
-    named = {"run": args.run, "method": values.method, "seed": values.seed}
 
     def rows(step: int) -> list[dict[str, Any]]:
-        found = evaluate_policy(model, fixed, tokenizer, test, reward, recipe, learned)
-        means = (float(np.mean([row[key] for row in found])) for key in ("reward", "kl"))
-        logger.info("%s: step %d, true reward %.3f, KL %.2f nats", args.run, step, *means)
-        return [{**named, "step": step, "conservativeness": conservativeness, **row} for row in found]
+        return values.rows(args.run, step, evaluate_policy(model, fixed, tokenizer, test, reward, recipe, learned))
 
     def facts(identity: dict[str, Any], training: Usage) -> dict[str, Any]:
         return {"identity": identity, "recipe": to_dict(values), "used": training.report()}

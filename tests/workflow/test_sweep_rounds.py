@@ -1,0 +1,59 @@
+"""Runs of a sweep that are trained in rounds: what evaluates them, and what a further round makes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from compared import loaded
+from running import TINY, overlay
+from snakemake.utils import update_config
+
+from prefopt.experiment.config import resolve
+
+VALUES = {
+    **{"rounds": 2, "prompts": 12, "validation_prompts": 6, "n": 3, "max_new_tokens": 8, "batch_size": 8},
+    **{"warmup_steps": 1, "evaluate_every": 1},
+}
+STAGES = ["round_prompts", "round_samples", "round_true_rewards", "round_pairs", "round_reference", "iterative_dpo"]
+
+
+def test_a_run_of_a_sweep_is_evaluated_at_the_end_of_each_round(tmp_path: Path) -> None:
+    sweep = {
+        "iterative_dpo": {**VALUES, "labels": "true_reward"},
+        "runs": {
+            **dict.fromkeys(("ppo_gt_6", "ppo_gt_trl_6", "unlikelihood_1", "preferred_ft_0")),
+            "mine": {"method": "iterative_dpo", "beta": 0.1},
+            "own": {"method": "iterative_dpo", "beta": 0.2, "labels": "implicit", "start": "dpo_0.1"},
+        },
+    }
+    config = {"tasks": {**dict.fromkeys(("tldr", "hh", "cnndm")), "imdb": sweep}}
+    with loaded(tmp_path, TINY, overlay(tmp_path, config)) as rules:
+        jobs = rules.jobs()
+        first = next(
+            job
+            for (rule, cards), job in jobs.items()
+            if rule == "round_samples" and {"run": "own", "round": "1"}.items() <= dict(cards).items()
+        )
+        assert "results/models/imdb/dpo_0.1" in first.inputs
+        evaluated = {dict(cards)["run"]: job for (rule, cards), job in jobs.items() if rule == "round_evaluations"}
+        assert sorted(evaluated) == ["mine", "own"]
+        policies = [f"results/rounds/imdb/mine/{number}/model" for number in (1, 2)]
+        assert {*policies, "results/models/imdb/sft"} <= set(evaluated["mine"].inputs)
+        tables = [f"results/frontier/imdb/{run}.parquet" for run in ("mine", "own", "dpo_0.1", "ppo_6")]
+        for rule in ("frontier", "dominance", "diagnosis", "overoptimization"):
+            (job,) = [job for (name, _), job in jobs.items() if name == rule]
+            assert set(tables) <= set(job.inputs)
+        (diagnosis,) = [job for (name, _), job in jobs.items() if name == "diagnosis"]
+        logs = sorted(path for path in diagnosis.inputs if path.endswith(".jsonl"))
+        assert logs == [f"results/training/imdb/{run}.jsonl" for run in ("dpo_0.1", "ppo_6")]
+        # A further round makes itself, and what all rounds are read by.
+        config = copy.deepcopy(rules.config)
+        update_config(config, {"tasks": {"imdb": {"runs": {"mine": {"rounds": 3}}}}})
+        with rules.with_config(resolve(config)):
+            again, _ = rules.rerun(jobs, rules.jobs())
+        made = {(rule, dict(cards).get("run"), dict(cards).get("round")) for rule, cards in again}
+        assert {(rule, run, number) for rule, run, number in made if number} == {
+            (stage, "mine", "3") for stage in STAGES
+        }
+        assert ("round_evaluations", "mine", None) in made and ("round_evaluations", "own", None) not in made
