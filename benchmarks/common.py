@@ -74,7 +74,7 @@ def _finish_kernels() -> None:
         torch.cuda.synchronize()
 
 
-def _neox(width: int, layers: int, heads: int, **others: Any) -> GPTNeoXConfig:
+def gpt_neox(width: int, layers: int, heads: int, **others: Any) -> GPTNeoXConfig:
     return GPTNeoXConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
@@ -90,9 +90,9 @@ def _neox(width: int, layers: int, heads: int, **others: Any) -> GPTNeoXConfig:
 
 
 SHAPES: dict[str, PreTrainedConfig] = {
-    "small": _neox(512, 6, 8),
-    "pythia-1b": _neox(2048, 16, 8),
-    "pythia-2.8b": _neox(2560, 32, 32),
+    "small": gpt_neox(512, 6, 8),
+    "pythia-1b": gpt_neox(2048, 16, 8),
+    "pythia-2.8b": gpt_neox(2560, 32, 32),
     "gpt-j-6b": GPTJConfig(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0),
 }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -21,6 +24,20 @@ def test_a_ratio_is_the_median_of_the_rounds_and_too_wide_a_spread_tells_nothing
     close = common.paired([3.0, 4.0, 4.4], [1.0, 2.0, 2.0])
     assert close == {"median": 2.2, "spread": [2.0, 3.0], "can_be_told": True}
     assert common.told(close) == "2.20 [2.00, 3.00]"
+
+
+def test_what_each_size_takes_stands_beside_its_operations() -> None:
+    words = ["--sizes", "2", "--rounds", "1", "--threads", "1", "--width", "256", "--pairs", "1", "--prompt", "8"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "growth.py"), *words, "--completion", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ratios = json.loads(done.stdout.strip().splitlines()[-1])
+    kinds = ("pairs of a step: {}", "tokens of a prompt: {}", "width of the model: {}", "completions of a prompt: {}")
+    sizes = ((4, 8), (32, 128), (256, 512), (1, 4))
+    assert list(ratios) == [kind.format(size) for kind, of in zip(kinds, sizes, strict=True) for size in of]
+    assert ratios["pairs of a step: 8"]["operations"] == pytest.approx(2)
+    assert all(ratios[kind.format(of[0])]["operations"] == 1 for kind, of in zip(kinds, sizes, strict=True))
+    assert all(ratios[kind.format(of[1])]["operations"] > 1.1 for kind, of in zip(kinds, sizes, strict=True))
 
 
 def measured(out: Path, *options: str) -> str:
