@@ -219,7 +219,7 @@ def test_values_on_the_command_line_are_checked_too(tmp_path: Path) -> None:
     result = snakemake("--dry-run", "--config", "seeds=[-1]", folder=tmp_path)
     assert result.returncode == 1
     assert result.stderr.endswith(
-        "config: seeds[0] is '-1'; allowed: a whole number at least 0 and at most 4294967295.\n"
+        "config: seeds[0] is -1; allowed: a whole number at least 0 and at most 4294967295.\n"
     )
 
 
