@@ -13,7 +13,7 @@ import pytest
 STAGES: dict[str, dict[str, str]] = {
     "analysis.best_of_n_curve": {"path": "candidates scores verdicts prompts out", "text": "recipe"},
     "analysis.compute": {"path": "out", "text": "recipe"},
-    "analysis.diagnosis": {"path": "out page", "paths": "evaluations metrics", "text": "recipe"},
+    "analysis.diagnosis": {"path": "out page", "paths": "evaluations", "text": "recipe"},
     "analysis.dominance": {"path": "out", "paths": "evaluations", "text": "recipe"},
     "analysis.frontier": {"path": "ceiling out", "paths": "scores evaluations", "text": "recipe"},
     "analysis.human_agreement": {"path": "out", "paths": "votes verdicts", "text": "recipe"},
@@ -59,6 +59,7 @@ STAGES: dict[str, dict[str, str]] = {
     "training.pretrain": {"path": "text work out metrics", "text": "recipe"},
     "training.reference": {"path": "model data out", "text": "recipe"},
     "training.reward": {"path": "model data demonstrations work out metrics", "text": "recipe"},
+    "training.round_evaluations": {"path": "model prompts out", "paths": "rounds", "text": "run recipe"},
     "training.sft": {"path": "model data work out metrics", "text": "recipe"},
 }
 JUDGE: dict[str, tuple[str, Any]] = dict.fromkeys(("gold-model", "gold-data", "template", "votes"), ("path", None))
@@ -73,6 +74,7 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
         ("models", "reference", "rounds", "rewards", "samples", "written", "candidates", "win-rates", "curves", "runs"),
         ("paths", []),
     ),
+    "analysis.diagnosis": {"metrics": ("paths", [])},
     "analysis.overoptimization": dict.fromkeys(("candidates", "scores", "true"), ("paths", [])),
     "generation.evaluations": dict.fromkeys(("true-reward-model", "reward-model"), ("path", None)),
     "generation.sample": {
@@ -93,6 +95,7 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     },
     "rewards.stage": {"true-reward-model": ("path", None), "shard": ("text", None)},
     **dict.fromkeys(("training.kto", "training.sft"), BY_STEP),
+    "training.round_evaluations": dict.fromkeys(("true-reward-model", "reward-model"), ("path", None)),
     "training.ppo": {**BY_STEP, "reward-model": ("path", None)},
     "training.preference": {**BY_STEP, **dict.fromkeys(("reference", "reference-model"), ("path", None))},
 }
