@@ -33,11 +33,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneProcessAF
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes longest comes first, since at the end it would run alone: the finished run, then what runs Snakemake."""
+    """What takes longest comes first, since at the end it would run alone: the finished run, Snakemake's, trainers killed."""
 
     def place(item: pytest.Item) -> tuple[bool, bool]:
         file = item.path.relative_to(config.rootpath)
-        return _process_of(config.rootpath, str(file)) != "finished", "workflow" not in file.parts
+        long = "workflow" in file.parts or file.name == "test_interruption.py"
+        return _process_of(config.rootpath, str(file)) != "finished", not long
 
     items.sort(key=place)
 
