@@ -40,6 +40,8 @@ generation.sample were scored by mutmut itself at an earlier commit: of a module
     data.files                102 of 102
     training.checkpoints       60 of 60
     lm.loading                 52 of 58
+    data.synthetic            107 of 107
+    fetched                    77 of 77
 
 The six of lm.loading that are left are of lm.sharding in several processes, which tests/unit/training/test_processes.py
 starts and no fork sees.
