@@ -13,6 +13,7 @@ from prefopt import cli
 from prefopt.experiment.config import resolve
 from prefopt.experiment.explained import merged
 from prefopt.experiment.methods import METHODS
+from prefopt.planning import preset
 from prefopt.planning.estimate import hardware
 from prefopt.planning.preset import PRESETS
 from prefopt.planning.stages import estimates
@@ -97,9 +98,9 @@ def test_one_that_does_not_gets_adapters_and_the_first_micro_batch_that_fits(
         fits = [one.fits(hardware(config), True) for one in estimates(config, "chat")]
         assert all(fits) == (budget == option[1] and checkpointing == option[0])
     # As a file before one's own, as it is meant.
-    preset = tmp_path / "preset.yaml"
-    preset.write_text(yaml.safe_dump(overlay))
-    assert cli.main(["plan", "--configfile", str(preset), str(own)]) == 0
+    written = tmp_path / "preset.yaml"
+    written.write_text(yaml.safe_dump(overlay))
+    assert cli.main(["plan", "--configfile", str(written), str(own)]) == 0
     assert "warning:" not in capsys.readouterr().out
 
 
@@ -111,6 +112,22 @@ def test_ones_own_values_come_first(capsys: pytest.CaptureFixture[str], config_f
     assert resolve(merged([DEFAULTS, overlay, own]))["compute"]["token_budget"] == 777
     assert overlay["tasks"]["chat"]["dpo"]["learning_rate"] == 1e-5
     assert "gpt2, 124,439,808 parameters" in notes[2]
+
+
+def test_what_has_no_adapter_keeps_its_rate_and_a_list_is_written_out(
+    capsys: pytest.CaptureFixture[str], config_for: Any
+) -> None:
+    own = config_for("EleutherAI/pythia-2.8b")
+    text = own.read_text()
+    own.write_text(text + text.partition("tasks:\n")[2].replace("  chat:", "  other:"))
+    assert cli.main(["preset", "cpu", "--memory", "400", "--configfile", str(own)]) == 0
+    text = capsys.readouterr().out
+    tasks = yaml.safe_load(text)["tasks"]
+    assert tasks["chat"] == tasks["other"] and "adapter" not in tasks["chat"]["dpo"] and "&id" not in text
+    config = resolve(merged([DEFAULTS, own]))
+    whole, adapted = (preset._values(config, "chat", 2_775_208_960, "gpu", adapter) for adapter in (False, True))
+    assert adapted["ppo"] == whole["ppo"] == {"learning_rate": 3e-6}
+    assert adapted["dpo"]["learning_rate"] == pytest.approx(10 * whole["dpo"]["learning_rate"])
 
 
 def test_what_fits_nowhere_is_one_sentence(capsys: pytest.CaptureFixture[str], config_for: Any) -> None:

@@ -7,6 +7,7 @@ machine.
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -111,8 +112,8 @@ def derived(machine: Config, files: Sequence[Path]) -> tuple[Config, list[str]]:
         made = {task: _values(config, task, size, kind, task in adapted) for task, size in sizes.items()}
         return {"compute": compute, "tasks": {task: section for task, section in made.items() if section}}
 
-    def planned(overlay: Config) -> tuple[Config, list[tuple[str, Estimate]]]:
-        tried = resolve(merged([DEFAULTS, overlay, *files]), files)
+    def planned(values: Config) -> tuple[Config, list[tuple[str, Estimate]]]:
+        tried = resolve(merged([DEFAULTS, values, *files]), files)
         return tried, [(task, one) for task in tried["tasks"] for one in estimates(tried, task)]
 
     logging.disable(logging.WARNING)  # what falls away of a config was said when it was read first
@@ -149,17 +150,17 @@ def _values(config: Config, task: str, size: int, kind: str, adapter: bool) -> C
         trainer = METHODS[key].trainer if of_run else _SCORERS.get(name)
         if trainer is None or key not in section:
             continue
-        values = {**fitting[-1][trainer], **({"adapter": PRESETS["adapter"]} if adapter else {})}
-        if adapter:
-            values["learning_rate"] *= PRESETS["adapter_rate"]
-        made[key] = _known(values, section[key])
+        made[key] = _known(fitting[-1][trainer], section[key])
+        if adapter and "adapter" in section[key]:  # PPO has none
+            made[key]["adapter"] = dict(PRESETS["adapter"])
+            made[key]["learning_rate"] *= PRESETS["adapter_rate"]
     of_evaluation = {key: _known(values, section.get(key, {})) for key, values in PRESETS["evaluation"][kind].items()}
     return {**made, **{key: values for key, values in of_evaluation.items() if values}}
 
 
 def _known(values: Mapping[str, Any], section: Mapping[str, Any]) -> Config:
-    """Copies of those values that the section has."""
-    return {key: dict(value) if isinstance(value, dict) else value for key, value in values.items() if key in section}
+    """Copies of those values that the section has: YAML would write one object twice as an alias."""
+    return {key: copy.deepcopy(value) for key, value in values.items() if key in section}
 
 
 def _largest(stages: Sequence[tuple[str, Estimate]], config: Config) -> str:
