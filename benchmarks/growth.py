@@ -34,13 +34,12 @@ def model_of(width: int) -> PreTrainedModel:
     return use_engine(AutoModelForCausalLM.from_config(common.gpt_neox(*WIDTHS[width]))).eval()
 
 
-def steps(args: argparse.Namespace, limit: int) -> dict[str, dict[int, Turn]]:
+def steps(args: argparse.Namespace, model: PreTrainedModel, limit: int) -> dict[str, dict[int, Turn]]:
     """DPO steps by what grows and how far."""
 
-    def step(model: PreTrainedModel, **values: Any) -> Turn:
-        return step_of(model, argparse.Namespace(**{**vars(args), **values}), "float32")
+    def step(of: PreTrainedModel, **values: Any) -> Turn:
+        return step_of(of, argparse.Namespace(**{**vars(args), **values}), "float32")
 
-    model = model_of(args.width)
     return {
         "pairs of a step": {pairs: step(model, pairs=pairs) for pairs in PAIRS[:limit]},
         "tokens of a prompt": {length: step(model, prompt=length) for length in PROMPTS[:limit]},
@@ -48,9 +47,9 @@ def steps(args: argparse.Namespace, limit: int) -> dict[str, dict[int, Turn]]:
     }
 
 
-def draws(args: argparse.Namespace, limit: int) -> dict[str, dict[int, Turn]]:
+def draws(args: argparse.Namespace, model: PreTrainedModel, limit: int) -> dict[str, dict[int, Turn]]:
     """Sampling N completions of one prompt, none of which ends."""
-    model, (prompt,) = model_of(args.width), tokens(1, args.prompt, 0)
+    (prompt,) = tokens(1, args.prompt, 0)
 
     def draw(n: int) -> Turn:
         def turn() -> float:
@@ -75,7 +74,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, default=5, help="of each kind, from the smallest; fewer to try the script")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    kinds = {**steps(args, args.sizes), **draws(args, args.sizes)}
+    model = model_of(args.width)
+    kinds = {**steps(args, model, args.sizes), **draws(args, model, args.sizes)}
     turns = {(kind, size): turn for kind, sizes in kinds.items() for size, turn in sizes.items()}
     operations = {name: turn() for name, turn in turns.items()}  # also what warms up
     seconds: dict[tuple[str, int], list[float]] = {name: [] for name in turns}

@@ -8,14 +8,9 @@ from pathlib import Path
 from compared import loaded
 from running import TINY, overlay
 from snakemake.utils import update_config
+from test_rounds import STAGES, VALUES, of_round
 
 from prefopt.experiment.config import resolve
-
-VALUES = {
-    **{"rounds": 2, "prompts": 12, "validation_prompts": 6, "n": 3, "max_new_tokens": 8, "batch_size": 8},
-    **{"warmup_steps": 1, "evaluate_every": 1},
-}
-STAGES = ["round_prompts", "round_samples", "round_true_rewards", "round_pairs", "round_reference", "iterative_dpo"]
 
 
 def test_a_run_of_a_sweep_is_evaluated_at_the_end_of_each_round(tmp_path: Path) -> None:
@@ -30,12 +25,7 @@ def test_a_run_of_a_sweep_is_evaluated_at_the_end_of_each_round(tmp_path: Path) 
     config = {"tasks": {**dict.fromkeys(("tldr", "hh", "cnndm")), "imdb": sweep}}
     with loaded(tmp_path, TINY, overlay(tmp_path, config)) as rules:
         jobs = rules.jobs()
-        first = next(
-            job
-            for (rule, cards), job in jobs.items()
-            if rule == "round_samples" and {"run": "own", "round": "1"}.items() <= dict(cards).items()
-        )
-        assert "results/models/imdb/dpo_0.1" in first.inputs
+        assert "results/models/imdb/dpo_0.1" in of_round(jobs, "own", 1)["round_samples"].inputs
         evaluated = {dict(cards)["run"]: job for (rule, cards), job in jobs.items() if rule == "round_evaluations"}
         assert sorted(evaluated) == ["mine", "own"]
         policies = [f"results/rounds/imdb/mine/{number}/model" for number in (1, 2)]
@@ -54,6 +44,6 @@ def test_a_run_of_a_sweep_is_evaluated_at_the_end_of_each_round(tmp_path: Path) 
             again, _ = rules.rerun(jobs, rules.jobs())
         made = {(rule, dict(cards).get("run"), dict(cards).get("round")) for rule, cards in again}
         assert {(rule, run, number) for rule, run, number in made if number} == {
-            (stage, "mine", "3") for stage in STAGES
+            (stage.replace("scores", "true_rewards"), "mine", "3") for stage in STAGES
         }
         assert ("round_evaluations", "mine", None) in made and ("round_evaluations", "own", None) not in made

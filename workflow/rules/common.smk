@@ -523,7 +523,7 @@ def trained_runs(method, sampled):
 
 def swept_runs(task):
     """The runs of a sweep that are evaluated while they train."""
-    return targets.swept_at_once(config, task) if task in targets.tasks_of(config, "frontier") else []
+    return targets.measured_at_once(config, task) if task in targets.tasks_of(config, "frontier") else []
 
 
 def swept_in_rounds(task):
@@ -533,10 +533,10 @@ def swept_in_rounds(task):
 
 def models_of_rounds(wildcards):
     """The policies with which the rounds of a run end."""
-    count = runs.in_rounds(config, wildcards.task)[wildcards.run]
     return [
-        f"{targets.round_folder(wildcards.task, wildcards.run, number, wildcards.seed)}/model"
-        for number in range(1, count + 1)
+        f"{targets.round_folder(wildcards.task, run, number, wildcards.seed)}/model"
+        for run, number in targets.rounds(config, wildcards.task)
+        if run == wildcards.run
     ]
 
 

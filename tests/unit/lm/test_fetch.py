@@ -86,25 +86,18 @@ def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_a_model_is_loaded_with(
-    bin_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bin_only: Path, tmp_path: Path, asked: dict[str, dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
     """No code of a repository runs, the revision is one everywhere, and a narrow dtype is told of."""
     GPT2LMHeadModel.from_pretrained(bin_only, use_safetensors=False).to(torch.bfloat16).save_pretrained(tmp_path / "m")
     train_tokenizer(["a b c"], 260).save_pretrained(tmp_path / "m")
-    asked: dict[str, Any] = {}
-    for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
-        load = getattr(fetch, name).from_pretrained
-
-        def watched(*args: Any, _name: str = name, _load: Any = load, **options: Any) -> Any:
-            asked[_name] = options
-            return _load(*args, **options)
-
-        monkeypatch.setattr(getattr(fetch, name), "from_pretrained", watched)
+    asked.clear()
     given = arguments(tmp_path / "m", tmp_path / "out", convert=False)
     given.revision = "abc"
     with caplog.at_level(logging.INFO, logger="prefopt.lm.fetch"):
         fetch.run(given)
-    for options in asked.values():
+    for name in ("AutoConfig", "AutoTokenizer", "AutoModelForCausalLM"):
+        options = asked[name]
         assert options["trust_remote_code"] is False and options["revision"] == "abc"
     assert asked["AutoModelForCausalLM"]["config"].n_embd == 8
     assert asked["AutoModelForCausalLM"]["use_safetensors"] is True

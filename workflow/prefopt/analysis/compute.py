@@ -15,7 +15,7 @@ from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_json
-from prefopt.experiment.runs import round_name, round_of
+from prefopt.experiment.runs import round_name
 from prefopt.store.files import read_json
 from prefopt.store.gather import total_usage
 from prefopt.store.tables import read_csv, read_manifest, read_table
@@ -220,7 +220,7 @@ def run(args: argparse.Namespace) -> None:
     models = {name: _mean([_used(path) for path in paths]) for name, paths in _by_name(args.models).items()}
     written = _by_name(args.written)
     records = Records(
-        models=models | rounds,
+        models=models | {(task, name): used for (task, _), own in rounds.items() for name, used in own.items()},
         reference={
             (task, read_manifest(paths[0])["table"]): _mean_manifest(paths)["used"]
             for (task, _), paths in _by_name(args.reference).items()
@@ -238,21 +238,26 @@ def run(args: argparse.Namespace) -> None:
         evaluated_row(
             task,
             [read_table(path, "evaluations") for path in paths],
-            [used for (of, name), used in rounds.items() if of == task and (round_of(name) or ("",))[0] == run],
+            list(rounds.get((task, run), {}).values()),
         )
         for (task, run), paths in _by_name(args.runs).items()
     ]
     write_csv(args.out, pd.DataFrame(rows).reindex(columns=COLUMNS))
 
 
-def _rounds(paths: Sequence[Path]) -> dict[tuple[str, str], dict[str, Any]]:
-    """What each round of a run took, all its stages together, by task and the round's name; means over seeds."""
-    found: dict[tuple[str, str], dict[str, list[Path]]] = {}
+def _rounds(paths: Sequence[Path]) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
+    """What each round of a run took, all its stages together, by task and run and the round's name; means over seeds."""
+    found: dict[tuple[str, str], dict[str, dict[str, list[Path]]]] = {}
     for path in paths:
         task, run, number, name = path.parts[-4:]
-        found.setdefault((task, round_name(run, int(number))), {}).setdefault(name, []).append(path)
-    means = {name: [_mean([_used(path) for path in equal]) for equal in of.values()] for name, of in found.items()}
-    return {name: total_usage([used for used in each if used]) for name, each in means.items()}
+        of_round = found.setdefault((task, run), {}).setdefault(round_name(run, int(number)), {})
+        of_round.setdefault(name, []).append(path)
+
+    def took(files: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+        means = (_mean([_used(path) for path in equal]) for equal in files.values())
+        return total_usage([used for used in means if used])
+
+    return {of_run: {name: took(files) for name, files in own.items()} for of_run, own in found.items()}
 
 
 def _rewarded(scores: Path, samples: Path) -> pd.DataFrame:

@@ -364,10 +364,6 @@ def _check_values(section: Config, task: str) -> Iterator[str]:
             yield f"{where}.length_normalized is true; with {where}.loss 'ipo' it is so anyway: leave it out."
 
 
-# Which embedded records a round's prompts of training and validation are of, in a task with win rates.
-_PROMPTS_OF_POSTS = ("demonstrations", "validation_prompts")
-
-
 def _check_rounds(section: Config, task: str) -> Iterator[str]:
     """Runs in rounds start from a policy that there is, and are labelled by a reward that there is and is not zero."""
     for run, own in section["runs"].items():
@@ -393,8 +389,10 @@ def _check_rounds(section: Config, task: str) -> Iterator[str]:
         elif values["labels"] == "judge" and section["judge"]["kind"] == "human":
             yield f"runs.{run}.labels is 'judge', but judge.kind is 'human'; people vote on test prompts alone: name another."
         made = section["data"]["embedded"]
-        texts = ("train", "validation") if targets.kind(section) == "frontier" else _PROMPTS_OF_POSTS
-        for key, rows in zip(("prompts", "validation_prompts"), texts, strict=True):
+        rows_of = {"prompts": "demonstrations", "validation_prompts": "validation_prompts"}
+        if targets.kind(section) == "frontier":
+            rows_of = {"prompts": "train", "validation_prompts": "validation"}
+        for key, rows in rows_of.items():
             if section["data"]["source"] == "embedded" and values[key] > made[rows]:
                 yield f"runs.{run}.{key} is {values[key]}; allowed: at most data.embedded.{rows}, which is {made[rows]}."
 

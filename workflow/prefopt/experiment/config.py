@@ -215,9 +215,7 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
     value = _of_text(value, schema)
     if isinstance(value, dict) and "properties" in schema:
         for key, below in schema["properties"].items():
-            if key in value:
-                value[key] = _of_text(value[key], below)
-            if below.get("x-optional") and key in value and value[key] is None:
+            if below.get("x-optional") and key in value and _of_text(value[key], below) is None:
                 del value[key]  # an overlay leaves the section out
             elif key in value:
                 value[key] = _complete(value[key], below)
@@ -228,10 +226,9 @@ def _complete(value: Any, schema: Mapping[str, Any]) -> Any:
         own = schema.get("x-values", {}).get(str(value.get("method")), {})
         value |= {key: _complete(value[key], below) for key, below in own.items() if key in value}
     elif isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
-        own = schema["additionalProperties"]
-        value = {key: _of_text(below, own) for key, below in value.items()}
-        kept = {key: below for key, below in value.items() if below is not None or not schema.get("x-null-leaves-out")}
-        value = {key: _complete(below, own) for key, below in kept.items()}
+        of_each, leaves_out = schema["additionalProperties"], schema.get("x-null-leaves-out")
+        completed = {key: _complete(below, of_each) for key, below in value.items()}
+        value = {key: below for key, below in completed.items() if below is not None or not leaves_out}
     elif isinstance(value, str) and "x-short" in schema:
         value = _complete({schema["x-short"]: value}, schema)
     elif isinstance(value, list) and "items" in schema:

@@ -481,7 +481,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "diagnosis": lambda config, task, name: {
         "task": name,
         "runs": targets.measured(config, name),
-        "logged": targets.swept_at_once(config, name),
+        "logged": targets.measured_at_once(config, name),
         "seeds": config["seeds"],
         "confidence": task["evaluation"]["confidence"],
         "seed": config["seeds"][0],

@@ -103,11 +103,11 @@ def frontiers(config: Config, task: str) -> list[str]:
 def measured_metrics(config: Config, task: str) -> list[str]:
     """The metrics file of the training of each of these runs that is trained at once, for each seed."""
     return [
-        f"results/{seed}training/{task}/{run}.jsonl" for seed in seeds(config) for run in swept_at_once(config, task)
+        f"results/{seed}training/{task}/{run}.jsonl" for seed in seeds(config) for run in measured_at_once(config, task)
     ]
 
 
-def swept_at_once(config: Config, task: str) -> list[str]:
+def measured_at_once(config: Config, task: str) -> list[str]:
     """The measured runs of a task that are evaluated while they train; any other is at the end of each of its rounds."""
     return [run for run in measured(config, task) if run not in in_rounds(config, task)]
 

@@ -187,11 +187,9 @@ def score(task: Task, stage: str, _: str | None = None) -> Estimate:
 
 def candidate_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The true reward of all candidates; a program takes next to nothing."""
-    if task.section["frontier"]["reward"] == "oracle":
-        return _without_model(task, stage, "oracle")
     temperatures = [temperature for temperature in task.section["sampling"]["temperatures"] if temperature > 0]
     groups = _prompts(task) * len(temperatures) * task.section["best_of_n"]["n"]
-    return _scored(task, stage, "gold_reward_model", n=1, groups=groups)
+    return _rewarded(task, stage, n=1, groups=groups)
 
 
 def judge(task: Task, stage: str, _: str | None = None) -> Estimate:

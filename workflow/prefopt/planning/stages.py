@@ -141,7 +141,7 @@ def _trained(config: Config, task: str, name: str) -> Estimate:
 
 def _sweep(config: Config, task: str) -> list[Estimate]:
     by_method: dict[str, list[str]] = {}
-    for run in targets.swept_at_once(config, task):
+    for run in targets.measured_at_once(config, task):
         by_method.setdefault(runs.method(config, task, run), []).append(run)
     return [
         _renamed(estimate(config, task, "frontier_run", equal[0]), f"frontier_run {method}", len(equal))

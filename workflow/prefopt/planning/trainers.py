@@ -118,8 +118,7 @@ def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
     engine = task.engine(stage)
     name, model = task.model("reference")
     parameters = language_model_parameters(model)
-    judge = None if task.section["true_reward"]["source"] in targets.PROGRAMS else task.model("true_reward")[1]
-    others = [Resident(scorer_parameters(judge, 2))] if judge else []
+    judge, others = _judge(task)
     if method.trainer == "ppo":
         learned = "reward_model" in method.needs
         parts = _ppo_parts(task, model, values, engine, learned=learned, others=others)
@@ -131,13 +130,20 @@ def frontier_run(task: Task, stage: str, run: str | None) -> Estimate:
     return Estimate(stage, name, parameters, engine.processes, parts, phases + looked)
 
 
+def _judge(task: Task) -> tuple[Architecture | None, list[Resident]]:
+    """The model that is a sweep's true reward, and what of it is in memory; none where a program is."""
+    if task.section["true_reward"]["source"] in targets.PROGRAMS:
+        return None, []
+    judge = task.model("true_reward")[1]
+    return judge, [Resident(scorer_parameters(judge, 2))]
+
+
 def round_evaluations(task: Task, stage: str, run: str | None) -> Estimate:
     """The policy after each round of a run of a sweep, and the reference policy beside it."""
     engine = task.engine(stage)
     name, model = task.model("reference")
     parameters = language_model_parameters(model)
-    judge = None if task.section["true_reward"]["source"] in targets.PROGRAMS else task.model("true_reward")[1]
-    others = [Resident(scorer_parameters(judge, 2))] if judge else []
+    judge, others = _judge(task)
     learned = [Resident(scorer_parameters(model))] if targets.learns_reward(task.config, task.name) else []
     evaluation = task.section["evaluation"]
     parts = memory.sampling(

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from prefopt.experiment.recipes import from_dict, from_json, to_dict
-from prefopt.lm.models import load_policy, load_scorer, tokenizer_hash
+from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, tokenizer_hash, weights_hash
 from prefopt.rewards.learned import score_rows
-from prefopt.rewards.true_reward import load_true_reward
+from prefopt.rewards.true_reward import load_true_reward, reward_hash
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.tables import read_table, split_of, write_table
 from prefopt.training.by_step import EvaluationsByStep
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     reference, tokenizer = load_policy(args.model, device=device)
     reward = load_true_reward(folder=args.true_reward_model, device=device, **values.reward)
     learned = None
+    for folder in [*args.rounds, *([] if args.reward_model is None else [args.reward_model])]:
+        check_tokenizer(folder, args.model)
     if args.reward_model is not None:
         scorer = load_scorer(args.reward_model).to(device)
         learned = functools.partial(score_rows, scorer, token_budget=recipe.token_budget, dtype=recipe.dtype)
@@ -53,5 +55,15 @@ def run(args: argparse.Namespace) -> None:
             args.run, step, evaluate_policy(policy, reference, tokenizer, test, reward, recipe, learned)
         )
         usage.add(len(test) * recipe.samples_per_prompt, 0)
-    inputs = [model_hashes("policy", folder) for folder in args.rounds]
-    write_table(args.out, "evaluations", rows, recipe=to_dict(values), rounds=inputs, used=usage.report())
+    write_table(
+        args.out,
+        "evaluations",
+        rows,
+        recipe=to_dict(values),
+        prompts=prompts.attrs["manifest"]["content_hash"],
+        rounds=[model_hashes("policy", folder) for folder in args.rounds],
+        reference_weights=weights_hash(args.model),
+        reward_weights=reward_hash(args.true_reward_model),
+        learned_reward_weights=reward_hash(args.reward_model),
+        used=usage.report(),
+    )
