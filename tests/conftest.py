@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return _process_of(config.rootpath, str(file)) != "finished", not long
 
     items.sort(key=place)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_among_what_is_imported() -> None:
+    """Looking for it among all the modules of torch and transformers made some tests ten times slower."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -399,10 +399,10 @@ def test_a_report_can_be_made(finished: Path, tmp_path: Path) -> None:
     assert "Win rates" in text and "whose texts are most often preferred to the reference summary?" in text
 
 
-def test_the_learned_judge_runs_on_the_same_samples(finished: Path) -> None:
-    judge = overlay(finished.parent, {"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
-    target = "results/tldr_winrates.csv"
-    result = snakemake("--cores", "2", target, "--configfile", TINY, judge, folder=finished)
+def test_the_learned_judge_runs_on_the_same_samples(finished: Path, tmp_path: Path) -> None:
+    folder, target = shutil.copytree(finished, tmp_path / "copy", symlinks=True), "results/tldr_winrates.csv"
+    judge = overlay(tmp_path, {"tasks": {"tldr": {"judge": {"kind": "reward_model"}}}})
+    result = snakemake("--cores", "2", target, "--configfile", TINY, judge, folder=folder)
     assert result.returncode == 0, result.stderr[-8000:]
-    table = pd.read_csv(finished / target)
+    table = pd.read_csv(folder / target)
     assert table["judge"].str.startswith("reward_model").all()

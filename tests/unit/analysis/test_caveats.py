@@ -8,7 +8,15 @@ import pandas as pd
 import pytest
 
 from made_up import words
-from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts, synthetic_note
+from prefopt.analysis.caveats import (
+    data_notes,
+    equal_texts,
+    few_prompts,
+    interval_sources,
+    prompts_note,
+    read_facts,
+    synthetic_note,
+)
 from prefopt.errors import UserError
 
 
@@ -31,6 +39,7 @@ def test_one_text_for_most_prompts_is_said_with_its_temperatures() -> None:
     assert equal_texts(table) == ["DPO wrote one and the same text for most prompts at T = 0, 0.25."]
     assert equal_texts(samples({("dpo", 0.0): different})) == []
     assert equal_texts(samples({("dpo", 0.0): ["one prompt"]})) == []
+    assert len(equal_texts(samples({("dpo", 0.0): ["two prompts"] * 2}))) == 1
 
 
 def test_methods_that_wrote_the_same_are_named_together() -> None:
@@ -77,6 +86,10 @@ def test_notes_name_the_task_where_there_are_several() -> None:
         "IMDb sentiment: The rest is lost.",
         "Anthropic HH dialogue: 9 are lost.",
     ]
+
+
+def test_an_interval_of_one_seed_is_over_prompts_alone() -> None:
+    assert [interval_sources(seeds) for seeds in (1, 3)] == ["prompts", "prompts and 3 seeds of training"]
 
 
 def test_prompts_are_a_number_or_a_range() -> None:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -331,6 +332,18 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
         "Anthropic HH dialogue: 9 are lost.",
     ):
         assert said in text
+    assert figure.axes[0].yaxis.get_major_formatter()(0.5) == "50%"
+    drawn = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"SFT", "DPO"} <= drawn
+    alone = compute_figure.compute_figure(
+        both[(both["task"] == "tldr") | (both["run"] == "sft")], {"tldr": MANIFEST, "hh": other}
+    )
+    assert {text.get_text() for text in alone.legends[0].get_texts()} == drawn, "of all tasks, not of the last"
+    for axes in figure.axes:
+        low, high = np.log10(axes.get_xlim())
+        assert (low, high) == (pytest.approx(round(low)), pytest.approx(round(high))), "whole decades"
+        for line in axes.lines:
+            assert all(10**low <= x <= 10**high for x in line.get_xdata())
     three = {name: {**manifest, "seeds": [0, 1, 2]} for name, manifest in (("tldr", MANIFEST), ("hh", other))}
     assert "90% intervals over prompts and 3 seeds of training, costs their means." in " ".join(
         compute_figure.compute_figure(both, three).get_supxlabel().split()

@@ -169,7 +169,7 @@ def test_a_mean_completion_is_too_long_beyond_one_standard_deviation() -> None:
 
 
 def test_runs_as_their_reference_are_seldom_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
-    """60 runs of three steps, each completion drawn as the reference policy's: at most 5% have any flag."""
+    """40 runs of three steps, each completion drawn as the reference policy's: at most 5% have any flag."""
     monkeypatch.setattr(diagnosis, "_RESAMPLES", 999)
     rng = np.random.default_rng(0)
     shares = {"ended": 0.8, "repeats": 0.3, "copies": 0.1, "empty": 0.1}
@@ -180,11 +180,11 @@ def test_runs_as_their_reference_are_seldom_flagged(monkeypatch: pytest.MonkeyPa
         return names.assign(**texts, **{name: rng.random(PROMPTS) < share for name, share in shares.items()})
 
     flagged = 0
-    for _ in range(60):
+    for _ in range(40):
         steps = {step: drawn() for step in range(4)}
         thresholds = {measure.column: diagnosis.threshold(measure, steps[0]) for measure in diagnosis.MEASURES}
         flagged += any(p < 0.05 for p in adjusted_p(steps, thresholds, RECIPE).values())
-    assert flagged <= 6  # 5% of 60 and two standard errors
+    assert flagged <= 4  # 5% of 40 and a standard error and a half
 
 
 def test_distinct_p_against_all_swaps() -> None:

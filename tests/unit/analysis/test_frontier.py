@@ -435,6 +435,17 @@ class TestFigure:
         assert frontier_figure.marker_sizes("dpo", pd.Series([0.1])) == {0.1: 5.0}
         assert frontier_figure.marker_sizes("preferred_ft", pd.Series([math.nan])) == {}
 
+    def test_bars_are_95_percent_intervals_and_a_method_without_runs_is_passed_over(self) -> None:
+        table = sweep().query("run in ('dpo_0', 'preferred_ft_6')")
+        (axes,) = self.draw(table).axes
+        assert [len(one.lines) for one in axes.containers] == [3, 3], "DPO's and Preferred-FT's, and nothing of PPO's"
+        data, _, (across, upright) = axes.containers[0].lines
+        assert data.get_xydata() == pytest.approx(np.array([[0, 0.5], [1, 0.6], [2, 0.7]]))
+        for bars, axis, half in ((across, 0, 1.96 * 0.1), (upright, 1, 1.96 * 0.01)):
+            lengths = [segment[1][axis] - segment[0][axis] for segment in bars.get_segments()]
+            assert lengths == pytest.approx([2 * half] * 3, rel=1e-3)
+        assert axes.get_xlim() == pytest.approx((-0.02 * 3, 3))
+
     def test_the_legend_covers_no_data(self, tmp_path: Path) -> None:
         figure = self.draw(sweep())
         figure.savefig(tmp_path / "f.png")

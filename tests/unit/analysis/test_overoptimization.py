@@ -59,7 +59,7 @@ def test_points_at_no_kl_are_left_out_and_one_kl_gives_no_fit() -> None:
 def test_intervals_hold_the_known_curve_in_95_of_100_simulations(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts differ in their slope, their noise and, of a trained run, in the KL at each step."""
     monkeypatch.setattr(overoptimization, "_RESAMPLES", 500)
-    rng, a, b, prompts, simulations = np.random.default_rng(3), 1.0, 0.25, 150, 1000
+    rng, a, b, prompts, simulations = np.random.default_rng(3), 1.0, 0.25, 150, 400
     at = [2**k for k in range(8)] if form == "best_of_n" else list(range(9))
     kl = np.array([overoptimization.best_of_n_bound(n, 1.0) for n in at] if form == "best_of_n" else at, dtype=float)
     truth = np.concatenate([[0.0], gain_at(kl[1:], a, b, form)])

@@ -26,13 +26,15 @@ def test_the_win_rates_that_were_made_are_shown_at_the_selected_temperatures(tmp
     table = pd.DataFrame(rows, columns=columns).assign(n=192, judge="oracle")
     write(tmp_path, "tldr_winrates.csv", table.to_csv(index=False), 200)
     write(tmp_path, "hh_winrates.csv", "of an earlier run", 100)
-    write(tmp_path, "tldr_winrates.svg", "", 200)
+    for name in ("tldr_winrates.svg", "imdb_frontier.csv", "tldr_training.svg", "hh_winrate_by_step.svg"):
+        write(tmp_path, name, "", 200)
     write(tmp_path, "compute.csv", "", 200)
     assert shown(tmp_path, since=150).splitlines() == [
         f"{tmp_path}/tldr_winrates.csv, on 192 test prompts by the judge oracle:",
         "  run          temperature  win rate, % [interval]  tokens",
         "  sft          0.25         64 [57, 70]             21",
         "  best_of_128  0.5          78 [72, 83]             23",
+        *(f"{tmp_path}/{name}" for name in ("hh_winrate_by_step.svg", "imdb_frontier.csv", "tldr_training.svg")),
         f"{tmp_path}/tldr_winrates.svg",
     ]
 

@@ -80,6 +80,7 @@ def test_several_seeds_are_a_mean_with_an_interval_over_prompts_and_seeds() -> N
     assert (last["step"], last["n"], last["wins"], last["seeds"]) == (5, 20, 13, 2)
     assert last["win_rate"] == pytest.approx(0.65) == expected.mean
     assert (last["ci_low"], last["ci_high"]) == pytest.approx((expected.interval.low, expected.interval.high))
+    assert list(table.columns) == list(step_table(verdicts({(0, 0.7): 3}), RECIPE).columns)
     figure = by_step_figure(table, {**words("hh"), "synthetic": False, "warnings": []}, [])
     assert "intervals over prompts and over 2 trainings each" in " ".join(figure.get_supxlabel().split())
 
@@ -101,6 +102,7 @@ def test_the_figure_stands_alone() -> None:
     (axes,) = figure.axes
     assert axes.get_title(loc="left") == "Anthropic HH dialogue: DPO while training (synthetic records)"
     assert axes.get_ylabel() == "Win rate against the chosen response"
+    assert list(axes.lines[0].get_ydata()) == [0.5, 0.5], "as good as the chosen response"
     assert " ".join(figure.get_supxlabel().split()) == (
         "Judge: j. 10 test prompts. Bands: 90% intervals over prompts, of one training each. Dotted: as good as the chosen "
         "response. Synthetic: dialogues, responses, preferences are by a program; no person was asked. 9 are lost."

@@ -2,8 +2,8 @@
 
     python kill_points.py TRAINER TASK OUT EVERY OF_PUBLISHING
 
-A process that has imported all and trained nothing forks one child for each run, since importing takes longer than
-training. Of the points before publishing each EVERY-th is tried, of those from there on each OF_PUBLISHING-th. Prints a
+A process that has trained once, so that all is imported, forks one child for each run, since importing takes longer
+than training. Of the points before publishing each EVERY-th is tried, of those from there on each OF_PUBLISHING-th. Prints a
 JSON object a run.
 """
 
@@ -73,22 +73,26 @@ def train(trainer: str, task: Path, out: Path, die_at: int | None = None) -> tup
     sys.addaudithook(watch)
     code = 1
     try:
-        torch.set_num_threads(1)
-        sampled = trainer == "dpo"
-        paths = {"work": out / "work" / trainer, "out": out / "model", "metrics": out / "metrics.jsonl"}
-        paths |= {"samples": out / "samples.parquet", "sampled_prompts": task / "prompts.parquet"}
-        nothing = {"reference_model": None, "evaluations": None, "true_reward_model": None}
-        every_trainer.MODULES[trainer].run(  # type: ignore[attr-defined]
-            argparse.Namespace(
-                **{**every_trainer.inputs(trainer, task), **paths, **nothing, "run": "mine"},
-                by_step=json.dumps({"points": 2, "sampling": SAMPLING}) if sampled else None,
-                recipe=json.dumps({**every_trainer.VALUES[trainer], **VALUES[trainer]}),
-            )
-        )
+        run(trainer, task, out)
         code = 0
     finally:
         os.write(tell, json.dumps({"before": before, "all": changes}).encode())
         os._exit(code)
+
+
+def run(trainer: str, task: Path, out: Path) -> None:
+    """Trains in this process."""
+    sampled = trainer == "dpo"
+    paths = {"work": out / "work" / trainer, "out": out / "model", "metrics": out / "metrics.jsonl"}
+    paths |= {"samples": out / "samples.parquet", "sampled_prompts": task / "prompts.parquet"}
+    nothing = {"reference_model": None, "evaluations": None, "true_reward_model": None}
+    every_trainer.MODULES[trainer].run(  # type: ignore[attr-defined]
+        argparse.Namespace(
+            **{**every_trainer.inputs(trainer, task), **paths, **nothing, "run": "mine"},
+            by_step=json.dumps({"points": 2, "sampling": SAMPLING}) if sampled else None,
+            recipe=json.dumps({**every_trainer.VALUES[trainer], **VALUES[trainer]}),
+        )
+    )
 
 
 def made(out: Path) -> dict[str, Any]:
@@ -107,6 +111,9 @@ def main() -> None:
     """An undisturbed run, then two runs for each point: one that is killed there, and the next one."""
     trainer, task, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     every, of_publishing = map(int, sys.argv[4:])
+    torch.set_num_threads(1)
+    run(trainer, task, out)
+    shutil.rmtree(out)
     code, changes = train(trainer, task, out)
     print(json.dumps({"point": None, "code": code, **changes, **made(out)}), flush=True)
     for point in [*range(0, changes["before"], every), *range(changes["before"], changes["all"], of_publishing)]:

@@ -19,7 +19,7 @@ from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.generation.measures import completion_measures
 from prefopt.lm.batching import Row
-from prefopt.lm.models import load_policy, load_scorer, new_scorer, save_model
+from prefopt.lm.models import load_policy, load_scorer, new_scorer, save_model, weights_hash
 from prefopt.rewards.learned import score_rows
 from prefopt.rewards.true_reward import load_true_reward
 from prefopt.store.tables import read_manifest, read_table, write_table
@@ -169,7 +169,18 @@ def test_a_run_in_rounds_is_evaluated_at_the_end_of_each(task: Task, inputs: dic
     assert table["learned_reward"].notna().all() and expected["learned_reward"].isna().all()
     manifest = read_manifest(paths["out"])
     assert manifest["rounds"] == [model_hashes("policy", folder) for folder in rounds["rounds"]]
-    assert manifest["used"]["examples"] == 3 * 4 * 2
+    assert manifest["prompts"] == read_manifest(inputs["prompts"])["content_hash"]
+    assert manifest["reward_weights"] is None
+    assert manifest["learned_reward_weights"] == weights_hash(tmp_path / "scorer")
+    used = manifest["used"]
+    assert (used["stage"], used["examples"], used["models"]) == ("round_evaluations", 3 * 4 * 2, 2)
+    # With no learned reward, and a true one that is a model (the rule of this recipe does not read it).
+    rewards = {"true_reward_model": tmp_path / "scorer", "reward_model": None}
+    round_evaluations.run(argparse.Namespace(**paths, **rewards, **rounds))
+    assert read_table(paths["out"], "evaluations")["learned_reward"].isna().all()
+    manifest = read_manifest(paths["out"])
+    assert manifest["learned_reward_weights"] is None
+    assert manifest["reward_weights"] == weights_hash(tmp_path / "scorer")
 
 
 @pytest.mark.parametrize("method", ["dpo", "unlikelihood", "preferred_ft", "kto"])
