@@ -43,7 +43,7 @@ generation.sample were scored by mutmut itself at an earlier commit: of a module
     data.synthetic            107 of 107
     fetched                    77 of 77
     training.rounds            90 of 90
-    analysis.shown             86 of 86
+    analysis.shown             88 of 88
 
 The six of lm.loading that are left are of lm.sharding in several processes, which tests/unit/training/test_processes.py
 starts and no fork sees.
