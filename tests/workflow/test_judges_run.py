@@ -6,12 +6,9 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +137,8 @@ def test_people_can_judge_the_table(folder: Path) -> None:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[str]:
-    """`transformers serve` with a tiny random model: real generation, which never says anything sensible."""
+def small_judge(tmp_path: Path) -> Path:
+    """A tiny random chat model: real generation, which never says anything sensible."""
     pytest.importorskip("fastapi")
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -154,54 +151,39 @@ def served(tmp_path: Path) -> Iterator[str]:
     config = LlamaConfig(vocab_size=len(fast), max_position_embeddings=4096, eos_token_id=fast.eos_token_id, **shape)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "judge")
     fast.save_pretrained(tmp_path / "judge")
-    (tmp_path / "hub").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    with subprocess.Popen(
-        [
-            *(str(Path(sys.executable).parent / "transformers"), "serve", str(tmp_path / "judge"), "--device", "cpu"),
-            *("--port", str(port), "--host", "127.0.0.1", "--default-seed", "0"),
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        address = f"http://127.0.0.1:{port}"
-        try:
-            deadline = time.monotonic() + 120
-            while not _answers(f"{address}/health"):
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.5)
-            yield f"{address}/v1"
-        finally:
-            process.kill()
+    return tmp_path / "judge"
 
 
-def _answers(address: str) -> bool:
+def test_the_table_through_a_judge_that_the_jobs_serve(
+    folder: Path, small_judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`transformers serve`, started by the first job and shared by all; `recorded` then needs none."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    limits = {"max_tokens": 6, "parse_retries": 0, "budget_usd": 0.0, "concurrency": 2, "prompt": "tldr_concise"}
+    chat = {**limits, "serve": {"model": str(small_judge)}}
+
+    def run(kind: str) -> pd.DataFrame:
+        tldr = {"judge": {"kind": kind, "chat": chat}, "other_judges": {"gold": None}, "human": None}
+        config = overlay(folder.parent, {"tasks": {"tldr": tldr}})
+        result = snakemake("--cores", "2", WIN_RATES, "--configfile", TINY, config, folder=folder)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+        return pd.read_csv(folder / WIN_RATES)
+
     try:
-        with urllib.request.urlopen(address, timeout=5):
-            return True
-    except OSError:
-        return False
-
-
-def test_the_table_through_a_local_server(folder: Path, served: str, tmp_path: Path) -> None:
-    model = str(tmp_path / "judge")
-    changes = {"model": model, "prices": {model: {"input": 0, "output": 0}}, "max_tokens": 6, "parse_retries": 0}
-    config = chat_judge(folder, served, **changes, budget_usd=0.0, concurrency=2)
-    result = snakemake("--cores", "2", WIN_RATES, "--configfile", TINY, config, folder=folder)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
-    table = pd.read_csv(folder / WIN_RATES)
-    # Nothing that it says names a winner, and nothing is guessed.
-    assert (table["invalid"] == table["n"]).all() and table["win_rate"].isna().all()
-    assert (table["if_invalid_lose"] == 0).all() and (table["if_invalid_win"] == 1).all()
-    replies = VerdictStore(folder / "verdicts.sqlite").export()
-    assert (replies["completion_tokens"] > 0).all() and (replies["prompt_tokens"] > 50).all()
-    assert table["cost_usd"].eq(0).all()
+        table = run("chat")
+        # Nothing that it says names a winner, and nothing is guessed.
+        assert (table["invalid"] == table["n"]).all() and table["win_rate"].isna().all()
+        assert (table["if_invalid_lose"] == 0).all() and (table["if_invalid_win"] == 1).all()
+        replies = VerdictStore(folder / "verdicts.sqlite").export()
+        assert (replies["completion_tokens"] > 0).all() and (replies["prompt_tokens"] > 50).all()
+        assert table["cost_usd"].eq(0).all() and table["judge"].str.startswith("chat:judge/tldr_concise@").all()
+        said = [path.read_text() for path in (folder / "logs/tldr").glob("judge_*.log")]
+        urls = {word for text in said for word in text.split() if word.startswith("http://127.0.0.1:")}
+        assert len(urls) == 1, "one server for all jobs"
+    finally:
+        for process in psutil.process_iter(["cmdline"]):
+            if str(tmp_path / "tmp") in " ".join(process.info["cmdline"] or []):
+                process.kill()  # the stage `serve`, which takes the engine with it
+    recorded = run("recorded")
+    pd.testing.assert_frame_equal(recorded.drop(columns="judge"), table.drop(columns="judge"))

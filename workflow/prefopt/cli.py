@@ -63,6 +63,7 @@ STAGES = {
         "rewards of a policy's completions, by a judge of every two of a prompt",
     ),
     "gather": ("prefopt.store.gather", "the shards of a table to the table"),
+    "serve": ("prefopt.judging.serving", "a judge's model on this machine, for as long as a job asks it"),
     "store": ("prefopt.judging.stored", "verdicts of a chat judge to and from Parquet"),
     "win_rates": ("prefopt.analysis.win_rates", "win rates with intervals"),
     "human_study": ("prefopt.judging.human.study", "pages for blind comparison by people"),

@@ -300,6 +300,17 @@ def judge_files(wildcards):
     return {}
 
 
+def served_files(wildcards):
+    """The model of a local judge, whose path the recipe holds."""
+    judge = judge_of(wildcards)
+    return {"served": judge["chat"]["serve"]["model"]} if targets.is_served(judge) else {}
+
+
+def leased(wildcards, resources):
+    """Params function: the GPUs that a judging job leases; those of a local judge are the server's, whoever starts it."""
+    return [] if targets.is_served(judge_of(wildcards)) else ["--gpus", resources.gpu]
+
+
 def against_files(wildcards):
     """The samples that completions are held against; nothing where that is the reference texts."""
     against = config["tasks"][wildcards.task]["evaluation"]["against"]
@@ -321,8 +332,11 @@ def judge_needs(stage):
 
     def need(key):
         def of_job(wildcards, attempt):
-            model = judge_of(wildcards)["kind"] == "reward_model"
-            return of_model[key](wildcards, attempt) if model else {**TABLE_RESOURCES, "runtime": 240 * attempt}[key]
+            judge = judge_of(wildcards)
+            if judge["kind"] == "reward_model":
+                return of_model[key](wildcards, attempt)
+            served = of_served(judge["chat"]["serve"]) if targets.is_served(judge) else {}
+            return {**TABLE_RESOURCES, **served, "runtime": 240 * attempt}[key]
 
         return of_job
 
@@ -334,7 +348,8 @@ def judge_params(module):
     return {
         "code": lambda wildcards: fingerprint(module, apart=targets.other_judges(judge_of(wildcards))),
         "judge": arguments_of(judge_files),
-        "judge_content": brought(judge_files),
+        "judge_content": brought(lambda wildcards: {**judge_files(wildcards), **served_files(wildcards)}),
+        "devices": leased,
         **recipe_params(lambda wildcards: stage_recipes.judge_recipe(config, wildcards.task, judge_of(wildcards))),
     }
 

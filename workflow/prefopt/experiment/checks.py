@@ -98,7 +98,7 @@ def _check_paths(section: Config, task: str) -> Iterator[str]:
         if section.get(name, {}).get("source") == "path":
             paths.append((f"{name}.path", section[name]["path"] or ""))
     if "judge" in section:
-        chats = {key: judge["chat"] for key, judge in _judges(section).items() if "chat" in judge}
+        chats = {key: judge["chat"] for key, judge in judges(section).items() if "chat" in judge}
         paths += [(f"{key}.chat.prompt", chat.get("prompt", "")) for key, chat in chats.items()]
     for key, path in paths:
         if re.search("[{}]", path):
@@ -161,16 +161,33 @@ def _check_records(records: list[Config]) -> Iterator[str]:
 
 
 def _check_judge(section: Config, task: str) -> Iterator[str]:
-    for key, judge in _judges(section).items():
+    for key, judge in judges(section).items():
         yield from _check_one_judge(section, key, judge)
 
 
-def _judges(section: Config) -> Config:
-    """A task's judges by their keys."""
+def judges(section: Config) -> Config:
+    """A task's judges by their keys; a sweep has none."""
+    if "judge" not in section:
+        return {}
     return {
         "judge": section["judge"],
         **{f"other_judges.{name}": judge for name, judge in section["other_judges"].items()},
     }
+
+
+def fill_served(judge: Config, config: Config) -> None:
+    """Gives a served chat judge what follows from its being served: no key, no price, and a name."""
+    chat = judge.get("chat", {})
+    if "serve" in chat and "model" in chat["serve"]:
+        chat.setdefault("base_url", _served(chat))
+        chat.setdefault("model", Path(chat["serve"]["model"]).name)
+        chat |= {"api_key_env": None, "prices": {chat["model"]: {"input": 0.0, "output": 0.0}}}
+        if chat["serve"]["gpus"] is None:
+            chat["serve"]["gpus"] = config["compute"]["gpus"]
+
+
+def _served(chat: Config) -> str:
+    return f"served:{chat['serve']['engine']}"
 
 
 def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
@@ -190,6 +207,9 @@ def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
     if kind in ("chat", "recorded"):
         if "chat" not in judge:
             yield f"{key}.chat is missing; {key}.kind is {kind!r}, which needs this section."
+            return
+        if "serve" in judge["chat"] and judge["chat"]["base_url"] != _served(judge["chat"]):
+            yield f"{key}.chat names both serve and base_url; leave one of them out: a served judge has its own address."
             return
         missing = [name for name in ("base_url", "model", "prompt") if name not in judge["chat"]]
         for name in missing:
@@ -220,7 +240,7 @@ def _check_gold(data: Config, reason: str) -> Iterator[str]:
 
 def _check_human(section: Config, task: str) -> Iterator[str]:
     if "human" not in section:
-        for key, judge in _judges(section).items():
+        for key, judge in judges(section).items():
             if judge["kind"] == "human":
                 yield f"human is missing; {key}.kind is 'human', which needs this section."
         return

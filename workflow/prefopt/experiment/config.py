@@ -22,7 +22,7 @@ import yaml
 
 from prefopt.errors import UserError
 from prefopt.experiment import methods
-from prefopt.experiment.checks import leave_out_embedded, leave_out_untrained, problems
+from prefopt.experiment.checks import fill_served, judges, leave_out_embedded, leave_out_untrained, problems
 from prefopt.experiment.like import take_over
 from prefopt.experiment.tasks import TASKS
 from prefopt.resources import SCHEMA
@@ -72,6 +72,8 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
         if any(re.match(rf"tasks\.{re.escape(task)}\b", sentence) for sentence in found):
             continue  # values that are no values cannot be held against each other
         _name(section, task)
+        for judge in judges(section).values():
+            fill_served(judge, resolved)
         if "ceiling" not in section:  # a sweep's methods have an order of their own
             section["runs"] = _in_order(section["runs"])
         embedded = section["data"]["source"] == "embedded"

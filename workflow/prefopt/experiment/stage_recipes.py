@@ -119,11 +119,11 @@ def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -
 
 
 # How a stage goes about its work, which changes no result: how often it saves, how it asks an endpoint and what it may
-# spend there.
+# spend there, how a local judge is served (its engine is the address, its content a param of the rules).
 _OF_NO_RESULT = frozenset(
     {
         *("checkpoint_every", "concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env"),
-        "budget_usd",
+        *("budget_usd", "serve"),
     }
 )
 # What decides the records of each source; files themselves are compared by their content.
@@ -263,7 +263,7 @@ def judge_recipe(config: Config, task: str, judge: Config) -> Config:
     if judge["kind"] not in ("chat", "recorded"):
         return values | {"chat": None, "repeat": 0.0}
     model = judge["chat"]["model"]
-    return values | {"chat": {**judge["chat"], "prices": {model: judge["chat"]["prices"][model]}}}
+    return values | {"chat": {"serve": None, **judge["chat"], "prices": {model: judge["chat"]["prices"][model]}}}
 
 
 # What of embedded data each raw table holds. No review stands twice, so that each split depends on those before it.

@@ -262,6 +262,11 @@ def learns_gold(section: Config) -> bool:
     return "reward_model" in judge_kinds(section) or section.get("frontier", {}).get("reward") == "gold_reward_model"
 
 
+def is_served(judge: Config) -> bool:
+    """Whether the jobs of a judge start it themselves (see `judging.serving`)."""
+    return judge["kind"] == "chat" and "serve" in judge["chat"]
+
+
 def judge_prompt(judge: Config) -> Path:
     """The file of a chat judge's prompt: one that the repository holds, or the user's own."""
     name: str = judge["chat"]["prompt"]

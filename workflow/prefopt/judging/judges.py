@@ -71,13 +71,18 @@ def _chat_judge(recipe: JudgeRecipe, template: Path) -> Judge:
     from prefopt.judging.verdict_store import VerdictStore
 
     chat = from_dict(ChatRecipe, recipe.chat or {})
-    endpoint = None
-    if recipe.kind == "chat":
-        endpoint = Endpoint(
-            *(chat.base_url, chat.model, chat.api_key_env),
-            *(chat.timeout, chat.max_retries, chat.requests_per_minute),
-            max_tokens=chat.max_tokens,
-        )
+    limits = {key: getattr(chat, key) for key in ("timeout", "max_retries", "requests_per_minute", "max_tokens")}
+    endpoint: Endpoint | None = None
+    if chat.serve is not None:
+        from prefopt.judging.serving import ServedEndpoint, ServeRecipe, address
+
+        serve = from_dict(ServeRecipe, chat.serve)
+        chat = dataclasses.replace(chat, base_url=address(serve))
+        endpoint = ServedEndpoint(serve, **limits)
+    elif recipe.kind == "chat":
+        endpoint = Endpoint(chat.base_url, chat.model, chat.api_key_env, **limits)
+    if recipe.kind == "recorded":
+        endpoint = None
     store = VerdictStore(chat.store, create=recipe.kind == "chat")
     return ChatJudge(chat, read_template(template), recipe.suffix, store, endpoint, recipe.repeat)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from prefopt.errors import UserError
@@ -44,3 +45,10 @@ def needs(config: Config, task: str, stage: str, name: str | None = None) -> dic
             }
     overriding = {key: value for key, value in given.items() if value is not None}
     return {"gpu": gpus(config, stage), **computed, **overriding}
+
+
+def of_served(serve: Config) -> dict[str, int]:
+    """`gpu` and `mem_mb` of a job whose judge is a model that it may have to serve, by the size of the model's files."""
+    size = sum(file.stat().st_size for file in Path(serve["model"]).glob("*.safetensors"))
+    # On a GPU the host holds a part at a time, and on a CPU all, in bfloat16's place perhaps in float32.
+    return {"gpu": serve["gpus"], "mem_mb": 4000 + math.ceil((0.5 if serve["gpus"] else 2.5) * size / 1e6)}
