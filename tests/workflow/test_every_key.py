@@ -398,6 +398,29 @@ def test_what_is_brought_may_move_and_not_change(rules: Rules, jobs: dict[Name, 
     assert runs({"data": {"posts": [elsewhere[1]]}}) == tables | {"records:gold_preferences"}
 
 
+def test_a_served_judge_may_move_and_judges_anew_where_it_is_another(
+    rules: Rules, jobs: dict[Name, Job], tmp_path: Path
+) -> None:
+    model = shutil.copytree(SHIPPED, tmp_path / "judge")
+    chat = {"serve": {"model": str(model)}, "prompt": "tldr_simple"}
+    config = overlaid(rules.config, {"tldr": {"judge": {"kind": "chat", "chat": chat}}})
+
+    def runs(serve: dict[str, Any]) -> set[str]:
+        with rules.with_config(config):
+            before = rules.jobs()
+        with rules.with_config(overlaid(config, {"tldr": {"judge": {"chat": {"serve": serve}}}})):
+            own, _ = rules.rerun(before, rules.jobs())
+        return {named(job, "tldr") for job in own}
+
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.copytree(model, tmp_path / "elsewhere" / "judge")
+    assert runs({"model": str(moved)}) == runs({"program": "/opt/engine"}) == runs({"gpus": 4}) == set()
+    anew = {"judge", "judge_candidates", "judge_items:main"}
+    assert runs({"engine": "vllm"}) == anew
+    (moved / "model.safetensors").write_bytes(b"other weights")
+    assert runs({"model": str(moved)}) == anew
+
+
 def test_sources_of_records_are_compared_by_their_content_and_what_is_taken(
     rules: Rules, jobs: dict[Name, Job], tmp_path: Path
 ) -> None:

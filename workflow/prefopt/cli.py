@@ -104,6 +104,7 @@ def build_parser(stage: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prefopt", description=__doc__)
     parser.add_argument("--threads", type=int, help="CPU threads of the job's matrix products (default: torch's own)")
     parser.add_argument("--gpus", type=int, help="GPUs to lease; 0 is the CPU (default: all that are seen, unleased)")
+    parser.add_argument("--no-lease", action="store_true", help="leave the GPUs to a server that the stage starts")
     parser.add_argument(
         "--processes", type=int, help=f"processes of {', '.join(SHARED)} (default: one for each GPU leased)"
     )
@@ -140,7 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
         if processes.count() > 1 and args.stage not in SHARED:
             raise UserError(f"{processes.count()} processes are started, but one alone runs this stage: start one.")
         # Before torch looks for devices. A process of several finds what was leased for all of them.
-        leased = devices.take(args.gpus) if args.gpus is not None and processes.count() == 1 else []
+        lease = args.gpus is not None and processes.count() == 1 and not args.no_lease
+        leased = devices.take(args.gpus) if lease else []
         wanted = args.processes or max(1, len(leased))
         if processes.count() == 1 and wanted > 1 and args.stage in SHARED:
             return launch(arguments, wanted, devices.held())

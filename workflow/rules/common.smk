@@ -306,11 +306,6 @@ def served_files(wildcards):
     return {"served": judge["chat"]["serve"]["model"]} if targets.is_served(judge) else {}
 
 
-def leased(wildcards, resources):
-    """Params function: the GPUs that a judging job leases; those of a local judge are the server's, whoever starts it."""
-    return [] if targets.is_served(judge_of(wildcards)) else ["--gpus", resources.gpu]
-
-
 def against_files(wildcards):
     """The samples that completions are held against; nothing where that is the reference texts."""
     against = config["tasks"][wildcards.task]["evaluation"]["against"]
@@ -349,7 +344,8 @@ def judge_params(module):
         "code": lambda wildcards: fingerprint(module, apart=targets.other_judges(judge_of(wildcards))),
         "judge": arguments_of(judge_files),
         "judge_content": brought(lambda wildcards: {**judge_files(wildcards), **served_files(wildcards)}),
-        "devices": leased,
+        # The GPUs of a local judge are the server's, which its first job starts, and not that job's.
+        "lease": uncompared(lambda wildcards: ["--no-lease"] if targets.is_served(judge_of(wildcards)) else []),
         **recipe_params(lambda wildcards: stage_recipes.judge_recipe(config, wildcards.task, judge_of(wildcards))),
     }
 

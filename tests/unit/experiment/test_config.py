@@ -13,6 +13,7 @@ import yaml
 
 from prefopt.errors import UserError
 from prefopt.experiment.config import doubled_keys, leaves, load_schema, resolve
+from prefopt.experiment.stage_recipes import judge_recipe
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -914,3 +915,45 @@ def test_a_file_of_votes_with_braces_in_its_name_is_refused(tmp_path: Path, monk
 def test_a_frontier_has_what_it_is_made_of(tldr: dict[str, Any], sentence: str) -> None:
     found = sentences(with_value("tasks.tldr", tldr))
     assert any(fnmatch.fnmatchcase(line, f"tasks.tldr.{sentence}") for line in found), found
+
+
+def test_a_served_judge_needs_no_address_key_or_price() -> None:
+    serve = {"serve": {"model": "judges/mine"}, "prompt": "tldr_concise"}
+    config = with_value("tasks.tldr.judge", {"kind": "chat", "chat": serve})
+    resolved = resolve(config | {"compute": {**config["compute"], "gpus": 2}})
+    chat = resolved["tasks"]["tldr"]["judge"]["chat"]
+    assert resolve(resolved) == resolved
+    assert chat["serve"] == {"model": "judges/mine", "engine": "transformers", "program": None, "gpus": 2}
+    assert (chat["model"], chat["api_key_env"]) == ("mine", None)
+    assert (
+        judge_recipe(resolved, "tldr", resolved["tasks"]["tldr"]["judge"])["chat"]["base_url"] == "served:transformers"
+    )
+    assert chat["prices"] == {"mine": {"input": 0.0, "output": 0.0}}
+    named = {**serve, "model": "the judge", "serve": {"model": "m", "engine": "vllm", "gpus": 0}}
+    chat = resolve(with_value("tasks.tldr.judge", {"kind": "chat", "chat": named}))["tasks"]["tldr"]["judge"]["chat"]
+    assert (chat["model"], chat["serve"]["gpus"]) == ("the judge", 0)
+
+
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        (
+            {"serve": {"model": "m"}, "base_url": "http://x/v1", "prompt": "tldr_concise"},
+            "tasks.tldr.judge.chat names both serve and base_url; leave one of them out: a served judge has its own address.",
+        ),
+        ({"serve": {"engine": "vllm"}, "prompt": "tldr_concise"}, "tasks.tldr.judge.chat.serve.model is missing"),
+        ({"serve": {"model": "m"}}, "tasks.tldr.judge.chat.prompt is missing"),
+        (
+            {"serve": {"model": "m", "engine": "sglang"}, "prompt": "x"},
+            "serve.engine is 'sglang'; allowed: transformers or",
+        ),
+        (
+            {"prompt": "tldr_concise"},
+            "tasks.tldr.judge.chat.base_url is missing; judge.kind is 'chat', which needs it.",
+        ),
+    ],
+)
+def test_a_judge_with_half_an_address_is_refused(chat: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        resolve(with_value("tasks.tldr.judge", {"kind": "chat", "chat": chat}))
+    assert said in str(error.value)

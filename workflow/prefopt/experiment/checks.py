@@ -179,15 +179,10 @@ def fill_served(judge: Config, config: Config) -> None:
     """Gives a served chat judge what follows from its being served: no key, no price, and a name."""
     chat = judge.get("chat", {})
     if "serve" in chat and "model" in chat["serve"]:
-        chat.setdefault("base_url", _served(chat))
         chat.setdefault("model", Path(chat["serve"]["model"]).name)
         chat |= {"api_key_env": None, "prices": {chat["model"]: {"input": 0.0, "output": 0.0}}}
         if chat["serve"]["gpus"] is None:
             chat["serve"]["gpus"] = config["compute"]["gpus"]
-
-
-def _served(chat: Config) -> str:
-    return f"served:{chat['serve']['engine']}"
 
 
 def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
@@ -208,10 +203,10 @@ def _check_one_judge(section: Config, key: str, judge: Config) -> Iterator[str]:
         if "chat" not in judge:
             yield f"{key}.chat is missing; {key}.kind is {kind!r}, which needs this section."
             return
-        if "serve" in judge["chat"] and judge["chat"]["base_url"] != _served(judge["chat"]):
+        if {"serve", "base_url"} <= judge["chat"].keys():
             yield f"{key}.chat names both serve and base_url; leave one of them out: a served judge has its own address."
-            return
-        missing = [name for name in ("base_url", "model", "prompt") if name not in judge["chat"]]
+        address = "serve" if "serve" in judge["chat"] else "base_url"
+        missing = [name for name in (address, "model", "prompt") if name not in judge["chat"]]
         for name in missing:
             yield f"{key}.chat.{name} is missing; {key}.kind is {kind!r}, which needs it."
         if missing:

@@ -262,8 +262,10 @@ def judge_recipe(config: Config, task: str, judge: Config) -> Config:
     values = {"chat": None, **judge, "suffix": suffix, "token_budget": config["compute"]["token_budget"]}
     if judge["kind"] not in ("chat", "recorded"):
         return values | {"chat": None, "repeat": 0.0}
-    model = judge["chat"]["model"]
-    return values | {"chat": {"serve": None, **judge["chat"], "prices": {model: judge["chat"]["prices"][model]}}}
+    chat = {"serve": None, **judge["chat"]}
+    if chat["serve"] is not None:
+        chat["base_url"] = f"served:{chat['serve']['engine']}"
+    return values | {"chat": {**chat, "prices": {chat["model"]: chat["prices"][chat["model"]]}}}
 
 
 # What of embedded data each raw table holds. No review stands twice, so that each split depends on those before it.

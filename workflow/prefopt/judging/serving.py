@@ -142,10 +142,8 @@ def _start(recipe: ServeRecipe, folder: Path, idle: float) -> str:
     began = said = time.monotonic()
     while (url := _told(folder)) is None:
         if keeper.poll() is not None:
-            words = [line for line in _log(folder).splitlines() if line.strip()]
             raise UserError(
-                f"The server of {recipe.model} ended while it was started: {one_line(words[-1] if words else 'no word', 600)} "
-                f"({folder / 'log'} has the rest)."
+                f"The server of {recipe.model} ended while it was started: {_last_words(folder)} ({folder / 'log'} has the rest)."
             )
         if time.monotonic() - said > _SAY_EVERY:
             said = time.monotonic()
@@ -174,11 +172,11 @@ def _answers(url: str) -> bool:
         connection.close()
 
 
-def _log(folder: Path) -> str:
-    try:
-        return (folder / "log").read_text(encoding="utf-8", errors="replace")[-20_000:]
-    except OSError:
-        return ""
+def _last_words(folder: Path) -> str:
+    """The engine's last line, and what the stage made of it."""
+    text = (folder / "log").read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    return one_line(" | ".join(lines[-2:]), 800) or "without a word"
 
 
 def _private(folder: Path) -> Path:

@@ -43,8 +43,8 @@ def model_stage(words: str, folders: Mapping[str, str] | None = None) -> str:
 
 
 def judging_stage(words: str) -> str:
-    """The same of a stage that judges, which alone is given the judges' keys; what it leases is a param of its rule."""
-    return quoted(_WAIT + _env(keys=True) + _PYTHON + "--threads {threads} {params.devices} " + words + _LOG)
+    """The same of a stage that judges, which alone is given the judges' keys, and may leave its GPUs to a server."""
+    return quoted(_WAIT + _env(keys=True) + _PYTHON + _DEVICES + "{params.lease} " + words + _LOG)
 
 
 def quoted(command: str, folders: Mapping[str, str] | None = None) -> str:
