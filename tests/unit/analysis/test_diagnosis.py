@@ -93,7 +93,7 @@ def test_texts_made_to_collapse_are_flagged_as_what_they_are(flag: str) -> None:
     assert table["flags"].tolist() == ["", "", "; ".join(expected)]
     found = verdict_of(table, RECIPE)
     words = next(measure.words for measure in diagnosis.MEASURES if measure.flag == flag)
-    assert found.collapsed and f"{words} from step 4 on" in found.sentence
+    assert found.flagged and f"{words} from step 4 on" in found.sentence
     assert "an earlier step (step 2 shows none of it)" in found.helps
     assert ("`length_normalized: true`" in found.helps) == (flag == "too long")
     assert set(table["verdict"]) == {found.sentence}
@@ -217,7 +217,7 @@ def test_the_words_of_a_verdict() -> None:
     )
     # Texts that hold, while the likelihood of what was chosen falls: DPO's own remedies.
     pairs = verdict_of(table_of(good(0), good(4), metrics=falling), RECIPE)
-    assert not pairs.collapsed and pairs.sentence.startswith(
+    assert not pairs.flagged and pairs.sentence.startswith(
         "Its texts do not collapse at 1 steps up to 4, but the log-prob"
     )
     assert pairs.helps == (
@@ -335,3 +335,26 @@ def test_the_stage_writes_table_page_and_log(tmp_path: Path, caplog: pytest.LogC
     many = pd.concat([table[table["seed"] == 3]] * 2).assign(prompts=80)
     one = diagnosis_page(many, DiagnosisRecipe(**{**recipe, "seeds": (3,), "runs": ("mine",)}))
     assert "Only" not in one and "seed" not in one
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"repeats": 19}, "Flagged: repeats itself at step 4 (48% at step 4, 0% at step 0)."),
+        ({"repeats": 20}, "Collapsed: repeats itself at step 4 (50% at step 4, 0% at step 0)."),
+        ({"ended": 19}, "Flagged: does not end at step 4 (52% end at step 4, 100% at step 0)."),
+        ({"ended": 21}, "Collapsed: does not end at step 4 (48% end at step 4, 100% at step 0)."),
+    ],
+)
+def test_a_run_collapses_where_half_of_its_texts_are_worse(changed: dict[str, int], said: str) -> None:
+    ((column, count),) = changed.items()
+    rows = [row | {column: (i < count) == (column == "repeats")} for i, row in enumerate(good(4))]
+    found = verdict_of(table_of(good(0), good(2), rows), RECIPE)
+    assert found.sentence.replace("from step 4 on", "at step 4") == said and found.flagged
+
+
+@pytest.mark.parametrize(("tokens", "word"), [(13, "Flagged"), (16, "Collapsed")])
+def test_a_run_collapses_where_its_texts_are_twice_as_long(tokens: int, word: str) -> None:
+    """The reference policy's have 8 on average."""
+    found = verdict_of(table_of(good(0), good(2), [row | {"tokens": tokens} for row in good(4)]), RECIPE)
+    assert found.sentence.startswith(f"{word}: grows too long from step 4 on ({tokens} tokens")

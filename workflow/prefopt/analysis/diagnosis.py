@@ -283,7 +283,7 @@ class Verdict:
 
     sentence: str
     helps: str
-    collapsed: bool
+    flagged: bool
 
 
 def verdict_of(run: pd.DataFrame, recipe: DiagnosisRecipe) -> Verdict:
@@ -300,7 +300,8 @@ def verdict_of(run: pd.DataFrame, recipe: DiagnosisRecipe) -> Verdict:
     pairs = _falling(run, falls) if falls else ""
     measured = f"{len(steps) - 1} steps up to {steps[-1]}"
     if parts:
-        sentence = f"Collapsed: {', '.join(parts)}{f'; {pairs}' if pairs else ''}."
+        word = "Collapsed" if any(_is_collapse(measure, run, flags) for measure in MEASURES) else "Flagged"
+        sentence = f"{word}: {', '.join(parts)}{f'; {pairs}' if pairs else ''}."
     elif pairs:
         sentence = f"Its texts do not collapse at {measured}, but {pairs}."
     else:
@@ -311,6 +312,16 @@ def verdict_of(run: pd.DataFrame, recipe: DiagnosisRecipe) -> Verdict:
     method = str(run["method"].iloc[0])
     own = recipe.values.get(method, ())
     return Verdict(sentence, _helps(method, own, set().union(*flags), steps[first - 1]), bool(parts))
+
+
+def _is_collapse(measure: Measure, run: pd.DataFrame, flags: Sequence[set[str]]) -> bool:
+    """Whether at a flagged step half of the texts are worse than the reference policy's, or they are twice as long."""
+    values = run[measure.column]
+    worse = [float(value) for value, each in zip(values, flags, strict=True) if measure.flag in each]
+    first = float(values.iloc[0])
+    return any(
+        value >= 2 * first if measure.unit == "tokens" else measure.worse * (value - first) >= 0.5 for value in worse
+    )
 
 
 def _flagged(measure: Measure, run: pd.DataFrame, flags: Sequence[set[str]]) -> str:
@@ -442,7 +453,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Writes the table and the page; what collapsed is told in the log too."""
+    """Writes the table and the page; what is flagged is told in the log too."""
     recipe = from_json(DiagnosisRecipe, args.recipe)
     keys = [(run, seed) for seed in recipe.seeds for run in recipe.runs]
     evaluations = pd.concat(
@@ -457,6 +468,6 @@ def run(args: argparse.Namespace) -> None:
     table = diagnosis_table(evaluations, metrics, recipe)
     for (seed, name), rows in table.groupby(["seed", "run"], sort=False):
         found = verdict_of(rows, recipe)
-        logger.log(logging.WARNING if found.collapsed else logging.INFO, "%s, seed %d: %s", name, seed, found.sentence)
+        logger.log(logging.WARNING if found.flagged else logging.INFO, "%s, seed %d: %s", name, seed, found.sentence)
     write_csv(args.out, table)
     write_text(args.page, diagnosis_page(table, recipe))
