@@ -276,7 +276,8 @@ def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
     half = 1.959964 * last["true_gain_se"]
     ends = sorted(y for x, y in band if x == pytest.approx(d))
     assert (ends[0], ends[-1]) == pytest.approx((0.4 - half, 0.4 + half), abs=1e-5)
-    assert (left.get_ylabel(), right.get_ylabel()) == ("True reward", "Learned or implicit reward")
+    assert left.get_ylabel() == "Gain in true reward"
+    assert right.get_ylabel() == "Gain in learned or implicit reward"
     assert left.get_title(loc="left") == "Dialogue (synthetic records)"
     assert figure.get_suptitle() == "hh, mine, seed 0: an alarm."
     few = overoptimization.overoptimization_figure(table.assign(prompts=49), fits, facts, {"hh": "oracle"})
@@ -291,9 +292,14 @@ def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
     assert real.get_supxlabel().replace("\n", " ").endswith("50 to 60 test prompts. 40% of the pairs were lost.")
     # A task more is a row more.
     two = overoptimization.overoptimization_figure(
-        pd.concat([table, table.assign(task="tldr")]),
+        pd.concat([table[table["run"] == "dpo"], table.assign(task="tldr")]),
         fits,
         [*facts, {**facts[0], "task": "tldr", "title": "Summaries", "written": "posts"}],
         {"hh": "oracle", "tldr": "oracle"},
     )
     assert two.get_size_inches() == pytest.approx([8.4, 6.4]) and len(two.axes) == 4
+    shades = [
+        {line.get_label(): line.get_color() for line in axes.get_lines() if line.get_label() != "_fit"}
+        for axes in (two.axes[0], two.axes[2])
+    ]
+    assert set(shades[0]) == {"DPO"} and shades[0]["DPO"] == shades[1]["DPO"] != shades[1]["mine"]

@@ -26,7 +26,7 @@ from statsmodels.stats.multitest import multipletests
 from prefopt.analysis.best_of_n_curve import best_of_n_weights
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts, titled
 from prefopt.analysis.statistics import Z_95, mean_over_seeds, sign_flip_p
-from prefopt.analysis.style import annotate, display_name, figure_style, position_style, save
+from prefopt.analysis.style import LineStyle, annotate, display_name, figure_style, line_styles, save
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.win_rates import best_of_n_bound
 from prefopt.errors import UserError
@@ -272,18 +272,18 @@ def overoptimization_figure(
         rewards: the true reward of each task.
     """
     titles = {str(one["task"]): titled(one["title"], one) for one in facts}
-    tasks = list(dict.fromkeys(table["task"]))
+    tasks, styles = list(dict.fromkeys(table["task"])), line_styles(table["run"])
     with figure_style():
         figure, panels = plt.subplots(
             len(tasks), 2, figsize=(8.4, 2.8 * len(tasks) + 0.8), squeeze=False, layout="constrained"
         )
         for (left, right), task in zip(panels, tasks, strict=True):
             rows = table[table["task"] == task]
-            _draw(left, rows, ("true_gain",), fits[fits["task"] == task])
-            _draw(right, rows, ("implicit_gain", "learned_gain"))
+            _draw(left, rows, styles, ("true_gain",), fits[fits["task"] == task])
+            _draw(right, rows, styles, ("implicit_gain", "learned_gain"))
             left.set_title(titles[task], loc="left", fontweight="bold")
-            left.set_ylabel("True reward")
-            right.set_ylabel("Learned or implicit reward")
+            left.set_ylabel("Gain in true reward")
+            right.set_ylabel("Gain in learned or implicit reward")
             for axes in (left, right):
                 axes.set_xlabel("Square root of KL to the reference (nats)")
             right.legend(*left.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
@@ -306,10 +306,16 @@ def overoptimization_figure(
     return figure
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, columns: Sequence[str], fits: pd.DataFrame | None = None) -> None:
+def _draw(
+    axes: Axes,
+    rows: pd.DataFrame,
+    styles: Mapping[str, LineStyle],
+    columns: Sequence[str],
+    fits: pd.DataFrame | None = None,
+) -> None:
     """A line with its interval per run and seed, of the first of these columns that it has, and a run's fit."""
-    for position, (run, line_rows) in enumerate(rows.groupby("run", sort=False)):
-        style = position_style(position)
+    for run, line_rows in rows.groupby("run", sort=False):
+        style = styles[str(run)]
         column = next((name for name in columns if line_rows[name].notna().any()), None)
         for number, (_, line) in enumerate(line_rows.groupby("seed", sort=False)):
             if column is not None:
