@@ -40,21 +40,6 @@ class Objective(NamedTuple):
     mean_over: Literal["pairs", "chosen_tokens"] = "pairs"
 
 
-def token_mean_nll(logps: Tensor, lengths: Tensor) -> Tensor:
-    """Supervised fine-tuning's loss: the negative log-likelihood averaged over all completion tokens.
-
-    The original DPO code sums over a sequence instead, which makes the step grow with length.
-
-    Args:
-        logps: float [n], summed log-probability of each completion.
-        lengths: int [n], its number of tokens, EOS included.
-
-    Returns:
-        float [], nats per token.
-    """
-    return -logps.sum() / lengths.sum()
-
-
 def dpo_loss(
     policy_chosen_logp: Tensor,
     policy_rejected_logp: Tensor,
