@@ -224,7 +224,7 @@ def test_values_that_change_no_result_are_not_compared(config: dict[str, Any]) -
     ):
         assert run.keys() - compared(run).keys() == {"max_length", "batch_size"}
     chat = resolve(merged(read("config.yaml"), read("chat_judge.yaml")))["tasks"]["tldr"]["judge"]
-    left_out = {"concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env", "budget_usd"}
+    left_out = {"concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env", "budget_usd", "serve"}
     for kind, more in (("chat", {"store"}), ("recorded", set())):
         recipe = judge_recipe(config, "tldr", {**chat, "kind": kind})
         assert recipe.keys() - compared(recipe).keys() == {"token_budget"}

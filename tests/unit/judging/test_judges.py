@@ -13,7 +13,7 @@ import pytest
 
 from prefopt.errors import UserError
 from prefopt.experiment.targets import PROMPTS
-from prefopt.judging import chat, endpoint, people, reward_model, verdict_store
+from prefopt.judging import chat, endpoint, people, reward_model, serving, verdict_store
 from prefopt.judging.judges import JudgeRecipe, build_judge
 from prefopt.judging.oracle import OracleJudge
 from prefopt.judging.templates import read_template
@@ -26,11 +26,19 @@ GIVEN = argparse.Namespace(
 )
 TABLE = pd.DataFrame()
 CHAT: dict[str, Any] = {
-    **{"base_url": "http://judge", "model": "m", "api_key_env": "KEY", "prompt": "tldr_simple", "temperature": 0.0},
-    **{"seed": None, "max_tokens": 50, "max_tokens_parameter": "max_tokens", "structured_output": False},
+    **{"serve": None, "base_url": "http://judge", "model": "m", "api_key_env": "KEY", "prompt": "tldr_simple"},
+    **{
+        "temperature": 0.0,
+        "seed": None,
+        "max_tokens": 50,
+        "max_tokens_parameter": "max_tokens",
+        "structured_output": False,
+    },
     **{"parse_retries": 2, "concurrency": 4, "requests_per_minute": 30.0, "timeout": 5.0, "max_retries": 3},
     **{"store": "replies.sqlite", "budget_usd": 1.0, "prices": {"m": {"input": 2.0, "output": 8.0}}},
 }
+
+LIMITS = {"timeout": 5.0, "max_retries": 3, "requests_per_minute": 30.0, "max_tokens": 50}
 
 
 def recipe(kind: Any, values: dict[str, Any] | None = None) -> JudgeRecipe:
@@ -54,7 +62,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     made: Callable[..., Made] = recorded
     for module, name in (
         *((reward_model, "load_judge"), (people, "load_votes"), (chat, "ChatJudge")),
-        *((endpoint, "Endpoint"), (verdict_store, "VerdictStore")),
+        *((endpoint, "Endpoint"), (serving, "ServedEndpoint"), (verdict_store, "VerdictStore")),
     ):
         monkeypatch.setattr(module, name, made)
 
@@ -69,11 +77,21 @@ def test_a_judge_is_made_from_what_its_kind_takes() -> None:
 
 def test_a_chat_judge_asks_its_endpoint_and_a_recorded_one_nobody() -> None:
     expected = (chat.ChatRecipe(**CHAT), read_template(GIVEN.template), "TL;DR:")
-    asked = Made(("http://judge", "m", "KEY", 5.0, 3, 30.0), {"max_tokens": 50})
+    asked = Made(("http://judge", "m", "KEY"), LIMITS)
     store = Made(("replies.sqlite",), {"create": True})
     assert build_judge(GIVEN, recipe("chat", CHAT), TABLE) == Made((*expected, store, asked, 0.25), {})
     store = Made(("replies.sqlite",), {"create": False})
     assert build_judge(GIVEN, recipe("recorded", CHAT), TABLE) == Made((*expected, store, None, 0.25), {})
+
+
+def test_a_served_judge_is_known_by_engine_and_content(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    serve = {"model": str(tmp_path), "engine": "vllm", "program": None, "gpus": 1}
+    served = serving.ServeRecipe(**serve)  # type: ignore[arg-type]
+    known = chat.ChatRecipe(**{**CHAT, "serve": serve, "base_url": serving.address(served)})
+    for kind, asked in (("chat", Made((served,), LIMITS)), ("recorded", None)):
+        made: Any = build_judge(GIVEN, recipe(kind, {**CHAT, "serve": serve, "base_url": "served:vllm"}), TABLE)
+        assert (made.values[0], made.values[4]) == (known, asked)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,13 @@ def test_verdicts_of_a_reward_model(
 def test_verdicts_of_a_chat_model(task: Task, prompts: Path, samples: Path, tmp_path: Path, llmock: LLMock) -> None:
     llmock.add(Reply(text="Preferred: A", times=None, match=CHAT))
     chat = {
-        **{"base_url": llmock.base_url(), "model": "gpt-4o", "api_key_env": None, "prompt": "tldr_simple"},
+        **{
+            "serve": None,
+            "base_url": llmock.base_url(),
+            "model": "gpt-4o",
+            "api_key_env": None,
+            "prompt": "tldr_simple",
+        },
         **{"temperature": 0.0, "seed": None, "max_tokens": 20, "max_tokens_parameter": "max_tokens"},
         **{"structured_output": False, "parse_retries": 0, "concurrency": 4, "requests_per_minute": None},
         **{"timeout": 5.0, "max_retries": 2, "budget_usd": 1.0, "prices": {"gpt-4o": {"input": 2.0, "output": 8.0}}},

@@ -28,7 +28,7 @@ class ChatRecipe:
     """Which model is asked how, and what it may cost."""
 
     base_url: str
-    serve: dict[str, Any] | None  # see `serving.ServeRecipe`; None: the endpoint is there by itself
+    serve: dict[str, Any] | None = None  # see `serving.ServeRecipe`; None: the endpoint is there by itself
     model: str
     api_key_env: str | None
     prompt: str

@@ -70,19 +70,17 @@ def _chat_judge(recipe: JudgeRecipe, template: Path) -> Judge:
     from prefopt.judging.templates import read_template
     from prefopt.judging.verdict_store import VerdictStore
 
-    chat = from_dict(ChatRecipe, recipe.chat or {})
-    limits = {key: getattr(chat, key) for key in ("timeout", "max_retries", "requests_per_minute", "max_tokens")}
-    endpoint: Endpoint | None = None
+    chat, serve = from_dict(ChatRecipe, recipe.chat or {}), None
     if chat.serve is not None:
         from prefopt.judging.serving import ServedEndpoint, ServeRecipe, address
 
         serve = from_dict(ServeRecipe, chat.serve)
         chat = dataclasses.replace(chat, base_url=address(serve))
-        endpoint = ServedEndpoint(serve, **limits)
-    elif recipe.kind == "chat":
-        endpoint = Endpoint(chat.base_url, chat.model, chat.api_key_env, **limits)
-    if recipe.kind == "recorded":
-        endpoint = None
+    endpoint: Endpoint | None = None
+    if recipe.kind == "chat":
+        limits = {key: getattr(chat, key) for key in ("timeout", "max_retries", "requests_per_minute", "max_tokens")}
+        own = (chat.base_url, chat.model, chat.api_key_env)
+        endpoint = Endpoint(*own, **limits) if serve is None else ServedEndpoint(serve, **limits)
     store = VerdictStore(chat.store, create=recipe.kind == "chat")
     return ChatJudge(chat, read_template(template), recipe.suffix, store, endpoint, recipe.repeat)
 
