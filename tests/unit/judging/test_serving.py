@@ -167,6 +167,20 @@ def test_what_was_killed_is_started_again(model: Path, root: Path, tmp_path: Pat
             until(lambda: "transformers ended by itself with the code -9" in log.read_text())
 
 
+def test_a_server_whose_first_job_was_killed_while_it_loads_is_waited_for(
+    model: Path, root: Path, tmp_path: Path
+) -> None:
+    slow = engine(tmp_path / "bin", "import time; time.sleep(4)")
+    wanted = recipe(model, slow)
+    words = [sys.executable, "-c", JOB, canonical_json(vars(wanted)), str(root), "30"]
+    paths = {"PYTHONPATH": str(Path(serving.__file__).parents[2])}
+    with subprocess.Popen(words, env={**os.environ, **paths}, stdin=subprocess.PIPE) as first:
+        until(lambda: (tmp_path / "bin" / "started").exists())
+        first.kill()
+    with job(wanted, root) as (_, url):
+        assert answers(url) and len(started(tmp_path / "bin")) == 1
+
+
 def test_another_model_engine_or_allocation_is_another_server(
     model: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

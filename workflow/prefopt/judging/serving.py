@@ -108,9 +108,7 @@ def served(recipe: ServeRecipe, root: Path | None = None, idle: float = IDLE) ->
     _held.append(_locked(folder / "users", fcntl.LOCK_SH))
     starting = _locked(folder / "start", fcntl.LOCK_EX)  # others wait for who starts it
     try:
-        url = _told(folder) if _is_kept(folder) else None
-        if url is None or not _answers(url):
-            url = _start(recipe, folder, idle)
+        url = _found_or_started(recipe, folder, idle)
     finally:
         os.close(starting)
     logger.info("%s is served at %s (%s)", recipe.model, url, folder / "log")
@@ -126,22 +124,16 @@ def _is_kept(folder: Path) -> bool:
         os.close(descriptor)
 
 
-def _start(recipe: ServeRecipe, folder: Path, idle: float) -> str:
-    (folder / "address").unlink(missing_ok=True)
-    words = [sys.executable, "-P", "-m", "prefopt", "serve", "--folder", str(folder), "--idle", str(idle), "--recipe"]
-    keys = {word.removeprefix("--unset=") for word in os.environ.get("PREFOPT_UNSET", "").split()}
-    with (folder / "log").open("wb") as log:
-        keeper = subprocess.Popen(
-            [*words, canonical_json(to_dict(recipe))],
-            env={name: value for name, value in os.environ.items() if name not in keys},  # it asks no other judge
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,  # it outlives this job, and no signal to the job's group ends it
-        )
+def _found_or_started(recipe: ServeRecipe, folder: Path, idle: float) -> str:
+    """Waits for the address of the stage `serve` that lives, or of one that is started."""
+    keeper: subprocess.Popen[bytes] | None = None
     began = said = time.monotonic()
-    while (url := _told(folder)) is None:
-        if keeper.poll() is not None:
+    while True:
+        if keeper is None and not _is_kept(folder):
+            keeper = _start(recipe, folder, idle)
+        if (url := _told(folder)) is not None:
+            return url
+        if keeper is not None and keeper.poll() is not None:
             raise UserError(
                 f"The server of {recipe.model} ended while it was started: {_last_words(folder)} ({folder / 'log'} has the rest)."
             )
@@ -149,7 +141,22 @@ def _start(recipe: ServeRecipe, folder: Path, idle: float) -> str:
             said = time.monotonic()
             logger.info("%s is being loaded by %s for %.0f s", recipe.model, recipe.engine, said - began)
         time.sleep(_POLL)
-    return url
+
+
+def _start(recipe: ServeRecipe, folder: Path, idle: float) -> subprocess.Popen[bytes]:
+    """A new stage `serve`, which outlives this job."""
+    (folder / "address").unlink(missing_ok=True)
+    words = [sys.executable, "-P", "-m", "prefopt", "serve", "--folder", str(folder), "--idle", str(idle), "--recipe"]
+    keys = {word.removeprefix("--unset=") for word in os.environ.get("PREFOPT_UNSET", "").split()}
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [*words, canonical_json(to_dict(recipe))],
+            env={name: value for name, value in os.environ.items() if name not in keys},  # it asks no other judge
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # no signal to the job's group ends it
+        )
 
 
 def _told(folder: Path) -> str | None:
