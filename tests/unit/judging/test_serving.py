@@ -271,8 +271,9 @@ def test_nothing_is_started_before_something_is_asked(
     limits = {"timeout": 1.0, "max_retries": 0, "requests_per_minute": None, "max_tokens": 5}
     endpoint = ServedEndpoint(recipe(model, None), **limits)
     assert asked == []
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1"):
-        endpoint.check()
+    for _ in range(2):  # batches of prompts
+        with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/v1"):
+            endpoint.check()
     assert asked == [recipe(model, None)]
 
 

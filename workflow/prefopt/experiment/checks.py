@@ -97,9 +97,8 @@ def _check_paths(section: Config, task: str) -> Iterator[str]:
     for name in _BROUGHT:
         if section.get(name, {}).get("source") == "path":
             paths.append((f"{name}.path", section[name]["path"] or ""))
-    if "judge" in section:
-        chats = {key: judge["chat"] for key, judge in judges(section).items() if "chat" in judge}
-        paths += [(f"{key}.chat.prompt", chat.get("prompt", "")) for key, chat in chats.items()]
+    chats = {key: judge["chat"] for key, judge in judges(section).items() if "chat" in judge}
+    paths += [(f"{key}.chat.prompt", chat.get("prompt", "")) for key, chat in chats.items()]
     for key, path in paths:
         if re.search("[{}]", path):
             yield f"{key} names {path!r}; a path may hold no braces, which Snakemake reads as wildcards: rename it."

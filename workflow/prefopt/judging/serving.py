@@ -66,12 +66,14 @@ class ServedEndpoint(Endpoint):
     """
 
     def __init__(self, recipe: ServeRecipe, **values: Any) -> None:
-        self._recipe, self._values = recipe, values
+        self._recipe, self._values, self._is_served = recipe, values, False
 
     def check(self) -> None:
-        super().__init__(
-            base_url=f"{served(self._recipe)}/v1", model=self._recipe.model, api_key_env=None, **self._values
-        )
+        # Asked before each batch of prompts: one lock and one client are enough.
+        if not self._is_served:
+            url = served(self._recipe)
+            super().__init__(base_url=f"{url}/v1", model=self._recipe.model, api_key_env=None, **self._values)
+            self._is_served = True
         super().check()
 
 
