@@ -125,7 +125,14 @@ def samples(folder: Path) -> list[dict[str, Any]]:
     task = make_task(folder)
     recipe = {
         **{"temperatures": [0.0, 0.7, 1.0], "stop": [" shop"], "n": 2, "max_new_tokens": 8, "seed": 0},
-        **{"train_prompts": 2, "validation_prompts": 3, "test_prompts": 0, "token_budget": 64, "dtype": "float32"},
+        **{
+            "train_prompts": 2,
+            "validation_prompts": 3,
+            "test_prompts": 0,
+            "token_budget": 64,
+            "dtype": "float32",
+            "vllm": None,
+        },
     }
     out = folder / "samples.parquet"
     sample.run(

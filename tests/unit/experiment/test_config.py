@@ -623,6 +623,8 @@ INHERITED: typing.Final = (
     "tasks.*.dpo.nll_weight",  # 0: came after it
     "tasks.*.dpo.length_normalized",
     "tasks.tldr.reference",
+    "tasks.*.sampling.engine",  # the one here
+    "tasks.*.sampling.vllm.*",
     "tasks.*.data.posts",  # empty: the source is the hub
     "tasks.*.data.comparisons",
     "tasks.*.data.demonstrations",

@@ -95,6 +95,7 @@ def test_prompts_are_chosen_by_split_and_number() -> None:
         "token_budget": 1,
         "dtype": "float32",
         "seed": 0,
+        "vllm": None,
     }
     recipe = SampleRecipe(**common, train_prompts=0, validation_prompts=1, test_prompts=2)
     assert chosen_prompts(prompts, recipe)["prompt_id"].to_dict() == {0: "c", 1: "a", 2: "d"}

@@ -19,7 +19,7 @@ __all__ = ["task"]
 
 SAMPLING = {
     **{"temperatures": [0.7], "stop": [], "n": 3, "max_new_tokens": 6, "train_prompts": 2, "seed": 0},
-    **{"validation_prompts": 2, "test_prompts": 0, "token_budget": 64, "dtype": "float32"},
+    **{"validation_prompts": 2, "test_prompts": 0, "token_budget": 64, "dtype": "float32", "vllm": None},
 }
 
 

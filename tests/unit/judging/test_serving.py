@@ -224,7 +224,7 @@ def test_the_words_of_every_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for of, gpus, rest in (
         ("transformers", 0, ["--device", "cpu", "--default-seed", "0"]),
         ("transformers", 2, ["--device", "auto", "--default-seed", "0"]),
-        ("vllm", 0, ["--seed", "0", "--tensor-parallel-size", "1"]),
+        ("vllm", 0, ["--seed", "0", "--tensor-parallel-size", "1", "--kv-cache-memory-bytes", str(2**32)]),
         ("vllm", 4, ["--seed", "0", "--tensor-parallel-size", "4"]),
     ):
         given = ServeRecipe(model="m", engine=of, program=program, gpus=gpus)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from tiny_task import TRAINING, Task, recipe
 
 SAMPLING: dict[str, Any] = {
     **{"temperatures": [0.0], "stop": [], "n": 1, "max_new_tokens": 3, "train_prompts": 2, "validation_prompts": 0},
-    **{"test_prompts": 0, "token_budget": 64, "dtype": "float32", "seed": 0},
+    **{"test_prompts": 0, "token_budget": 64, "dtype": "float32", "seed": 0, "vllm": None},
 }
 COMPUTE = '{"token_budget": 64, "dtype": "float32"}'
 

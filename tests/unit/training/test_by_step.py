@@ -24,7 +24,7 @@ from tiny_task import Task, recipe
 
 SAMPLING = {
     **{"temperatures": [1.0], "stop": [], "n": 2, "max_new_tokens": 5, "token_budget": 64, "seed": 0},
-    **{"train_prompts": 0, "validation_prompts": 3, "test_prompts": 0, "dtype": "float32"},
+    **{"train_prompts": 0, "validation_prompts": 3, "test_prompts": 0, "dtype": "float32", "vllm": None},
 }
 
 

@@ -37,7 +37,7 @@ SAMPLING: dict[str, Any] = {
         "train_prompts": 4,
         "validation_prompts": 0,
     },
-    **{"test_prompts": 0, "token_budget": 64, "dtype": "float32", "seed": 0},
+    **{"test_prompts": 0, "token_budget": 64, "dtype": "float32", "seed": 0, "vllm": None},
 }
 
 

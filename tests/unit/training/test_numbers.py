@@ -195,7 +195,7 @@ def prompts_of(task: Task) -> pd.DataFrame:
 
 def sample_recipe(temperature: float) -> sampling.SampleRecipe:
     counts = {"train_prompts": 0, "validation_prompts": 0, "test_prompts": 4}
-    rest: dict[str, Any] = {"token_budget": 64, "dtype": "float32", "seed": 0}
+    rest: dict[str, Any] = {"token_budget": 64, "dtype": "float32", "seed": 0, "vllm": None}
     return sampling.SampleRecipe(temperatures=(temperature,), stop=(), n=2, max_new_tokens=4, **counts, **rest)
 
 

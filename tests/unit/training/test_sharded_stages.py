@@ -27,7 +27,7 @@ from tiny_task import Task
 
 SAMPLING = {
     **{"temperatures": [0.0, 0.7, 1.0], "stop": [" shop"], "n": 3, "max_new_tokens": 6, "train_prompts": 12},
-    **{"validation_prompts": 4, "test_prompts": 0, "token_budget": 64, "dtype": "float32", "seed": 0},
+    **{"validation_prompts": 4, "test_prompts": 0, "token_budget": 64, "dtype": "float32", "seed": 0, "vllm": None},
 }
 FACTS = json.dumps(
     {

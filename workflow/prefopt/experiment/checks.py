@@ -159,6 +159,12 @@ def _check_records(records: list[Config]) -> Iterator[str]:
             yield f"{key} names {source_name(one)!r} a second time; leave one out."
 
 
+def _check_sampling(section: Config, task: str) -> Iterator[str]:
+    for key, value in section["sampling"]["vllm"].items():
+        if value is not None and targets.vllm(section) is None:
+            yield f"sampling.vllm.{key} is {value!r}, but sampling.engine is 'builtin'; set it to vllm, or leave this out."
+
+
 def _check_judge(section: Config, task: str) -> Iterator[str]:
     for key, judge in judges(section).items():
         yield from _check_one_judge(section, key, judge)
@@ -562,6 +568,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_values,
         _check_rounds,
         _check_prompt,
+        _check_sampling,
         _check_lengths,
         _check_models,
         _check_evaluation,
@@ -575,6 +582,7 @@ _CHECKS: dict[str, tuple[Check, ...]] = {
         _check_transfer,
         _check_against,
         _check_prompt,
+        _check_sampling,
         _check_lengths,
         _check_evaluation,
     ),

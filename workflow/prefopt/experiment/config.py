@@ -21,7 +21,7 @@ import jsonschema
 import yaml
 
 from prefopt.errors import UserError
-from prefopt.experiment import methods
+from prefopt.experiment import methods, targets
 from prefopt.experiment.checks import fill_served, judges, leave_out_embedded, leave_out_untrained, problems
 from prefopt.experiment.like import take_over
 from prefopt.experiment.tasks import TASKS
@@ -74,6 +74,8 @@ def resolve(config: Mapping[str, Any], files: Iterable[str | Path] = ()) -> Conf
         _name(section, task)
         for judge in judges(section).values():
             fill_served(judge, resolved)
+        if (vllm := targets.vllm(section)) is not None and vllm["gpus"] is None:
+            vllm["gpus"] = min(1, resolved["compute"]["gpus"])
         if "ceiling" not in section:  # a sweep's methods have an order of their own
             section["runs"] = _in_order(section["runs"])
         embedded = section["data"]["source"] == "embedded"

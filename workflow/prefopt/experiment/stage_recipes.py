@@ -80,6 +80,7 @@ def round_recipe(config: Config, task: str, run: str, stage: str, number: int) -
     if stage == "round_samples":
         return {
             **_engine(config),
+            "vllm": targets.vllm(config["tasks"][task]),
             **{key: values[key] for key in ("n", "max_new_tokens", "validation_prompts")},
             "temperatures": [values["temperature"]],
             "stop": config["tasks"][task].get("sampling", {}).get("stop", []),
@@ -119,11 +120,12 @@ def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -
 
 
 # How a stage goes about its work, which changes no result: how often it saves, how it asks an endpoint and what it may
-# spend there, how a local judge is served (its engine is the address, its content a param of the rules).
+# spend there, how a local judge is served (its engine is the address, its content a param of the rules), where vLLM is and
+# over how many GPUs it spreads a model.
 _OF_NO_RESULT = frozenset(
     {
         *("checkpoint_every", "concurrency", "requests_per_minute", "timeout", "max_retries", "api_key_env"),
-        *("budget_usd", "serve"),
+        *("budget_usd", "serve", "program", "gpus"),
     }
 )
 # What decides the records of each source; files themselves are compared by their content.
@@ -369,8 +371,9 @@ def evaluations_recipe(config: Config, task: str, run: str) -> Config:
 
 def _sampling(config: Config, task: Config, **others: Any) -> Config:
     prompts = {key: task["evaluation"][key] for key in ("validation_prompts", "test_prompts")}
-    values = {**task["sampling"], **prompts, "train_prompts": 0, "n": 1, "seed": _seed(config, task["sampling"])}
-    return {**_engine(config), **values, **others}
+    asked = {key: task["sampling"][key] for key in ("temperatures", "max_new_tokens", "stop")}
+    values = {**asked, **prompts, "train_prompts": 0, "n": 1, "seed": _seed(config, task["sampling"])}
+    return {**_engine(config), "vllm": targets.vllm(task), **values, **others}
 
 
 _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
@@ -388,7 +391,9 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "reference_labels": lambda config, task, name: _engine(config),
     "by_step": lambda config, task, name: {
         "points": task["by_step"]["points"],
-        "sampling": _sampling(config, task, validation_prompts=0, temperatures=task["by_step"]["temperatures"]),
+        "sampling": _sampling(
+            config, task, validation_prompts=0, temperatures=task["by_step"]["temperatures"], vllm=None
+        ),
     },
     "win_rate_by_step": lambda config, task, name: {
         "task": name,
@@ -436,6 +441,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     # The preferences are among completions as the policy writes them, at temperature 1.
     "pair_samples": lambda config, task, name: {
         **_engine(config),
+        "vllm": targets.vllm(task),
         "temperatures": [1.0],
         "stop": [],
         "n": task["pairs"]["completions"],
@@ -449,6 +455,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     "sampled_pairs": lambda config, task, name: {"pairs": "all", "length_penalty": 0.0, "seed": 0},
     "ceiling_samples": lambda config, task, name: {
         **_engine(config),
+        "vllm": targets.vllm(task),
         "temperatures": [1.0],
         "stop": _frontier(task)["stop"],
         "n": _frontier(task)["samples"],

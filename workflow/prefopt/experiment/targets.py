@@ -41,6 +41,7 @@ _PARTS = ("base", "true_reward", "reward_model", "gold_reward_model")  # whose s
 # Sources of a sweep's true reward that are no model.
 _LEARNED = ("classifier", "ngrams")  # from the task's labelled reviews
 PROGRAMS = ("rule", "ngrams")
+SAMPLED = ("sample", "candidates", "round_samples", "pair_samples", "ceiling_samples")  # stages that vLLM may sample
 _ONCE = ("base", "gold_reward_model", "classifier")
 
 # Tables of the reference policy's log-probabilities, as methods need them, and the names of their files.
@@ -260,6 +261,12 @@ def learns_reward(config: Config, task: str) -> bool:
 def learns_gold(section: Config) -> bool:
     """Whether a task needs the gold reward model: as a judge, or as the reward of its frontier."""
     return "reward_model" in judge_kinds(section) or section.get("frontier", {}).get("reward") == "gold_reward_model"
+
+
+def vllm(section: Config) -> Config | None:
+    """What vLLM may use, where it samples a task's policies; a sweep samples by the engine here."""
+    sampling = section.get("sampling", {"engine": "builtin"})
+    return sampling["vllm"] if sampling["engine"] == "vllm" else None
 
 
 def is_served(judge: Config) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from prefopt.errors import UserError
-from prefopt.experiment.recipes import from_json, to_dict
+from prefopt.experiment.recipes import from_dict, from_json, to_dict
+from prefopt.generation import vllm
 from prefopt.generation.prompting import cut_at_stop, with_shots
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.chat import answer_text, chat_of, end_tokens, finish_reason
@@ -27,7 +30,7 @@ from prefopt.lm.flops import sampling_flops
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import check_tokenizer, load_policy, max_positions, tokenizer_hash, weights_hash
 from prefopt.lm.precision import DTYPES, autocast
-from prefopt.lm.sampling import sample
+from prefopt.lm.sampling import Completion, sample
 from prefopt.lm.shape import shape_of
 from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import Usage, default_device
@@ -57,6 +60,7 @@ class SampleRecipe:
     token_budget: int
     dtype: Literal["float32", "bfloat16"]
     seed: int
+    vllm: dict[str, Any] | None  # see `vllm.VLLMRecipe`; None: the engine here samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,7 @@ def sample_rows(
     usage: Usage,
     blocks: Sequence[Block] | None = None,
     style: str = "plain",
+    sampler: Callable[..., list[list[Completion]]] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the samples table, block by block; `reference_logp` is still NaN.
 
@@ -120,7 +125,9 @@ def sample_rows(
         usage: counts what is sampled.
         blocks: some of `blocks_of`; None: every prompt at every temperature.
         style: of the prompts; "chat" leaves out of a text what the chat template puts before an answer.
+        sampler: samples as `lm.sampling.sample` does with the policy, which is taken where it is None.
     """
+    sampler = functools.partial(sample, model) if sampler is None else sampler
     rows: list[dict[str, Any]] = []
     shape, ends = shape_of(model), end_tokens(tokenizer, model)
     chat = chat_of(tokenizer) if style == "chat" else None
@@ -129,8 +136,7 @@ def sample_rows(
         for block in blocks:
             n, temperature = block.n, block.temperature
             part = prompts.iloc[block.start : block.stop]
-            sampled = sample(
-                model,
+            sampled = sampler(
                 [ids.tolist() for ids in part["prompt_ids"]],
                 n=n,
                 temperature=temperature,
@@ -183,8 +189,9 @@ def reference_logps(
     sizes: Sequence[int],
     token_budget: int,
     dtype: str,
+    temperature: float = 1.0,
 ) -> list[float]:
-    """Log-probability of each sample under the reference policy at temperature 1, in the samples' order.
+    """Log-probability of each sample under the reference policy, or another one, in the samples' order.
 
     Args:
         model: the reference policy.
@@ -193,6 +200,7 @@ def reference_logps(
         sizes: of blocks of samples that follow each other; only those of one block come into one micro-batch.
         token_budget: tokens per micro-batch.
         dtype: of the forward pass.
+        temperature: logits are divided by it, > 0.
 
     Raises:
         UserError: one is not finite: names the prompts.
@@ -206,7 +214,9 @@ def reference_logps(
             for places in micro_batches(rows[stop - size : stop], token_budget):
                 batch = [stop - size + i for i in places]
                 with autocast(dtype, device):
-                    logps[batch] = completion_logprobs(model, [rows[i] for i in batch]).sums.float().cpu()
+                    logps[batch] = (
+                        completion_logprobs(model, [rows[i] for i in batch], temperature=temperature).sums.float().cpu()
+                    )
                 progress.update(len(batch))
     require_finite(
         *(logps, (s["prompt_id"] for s in samples), "A sample's log-probability under the reference policy"),
@@ -238,7 +248,9 @@ def run(args: argparse.Namespace) -> None:
     prompts = chosen_prompts(table, recipe)
     device = default_device()
     usage = Usage(f"sample {args.run}", device, DTYPES[recipe.dtype])
-    model, tokenizer = load_policy(args.model, device=device, dtype=DTYPES[recipe.dtype])
+    # A GPU is vLLM's until it has sampled.
+    place = torch.device("cpu") if recipe.vllm else device
+    model, tokenizer = load_policy(args.model, device=place, dtype=DTYPES[recipe.dtype])
     positions = max_positions(args.model)
     room = sys.maxsize if positions is None else positions - recipe.max_new_tokens
     style = table.attrs["manifest"].get("style", "plain")
@@ -255,34 +267,49 @@ def run(args: argparse.Namespace) -> None:
         "shape": dataclasses.asdict(shape_of(model)),
         "model_weights": weights_hash(args.model),
     }
-    reference = None
     if args.reference_model is not None:
         check_tokenizer(args.reference_model, args.model)
         facts["reference_weights"] = weights_hash(args.reference_model)
-        reference, _ = load_policy(args.reference_model, device=device, dtype=DTYPES[recipe.dtype])
     earlier = _earlier(args.earlier, args.run, to_dict(recipe), facts)
     every = blocks_of(len(prompts), recipe)
     first, end = shard.part(len(every))
     rows: list[dict[str, Any]] = []
     used: dict[str, dict[str, Any]] = {}
-    for temperature, group in itertools.groupby(every[first:end], key=lambda block: block.temperature):
-        blocks = list(group)
-        if temperature in earlier:
-            kept, took = earlier[temperature]
-            logger.info("temperature %g: %s has it", temperature, args.earlier)
-            rows += _rows_of(kept, prompts, blocks)
-            if blocks[0].start == 0:  # of all shards one accounts for it
-                used[str(temperature)] = took
-            continue
-        usage = Usage(f"sample {args.run}", device, DTYPES[recipe.dtype]) if used else usage
-        sampled = sample_rows(model, tokenizer, asked, args.run, recipe, usage, blocks, style)
-        if reference is not None:
-            sizes = [block.samples for block in blocks]
-            logps = reference_logps(reference, prompts, sampled, sizes, recipe.token_budget, recipe.dtype)
-            for row, logp in zip(sampled, logps, strict=True):
-                row["reference_logp"] = logp
-        used[str(temperature)] = usage.report()
-        rows += sampled
+    fresh: dict[float, tuple[list[Block], list[dict[str, Any]]]] = {}
+    longest = max(map(len, asked["prompt_ids"]), default=0) + recipe.max_new_tokens
+    server: vllm.Server | None = None
+    with contextlib.ExitStack() as stack:
+        for temperature, group in itertools.groupby(every[first:end], key=lambda block: block.temperature):
+            blocks = list(group)
+            if temperature in earlier:
+                kept, took = earlier[temperature]
+                logger.info("temperature %g: %s has it", temperature, args.earlier)
+                rows += _rows_of(kept, prompts, blocks)
+                if blocks[0].start == 0:  # of all shards one accounts for it
+                    used[str(temperature)] = took
+                continue
+            usage = Usage(f"sample {args.run}", device, DTYPES[recipe.dtype]) if used else usage
+            if recipe.vllm and server is None:
+                server = stack.enter_context(_served(args.model, recipe, longest))
+                facts["vllm"] = {"version": server.version}
+            sampler = None if server is None else server.sample
+            sampled = sample_rows(model, tokenizer, asked, args.run, recipe, usage, blocks, style, sampler)
+            fresh[temperature] = blocks, sampled
+            used[str(temperature)] = usage.report()
+            rows += sampled
+    # What vLLM gives stands only where the model is spread over several GPUs, so that the engine here cannot read it.
+    again = recipe.vllm is not None and recipe.vllm["gpus"] <= 1
+    with contextlib.ExitStack() as stack:
+        read = _reader(args.reference_model, recipe, device, longest, stack) if fresh and args.reference_model else None
+        for temperature, (blocks, sampled) in fresh.items() if again or read else ():
+            usage, sizes = Usage(f"read {args.run}", device, DTYPES[recipe.dtype]), [block.samples for block in blocks]
+            took = {}
+            if again:
+                took["vllm_difference"] = _read_again(model.to(device), asked, sampled, sizes, recipe, temperature)
+            if read is not None:
+                for row, logp in zip(sampled, read(prompts, sampled, sizes), strict=True):
+                    row["reference_logp"] = logp
+            used[str(temperature)] = {**total_usage([used[str(temperature)], usage.report()]), **took}
     stopped = sum(row["finish_reason"] == "stop" for row in rows)
     if recipe.stop:
         logger.info("%d of %d completions were cut at a stop string", stopped, len(rows))
@@ -297,6 +324,48 @@ def run(args: argparse.Namespace) -> None:
         **facts,
         **shard.manifest(range(sum(sizes[:first]), sum(sizes[:end]))),
     )
+
+
+def _served(folder: Path, recipe: SampleRecipe, longest: int) -> contextlib.AbstractContextManager[vllm.Server]:
+    return vllm.serving(folder, from_dict(vllm.VLLMRecipe, recipe.vllm or {}), recipe.dtype, longest)
+
+
+def _reader(
+    folder: Path, recipe: SampleRecipe, device: torch.device, longest: int, stack: contextlib.ExitStack
+) -> Callable[[pd.DataFrame, Sequence[dict[str, Any]], Sequence[int]], list[float]]:
+    """What gives samples' log-probabilities under the reference policy: vLLM where it is spread over GPUs, else the engine.
+
+    Its arguments are the first of `reference_logps` after the model.
+    """
+    if recipe.vllm is None or recipe.vllm["gpus"] <= 1:
+        model, _ = load_policy(folder, device=device, dtype=DTYPES[recipe.dtype])
+        return functools.partial(reference_logps, model, token_budget=recipe.token_budget, dtype=recipe.dtype)
+    server = stack.enter_context(_served(folder, recipe, longest + 1))
+
+    def read(prompts: pd.DataFrame, samples: Sequence[dict[str, Any]], _: Sequence[int]) -> list[float]:
+        ids = dict(zip(prompts["prompt_id"], prompts["prompt_ids"], strict=True))
+        return server.logps([ids[row["prompt_id"]].tolist() for row in samples], [row["token_ids"] for row in samples])
+
+    return read
+
+
+def _read_again(
+    model: nn.Module,
+    prompts: pd.DataFrame,
+    samples: Sequence[dict[str, Any]],
+    sizes: Sequence[int],
+    recipe: SampleRecipe,
+    temperature: float,
+) -> float:
+    """Puts the engine's log-probabilities in the place of vLLM's; returns how far these were off, in nats a token."""
+    if temperature == 0:
+        return 0.0  # where either gives 0
+    logps = reference_logps(model, prompts, samples, sizes, recipe.token_budget, recipe.dtype, temperature)
+    off = 0.0
+    for row, logp in zip(samples, logps, strict=True):
+        off += abs(row["logp"] - logp)
+        row["logp"] = logp
+    return off / max(1, sum(row["tokens"] for row in samples))
 
 
 def _earlier(

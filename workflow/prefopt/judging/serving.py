@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import fcntl
 import hashlib
-import http.client
 import json
 import logging
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,17 +28,14 @@ from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.judging.endpoint import Endpoint
 from prefopt.judging.server_text import one_line
 from prefopt.runtime import devices
+from prefopt.runtime.server import HOST, POLL, program_of, started, vllm_words
 from prefopt.store.contents import content_of
 from prefopt.store.files import canonical_json, try_lock, write_text
 
 logger = logging.getLogger(__name__)
 
 IDLE = 60.0  # seconds without a job that asks, after which a server is ended
-_POLL = 0.5  # seconds between two looks
 _SAY_EVERY = 60.0  # seconds between two messages while a model is loaded
-_END_WITHIN = 20.0  # seconds from being asked to end to being killed
-_TRIES = 3  # of ports, each of which another program may take meanwhile
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 _held: list[int] = []  # file descriptors of this process's locks, kept until it ends
 
@@ -142,7 +135,7 @@ def _found_or_started(recipe: ServeRecipe, folder: Path, idle: float) -> str:
         if time.monotonic() - said > _SAY_EVERY:
             said = time.monotonic()
             logger.info("%s is being loaded by %s for %.0f s", recipe.model, recipe.engine, said - began)
-        time.sleep(_POLL)
+        time.sleep(POLL)
 
 
 def _start(recipe: ServeRecipe, folder: Path, idle: float) -> subprocess.Popen[bytes]:
@@ -167,18 +160,6 @@ def _told(folder: Path) -> str | None:
         url: str = json.loads((folder / "address").read_text(encoding="utf-8"))["url"]
         return url
     return None
-
-
-def _answers(url: str) -> bool:
-    """Whether a server says that it is well. Not through a proxy, which `urllib` would take from the environment."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _last_words(folder: Path) -> str:
@@ -230,7 +211,7 @@ def run(args: argparse.Namespace) -> None:
     devices.take(recipe.gpus)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with contextlib.ExitStack() as stack:
-        process, url = _engine(recipe, stack)
+        process, url = started(lambda port: command(recipe, port), recipe.engine, stack)
         write_text(args.folder / "address", canonical_json({"url": url}))
         users = os.open(args.folder / "users", os.O_RDWR | os.O_CLOEXEC)
         asked = time.monotonic()
@@ -242,42 +223,11 @@ def run(args: argparse.Namespace) -> None:
                 fcntl.flock(users, fcntl.LOCK_UN)
             else:
                 asked = time.monotonic()
-            time.sleep(_POLL)
+            time.sleep(POLL)
         # Who comes now waits for this lock, finds no address, and starts another.
         fcntl.flock(users, fcntl.LOCK_EX)
         (args.folder / "address").unlink(missing_ok=True)
         logger.info("nobody has asked for %.0f s: the server is ended", args.idle)
-
-
-def _engine(recipe: ServeRecipe, stack: contextlib.ExitStack) -> tuple[subprocess.Popen[bytes], str]:
-    """The engine's process, which ends with the stack and with this process, and where it listens."""
-    for _ in range(_TRIES):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        process = subprocess.Popen(
-            command(recipe, port),
-            stdin=subprocess.DEVNULL,
-            # What is served is a folder; nothing is looked for elsewhere.
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            process_group=0,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-        )
-        stack.callback(_end, process)
-        url = f"http://127.0.0.1:{port}"
-        while process.poll() is None:
-            if _answers(url):
-                return process, url
-            time.sleep(_POLL)
-        if not _is_taken(port):
-            break
-    raise UserError(f"{recipe.engine} ended with the code {process.returncode} before it answered.")
-
-
-def _is_taken(port: int) -> bool:
-    """Whether another program listens there."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def command(recipe: ServeRecipe, port: int) -> list[str]:
@@ -286,30 +236,10 @@ def command(recipe: ServeRecipe, port: int) -> list[str]:
     Raises:
         UserError: its program is not found.
     """
-    beside = Path(sys.executable).with_name(recipe.engine)
-    program = recipe.program or (str(beside) if beside.is_file() else shutil.which(recipe.engine))
-    if program is None or shutil.which(program) is None:
-        raise UserError(
-            f"There is no program {program or recipe.engine}: install {recipe.engine} (vllm into an environment of its own), and "
-            f"name its program in judge.chat.serve.program."
-        )
-    words = [program, "serve", recipe.model, "--host", "127.0.0.1", "--port", str(port)]
+    program = program_of(recipe.engine, recipe.program, "judge.chat.serve.program")
+    words = [program, "serve", recipe.model, "--host", HOST, "--port", str(port)]
     match recipe.engine:
         case "transformers":
             return [*words, "--device", "auto" if recipe.gpus else "cpu", "--default-seed", "0"]
         case "vllm":
-            return [*words, "--seed", "0", "--tensor-parallel-size", str(max(1, recipe.gpus))]
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends an engine with all its processes."""
-    for number, seconds in ((signal.SIGTERM, _END_WITHIN), (signal.SIGKILL, None)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-            return
+            return [*words, *vllm_words(recipe.gpus)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefopt.errors import UserError
+from prefopt.experiment import targets
 from prefopt.planning.estimate import gpus, hardware
 from prefopt.planning.stages import estimate
 
@@ -16,6 +17,7 @@ Config = dict[str, Any]
 UNKNOWN = {"mem_mb": 64000, "runtime": 1440}
 _SAFETY = 3
 _SHORTEST = 30  # minutes
+_OF_VLLM = 8000  # megabytes of vLLM's processes, and on a CPU of its cache, whose size is its own default
 
 
 def needs(config: Config, task: str, stage: str, name: str | None = None) -> dict[str, int]:
@@ -44,7 +46,11 @@ def needs(config: Config, task: str, stage: str, name: str | None = None) -> dic
                 "runtime": max(_SHORTEST, minutes),
             }
     overriding = {key: value for key, value in given.items() if value is not None}
-    return {"gpu": gpus(config, stage), **computed, **overriding}
+    devices, vllm = gpus(config, stage), targets.vllm(config["tasks"][task])
+    if vllm is not None and stage in targets.SAMPLED:
+        devices = vllm["gpus"]
+        computed["mem_mb"] += _OF_VLLM
+    return {"gpu": devices, **computed, **overriding}
 
 
 def of_served(serve: Config) -> dict[str, int]:

@@ -24,7 +24,7 @@ _COUNTED = ("stopped", "texts_cut_to_fit", "calls_made", "cost_usd", "repeated",
 _NAMES = ("served_models",)
 _USED_SUMS = ("examples", "tokens", "generated_tokens", "flops", "seconds", "device_seconds")
 BY_TEMPERATURE = "by_temperature"  # in `used`, what each temperature took
-_USED_LARGEST = ("threads", "world_size", "models", "peak_memory_mib")
+_USED_LARGEST = ("threads", "world_size", "models", "peak_memory_mib", "vllm_difference")
 
 
 def gather(paths: Sequence[Path]) -> tuple[str, pa.Table, Manifest]:
