@@ -13,7 +13,8 @@ import yaml
 
 from prefopt.errors import UserError
 from prefopt.experiment.config import doubled_keys, leaves, load_schema, resolve
-from prefopt.experiment.stage_recipes import judge_recipe
+from prefopt.experiment.stage_recipes import compared, judge_recipe, stage_recipe
+from prefopt.planning.needs import needs
 
 CONFIG = Path(__file__).parents[3] / "config"
 
@@ -934,6 +935,36 @@ def test_a_served_judge_needs_no_address_key_or_price() -> None:
     named = {**serve, "model": "the judge", "serve": {"model": "m", "engine": "vllm", "gpus": 0}}
     chat = resolve(with_value("tasks.tldr.judge", {"kind": "chat", "chat": named}))["tasks"]["tldr"]["judge"]["chat"]
     assert (chat["model"], chat["serve"]["gpus"]) == ("the judge", 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "gpus", "expected"), [({}, 0, 0), ({}, 4, 1), ({"gpus": 2}, 4, 2), ({"gpus": 0}, 4, 0)]
+)
+def test_vllm_is_given_one_gpu_where_there_are_any(given: dict[str, Any], gpus: int, expected: int) -> None:
+    config = with_value("tasks.tldr.sampling", {"engine": "vllm", "vllm": given})
+    resolved = resolve(config | {"compute": {**config["compute"], "gpus": gpus}})
+    assert resolve(resolved) == resolved
+    task = resolved["tasks"]["tldr"]
+    for stage in ("sample", "candidates"):
+        assert stage_recipe(resolved, "tldr", stage)["vllm"] == {"program": None, "gpus": expected}
+    assert stage_recipe(resolve(read("config.yaml")), "tldr", "sample")["vllm"] is None
+    with_program = resolve(
+        with_value("tasks.tldr.sampling", {"engine": "vllm", "vllm": {**given, "program": "/opt/vllm"}})
+    )
+    same = [compared(stage_recipe(each, "tldr", "sample"))["vllm"] for each in (resolved, with_program)]
+    assert same == [{}, {}], "where it runs reruns nothing"
+    assert "engine" not in stage_recipe(resolved, "tldr", "sample") and task["sampling"]["engine"] == "vllm"
+    assert stage_recipe(resolved, "hh", "by_step")["sampling"]["vllm"] is None
+    assert {needs(resolved, "tldr", stage)["gpu"] for stage in ("sample", "candidates", "ceiling_samples")} == {
+        expected
+    }
+    assert needs(resolved, "tldr", "score")["gpu"] == min(1, gpus)
+
+
+def test_what_vllm_may_use_is_refused_where_it_samples_nothing() -> None:
+    assert sentences(with_value("tasks.hh.sampling.vllm", {"gpus": 1})) == [
+        "tasks.hh.sampling.vllm.gpus is 1, but sampling.engine is 'builtin'; set it to vllm, or leave this out."
+    ]
 
 
 @pytest.mark.parametrize(
