@@ -93,6 +93,8 @@ READ_BY = {
     # What is sampled by step is so on test prompts, as everything else is.
     r"tasks\.hh\.evaluation\.test_prompts": "sample candidates dpo_with_samples",
     r"tasks\.tldr\.evaluation\.test_prompts": "sample candidates dpo_with_samples ppo_with_samples",
+    r"tasks\.[a-z]+\.sampling\.vllm\..*": "",
+    r"tasks\.(hh|tldr)\.sampling\.engine": "sample candidates ceiling_samples",
     r"tasks\.hh\.sampling\..*": "sample candidates ceiling_samples dpo_with_samples",
     r"tasks\.tldr\.sampling\..*": "sample candidates ceiling_samples dpo_with_samples ppo_with_samples",
     r"tasks\.cnndm\.(sampling\..*|evaluation\.(validation|test)_prompts)": "sample",
