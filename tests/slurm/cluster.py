@@ -1,4 +1,4 @@
-"""A real Slurm on this machine from Debian's packages: one node, made-up GPUs, everything in a folder of its own.
+"""A real Slurm on this machine from Debian's packages: one node or several, made-up GPUs, all in a folder of its own.
 
 Whatever belongs to a cluster, its daemons, its jobs and their processes, carries the path of its slurm.conf in the
 environment, by which it is found and ended; the machine's own Slurm, where there is one, is never touched.
@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,18 +33,17 @@ CONFIG = """
 ClusterName=prefopt
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket={root}/munge/socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool
+SlurmdSpoolDir={root}/spool/%n
 SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/slurmd.pid
+SlurmdPidFile={root}/slurmd.%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
-SlurmdLogFile={root}/log/slurmd.log
+SlurmdLogFile={root}/log/slurmd.%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -60,10 +59,14 @@ MpiDefault=none
 MailProg=/bin/true
 MinJobAge=7200
 KillWait=10
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres={resources} State=UNKNOWN
+{nodes}
 {partitions}
 """
-DEVICE = "NodeName={host} Name=gpu Type={model} File={root}/gpu{number}\n"
+NODE = (
+    "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} "
+    "Gres={resources} State=UNKNOWN"
+)
+DEVICE = "NodeName={node} Name=gpu Type={model} File={root}/gpu{number}\n"
 # The plugin strips SLURM_CONF, like every other variable of Slurm, from the environment of the `srun` in its jobs.
 SRUN = '#!/bin/sh\nSLURM_CONF={root}/slurm.conf exec {srun} "$@"\n'
 
@@ -77,10 +80,11 @@ class Cluster:
 
     Args:
         root: the folder that holds all of it.
+        nodes: names of its nodes, each a daemon on this machine.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, nodes: Sequence[str]) -> None:
+        self.root, self.nodes = root, nodes
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SNAKEMAKE"))},
             "SLURM_CONF": str(root / "slurm.conf"),
@@ -160,8 +164,8 @@ def missing_programs() -> list[str]:
 
 
 @contextmanager
-def running_cluster() -> Iterator[Cluster]:
-    """A Slurm, and its end.
+def running_cluster(count: int = 1) -> Iterator[Cluster]:
+    """A Slurm of so many nodes, and its end.
 
     Raises:
         Unavailable: this machine does not let devices be made.
@@ -172,16 +176,16 @@ def running_cluster() -> Iterator[Cluster]:
     root.chmod(0o755)
     with (root / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        cluster = Cluster(root)
+        cluster = Cluster(root, [f"node{number}" for number in range(1, count + 1)])
         try:
-            write_configuration(root)
+            write_configuration(root, cluster.nodes)
             start(cluster)
             yield cluster
         finally:
             end(root)
 
 
-def write_configuration(root: Path) -> None:
+def write_configuration(root: Path, nodes: Sequence[str]) -> None:
     """What the daemons read, and the devices that they lend."""
     host = socket.gethostname().partition(".")[0]
     for name in ("state", "spool", "log", "munge", "bin"):
@@ -196,21 +200,28 @@ def write_configuration(root: Path) -> None:
             os.mknod(root / f"gpu{number}", mode=0o020666, device=os.makedev(1, 3))
         except PermissionError as error:
             raise Unavailable(f"no device file can be made: {error}") from error
-    controller_port, node_port = free_ports(2)
+    controller_port, *ports = free_ports(1 + len(nodes))
     memory = psutil.virtual_memory().available // 2**20
-    values = {
-        **{"root": root, "host": host},
+    node = {
+        "host": host,
         "resources": ",".join(f"gpu:{model}:{count}" for model, count in GPU_MODELS.items()),
-        **{"controller_port": controller_port, "node_port": node_port},
         # Less than there is, so that a tight machine does not drain its node.
         **{"cpus": os.cpu_count(), "memory": memory * 3 // 4},
+    }
+    values = {
+        **{"root": root, "host": host, "controller_port": controller_port},
+        "nodes": "\n".join(NODE.format(node=name, port=port, **node) for name, port in zip(nodes, ports, strict=True)),
         "partitions": "\n".join(
-            f"PartitionName={name} Nodes={host} PriorityTier={priority} MaxTime=INFINITE"
+            f"PartitionName={name} Nodes={','.join(nodes)} PriorityTier={priority} MaxTime=INFINITE"
             for name, priority in PARTITIONS.items()
         ),
     }
     (root / "slurm.conf").write_text(CONFIG.format(**values))
-    devices = [DEVICE.format(host=host, model=model, root=root, number=number) for number, model in enumerate(models)]
+    devices = [
+        DEVICE.format(node=name, model=model, root=root, number=number)
+        for name in nodes
+        for number, model in enumerate(models)
+    ]
     (root / "gres.conf").write_text("".join(devices))
     wrapper = root / "bin" / "srun"
     wrapper.write_text(SRUN.format(root=root, srun=shutil.which("srun")))
@@ -228,14 +239,18 @@ def free_ports(count: int) -> list[int]:
 
 def start(cluster: Cluster) -> None:
     """Starts the daemons and waits until the node takes jobs."""
-    root, host = cluster.root, socket.gethostname().partition(".")[0]
+    root = cluster.root
     munge = [f"--{name}={root / 'munge' / file}" for name, file in (("socket", "socket"), ("key-file", "key"))]
     munge += [f"--{name}={root / 'munge' / name}" for name in ("pid-file", "log-file", "seed-file")]
     cluster.call("munged", "--force", *munge)
     cluster.call("slurmctld")
-    cluster.call("slurmd", "-N", host)
+    for name in cluster.nodes:
+        (root / "spool" / name).mkdir()
+        cluster.call("slurmd", "-N", name)
+    states = ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%T"]
+    idle = ["idle"] * len(cluster.nodes)
     try:
-        wait_for("an idle node", lambda: "idle" in cluster.call("sinfo", "-h", "-o", "%T", check=False), timeout=60)
+        wait_for("idle nodes", lambda: cluster.call(*states, check=False).split() == idle, timeout=60)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{cluster.log()}") from error
 

@@ -108,7 +108,7 @@ def test_every_rule_says_where_it_logs_and_what_it_needs() -> None:
         for directive in ("log", "benchmark", "conda", "threads", "resources"):
             assert re.search(rf"^(    ){{1,2}}{directive}:", text, re.MULTILINE), f"rule {name} lacks {directive}:"
     (table,) = re.findall(r"^TABLE_RESOURCES = \{(.*?)\}$", read("workflow/rules/common.smk"), re.MULTILINE)
-    assert set(re.findall(r'"(\w+)":', table)) == {"gpu", "mem_mb", "runtime"}
+    assert set(re.findall(r'"(\w+)":', table)) == {"gpu", "nodes", "mem_mb", "runtime"}
 
 
 def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:

@@ -49,7 +49,7 @@ READ_BY = {
         f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations other_judge:gold judge_items:gold"
     ),
     # What a job is given does not change what it makes.
-    r"compute\.(threads|gpus|mem_mb|runtime|hardware\..*)": "",
+    r"compute\.(threads|gpus|nodes|mem_mb|runtime|hardware\..*)": "",
     r".*\.checkpoint_every": "",
     rf".*\.chat\.({ENDPOINT})": "",
     r".*\.chat\.prices\.n\..*": "",

@@ -14,7 +14,7 @@ from prefopt.errors import UserError
 from prefopt.experiment.methods import METHODS
 from prefopt.runtime import devices, processes
 from prefopt.runtime.interruption import RUN_AGAIN, Interrupted
-from prefopt.runtime.launch import launch
+from prefopt.runtime.launch import launch, nodes, over_nodes
 from prefopt.store import provenance
 
 STAGES = {
@@ -101,10 +101,11 @@ SHARED = tuple(stage for stage in STAGES if stage in _TRAINERS)
 
 def build_parser(stage: str | None) -> argparse.ArgumentParser:
     """The parser; only the named stage's module is imported, since importing torch takes seconds."""
-    parser = argparse.ArgumentParser(prog="prefopt", description=__doc__)
+    parser = argparse.ArgumentParser(prog="prefopt", description=__doc__, allow_abbrev=False)
     parser.add_argument("--threads", type=int, help="CPU threads of the job's matrix products (default: torch's own)")
     parser.add_argument("--gpus", type=int, help="GPUs to lease; 0 is the CPU (default: all that are seen, unleased)")
     parser.add_argument("--no-lease", action="store_true", help="leave the GPUs to a server that the stage starts")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes of this Slurm job that share the stage, and --gpus")
     parser.add_argument(
         "--processes", type=int, help=f"processes of {', '.join(SHARED)} (default: one for each GPU leased)"
     )
@@ -140,15 +141,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if processes.count() > 1 and args.stage not in SHARED:
             raise UserError(f"{processes.count()} processes are started, but one alone runs this stage: start one.")
+        shares = processes.count() == 1 and args.stage in SHARED
+        if shares and args.nodes > 1 and nodes() == 1:
+            return over_nodes(arguments, args.nodes)
         # Before torch looks for devices. A process of several finds what was leased for all of them.
         lease = args.gpus is not None and processes.count() == 1 and not args.no_lease
-        leased = devices.take(args.gpus) if lease else []
+        leased = devices.take(args.gpus // nodes()) if lease else []
         wanted = args.processes or max(1, len(leased))
-        if processes.count() == 1 and wanted > 1 and args.stage in SHARED:
+        if shares and wanted * nodes() > 1:
             return launch(arguments, wanted, devices.held())
         if args.threads is not None:
             # Before torch makes its thread pools.
-            threads = max(1, args.threads // processes.count())
+            threads = max(1, args.threads // processes.here())
             os.environ["OMP_NUM_THREADS"] = str(threads)
             importlib.import_module("torch").set_num_threads(threads)
         with (

@@ -51,7 +51,7 @@ PROMPTS_TABLE = "results/data/{task}/prompts.parquet"
 ROUND = "[1-9][0-9]*"
 
 # What a job that runs no model asks for.
-TABLE_RESOURCES = {"gpu": 0, "mem_mb": 2000, "runtime": 60}
+TABLE_RESOURCES = {"gpu": 0, "nodes": 1, "mem_mb": 2000, "runtime": 60}
 MODEL_THREADS = config["compute"]["threads"]
 SHIPPED_BASE = os.path.relpath(repository.SHIPPED_BASE)
 
@@ -67,7 +67,7 @@ def model_needs(stage):
 
         return of_job
 
-    return {key: need(key) for key in TABLE_RESOURCES}
+    return {**{key: need(key) for key in TABLE_RESOURCES}, **over_nodes(config, stage)}
 
 
 # Snakemake reruns a job whose params differ from those of the last run. It leaves a params function out that takes

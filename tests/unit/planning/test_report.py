@@ -13,7 +13,7 @@ from prefopt import cli
 from prefopt.experiment.explained import merged
 from prefopt.experiment.like import DEFAULTS
 from prefopt.planning.estimate import gpus, hardware
-from prefopt.planning.needs import UNKNOWN, needs
+from prefopt.planning.needs import UNKNOWN, needs, over_nodes
 from prefopt.planning.report import report
 from prefopt.planning.stages import estimate, estimates
 
@@ -147,6 +147,23 @@ def test_a_gpus_job_needs_the_weights_of_each_process_on_the_host() -> None:
     assert needs(config, "tldr", "ppo")["runtime"] == pytest.approx(3 * minutes, abs=1)
 
 
+def test_nodes_multiply_the_gpus_of_what_is_shared_and_not_a_hosts_memory() -> None:
+    base = {"source": "hub", "name": "meta-llama/Llama-2-70b-hf"}
+    compute = {"gpus": 8, "token_budget": 8192, "activation_checkpointing": True, "dtype": "bfloat16"}
+    one, four = (config_of("paper.yaml", tasks__hh__base=base, compute=compute | {"nodes": n}) for n in (1, 4))
+    assert (gpus(four, "dpo"), gpus(four, "sample")) == (32, 1)
+    single, shared = (estimate(config, "hh", "dpo") for config in (one, four))
+    assert single.parameters == 68_976_648_192  # of the published checkpoint
+    assert shared.hours(hardware(four)) == pytest.approx(single.hours(hardware(one)) / 4, rel=0.01)
+    assert shared.peak < single.peak / 3.5
+    asked = [needs(config, "hh", "dpo") for config in (one, four)]
+    assert [(each["gpu"], each["nodes"]) for each in asked] == [(8, 1), (32, 4)]
+    assert asked[0]["mem_mb"] == asked[1]["mem_mb"]
+    assert needs(four, "hh", "sample", "dpo")["nodes"] == 1
+    assert over_nodes(four, "dpo") == {"mpi": "srun", "tasks": 4, "tasks_per_gpu": 0}
+    assert over_nodes(four, "sample") == over_nodes(one, "dpo") == {}
+
+
 @pytest.mark.parametrize("given", [{"mem_mb": 5000}, {"runtime": 77}, {"mem_mb": 5000, "runtime": 77}])
 def test_a_number_in_the_config_overrides(given: dict[str, int]) -> None:
     asked, plain = needs(config_of(compute=given), "tldr", "dpo"), needs(config_of(), "tldr", "dpo")
@@ -155,4 +172,4 @@ def test_a_number_in_the_config_overrides(given: dict[str, int]) -> None:
 
 def test_a_model_whose_size_is_not_known_stops_no_run() -> None:
     hub: dict[str, Any] = {"source": "hub", "name": "someone/model"}
-    assert needs(config_of(tasks__hh__base=hub), "hh", "dpo") == {"gpu": 0, **UNKNOWN}
+    assert needs(config_of(tasks__hh__base=hub), "hh", "dpo") == {"gpu": 0, "nodes": 1, **UNKNOWN}

@@ -120,7 +120,12 @@ def test_a_key_is_gone_and_a_planted_module_does_not_run_in_a_stage_that_does_no
     variables = environment(package.parent, sys.executable, config, {"PYTHONPATH": ":"})
     seen = {}
     for make in (table_stage, model_stage, judging_stage):
-        values = {"log": "log", "threads": 1, "resources": Values(gpu=0), "params": Values(code="abc", lease=[])}
+        values = {
+            "log": "log",
+            "threads": 1,
+            "resources": Values(gpu=0, nodes=1),
+            "params": Values(code="abc", lease=[]),
+        }
         command = snakemake_format(make("x"), **values)
         keys = {"KEY_A": "sk-1", "OTHER": "2"}
         subprocess.run(

@@ -53,13 +53,17 @@ class Estimate:
         """Hours of a job."""
         return work.hours(self.phases, hardware, self.processes)
 
-    def host_megabytes(self, gpu: bool) -> int:
-        """Megabytes of the host's memory: all that a job takes on a CPU, else its weights as they are loaded and saved.
+    def host_megabytes(self, gpu: bool, nodes: int = 1) -> int:
+        """Megabytes of a host's memory: all that a job takes on a CPU, else its weights as they are loaded and saved.
 
         Each process of a job with GPUs is taken to load the whole model in float32.
+
+        Args:
+            gpu: whether the job has GPUs.
+            nodes: hosts that share it.
         """
         model = 4 * self.parameters if gpu else self.peak
-        return math.ceil(self.processes * (model / 1e6 + _FOOTPRINT[gpu]) * _MARGIN)
+        return math.ceil(math.ceil(self.processes / nodes) * (model / 1e6 + _FOOTPRINT[gpu]) * _MARGIN)
 
     def fits(self, hardware: Hardware, gpu: bool) -> bool:
         """Whether a process's peak fits one GPU, or the host."""
@@ -73,6 +77,12 @@ def hardware(config: Config) -> Hardware:
 
 
 def gpus(config: Config, stage: str) -> int:
-    """GPUs of a stage's job: `compute.gpus` where a model is trained or all pairs are read, else one at most."""
+    """GPUs of a stage's job: `compute.gpus` on each node where a model is trained or all pairs are read, else one at most."""
     given: int = config["compute"]["gpus"]
-    return given if stage in SHARDED else min(1, given)
+    return given * nodes(config, stage) if stage in SHARDED else min(1, given)
+
+
+def nodes(config: Config, stage: str) -> int:
+    """Nodes of a stage's job."""
+    given: int = config["compute"]["nodes"]
+    return given if stage in SHARDED else 1

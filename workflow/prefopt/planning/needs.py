@@ -8,7 +8,7 @@ from typing import Any
 
 from prefopt.errors import UserError
 from prefopt.experiment import targets
-from prefopt.planning.estimate import gpus, hardware
+from prefopt.planning.estimate import gpus, hardware, nodes
 from prefopt.planning.stages import estimate
 
 Config = dict[str, Any]
@@ -30,7 +30,7 @@ def needs(config: Config, task: str, stage: str, name: str | None = None) -> dic
         name: of `frontier_run`, `sample` and a method's rule the run.
 
     Returns:
-        `gpu`; `mem_mb`, memory of the host in megabytes; `runtime` in minutes.
+        `gpu`, on all `nodes` together; `mem_mb`, memory of each host in megabytes; `runtime` in minutes.
     """
     given = {key: config["compute"][key] for key in ("mem_mb", "runtime")}
     computed = dict(UNKNOWN)
@@ -42,7 +42,7 @@ def needs(config: Config, task: str, stage: str, name: str | None = None) -> dic
         else:
             minutes = math.ceil(_SAFETY * 60 * one.hours(hardware(config)))
             computed = {
-                "mem_mb": one.host_megabytes(config["compute"]["gpus"] > 0),
+                "mem_mb": one.host_megabytes(config["compute"]["gpus"] > 0, config["compute"]["nodes"]),
                 "runtime": max(_SHORTEST, minutes),
             }
     overriding = {key: value for key, value in given.items() if value is not None}
@@ -50,7 +50,16 @@ def needs(config: Config, task: str, stage: str, name: str | None = None) -> dic
     if vllm is not None and stage in targets.SAMPLED:
         devices = vllm["gpus"]
         computed["mem_mb"] += _OF_VLLM
-    return {"gpu": devices, **computed, **overriding}
+    return {"gpu": devices, "nodes": nodes(config, stage), **computed, **overriding}
+
+
+def over_nodes(config: Config, stage: str) -> dict[str, Any]:
+    """What else a rule tells Snakemake's Slurm executor, where its job has several nodes: its stage places itself by `srun`.
+
+    Else that executor would start it by a step of one task, which can hold the GPUs of one node alone.
+    """
+    count = nodes(config, stage)
+    return {"mpi": "srun", "tasks": count, "tasks_per_gpu": 0} if count > 1 else {}
 
 
 def of_served(serve: Config) -> dict[str, int]:

@@ -54,7 +54,7 @@ def report(config: Config, made: dict[str, list[Estimate]]) -> str:
     for task, stages in made.items():
         unit = "GPU-hours" if gpu else "hours"
         total = sum(one.hours(on) * one.jobs * one.processes for one in stages)
-        lines += ["", f"{task}: {_number(total)} {unit} in all", *_table(stages, on, gpu)]
+        lines += ["", f"{task}: {_number(total)} {unit} in all", *_table(stages, on, gpu, config["compute"]["nodes"])]
     lines += ["", "Assumed:", *(f"- {line}" for line in _assumed(config, gpu))]
     warnings = [_warning(config, task, one) for task, stages in made.items() for one in stages if not one.fits(on, gpu)]
     return "\n".join([*lines, *([""] if warnings else []), *warnings])
@@ -67,17 +67,21 @@ def figures(config: Config, made: dict[str, list[Estimate]]) -> list[dict[str, A
         {
             **{"task": task, "stage": one.stage, "jobs": one.jobs, "model": one.name, "parameters": one.parameters},
             **{"processes": one.processes, "peak_bytes": one.peak, "parts": one.parts, "flops": one.flops},
-            **{"hours": one.hours(on), "fits": one.fits(on, gpu), "host_megabytes": one.host_megabytes(gpu)},
+            **{
+                "hours": one.hours(on),
+                "fits": one.fits(on, gpu),
+                "host_megabytes": one.host_megabytes(gpu, config["compute"]["nodes"]),
+            },
         }
         for task, stages in made.items()
         for one in stages
     ]
 
 
-def _table(stages: Sequence[Estimate], on: Hardware, gpu: bool) -> list[str]:
+def _table(stages: Sequence[Estimate], on: Hardware, gpu: bool, nodes: int) -> list[str]:
     rows = [tuple(column.format(device="GPUs" if gpu else "processes") for column in _COLUMNS)]
     for one in stages:
-        numbers = (one.peak / _GIB, one.host_megabytes(gpu) / 1000, one.flops / 1e15, one.hours(on))
+        numbers = (one.peak / _GIB, one.host_megabytes(gpu, nodes) / 1000, one.flops / 1e15, one.hours(on))
         shown = (_number(value) for value in numbers)
         rows.append((one.stage, str(one.jobs), one.name, f"{one.parameters:,}", str(one.processes), *shown))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -23,7 +23,7 @@ _WAIT = "trap : TERM USR1; "
 # Without -P the working folder stands first on the path of imports, and a file there named like a module would run.
 _PYTHON = 'PREFOPT_CODE={params.code} PYTHONPATH="$PREFOPT_PYTHONPATH" "$PREFOPT_PYTHON" -P -m prefopt '
 _LOG = " > {log} 2>&1"
-_DEVICES = "--threads {threads} --gpus {resources.gpu} "
+_DEVICES = "--threads {threads} --gpus {resources.gpu} --nodes {resources.nodes} "
 
 
 def table_stage(words: str, stdin: str = "", folders: Mapping[str, str] | None = None) -> str:

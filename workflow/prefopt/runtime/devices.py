@@ -71,8 +71,11 @@ def take(wanted: int, folder: Path = LEASES, timeout: float | None = None) -> li
         raise UserError(
             f"{wanted} GPUs are asked for, but a process sees one MIG instance alone: set compute.gpus to 1."
         )
+    node = os.environ.get("SLURMD_NODENAME", "")
     # Slurm may count each allocation's devices from 0, so that the same number is another device in another one.
-    leased = _lease(devices, wanted, folder, timeout, prefix=f"slurm-{allocation}-" if allocation is not None else "")
+    leased = _lease(
+        devices, wanted, folder, timeout, prefix=f"slurm-{allocation}-{node}-" if allocation is not None else ""
+    )
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(leased)
     logger.info("leased: %s", ", ".join(leased))
     return leased

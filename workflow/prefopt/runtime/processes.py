@@ -19,6 +19,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def here() -> int:
+    """How many of them run on this node."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count()))
+
+
 def is_main() -> bool:
     """Whether this process writes what all have made."""
     return rank() == 0
