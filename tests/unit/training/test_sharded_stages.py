@@ -237,7 +237,8 @@ def test_a_further_temperature_is_sampled_alone(
     """Rows of the temperatures that an earlier table has are kept; the table is the one that is made anew."""
 
     def asked() -> set[str]:
-        found = {match[1] for call in read if (match := re.search(r"'temperature': ([0-9.]+)", call))}
+        sampled = (call for call in read if call.startswith("sample "))
+        found = {match[1] for call in sampled if (match := re.search(r"'temperature': ([0-9.]+)", call))}
         read.clear()
         return found
 

@@ -302,7 +302,10 @@ def run(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         read = _reader(args.reference_model, recipe, device, longest, stack) if fresh and args.reference_model else None
         for temperature, (blocks, sampled) in fresh.items() if again or read else ():
-            usage, sizes = Usage(f"read {args.run}", device, DTYPES[recipe.dtype]), [block.samples for block in blocks]
+            usage, sizes = (
+                Usage(f"sample {args.run}", device, DTYPES[recipe.dtype]),
+                [block.samples for block in blocks],
+            )
             took = {}
             if again:
                 took["vllm_difference"] = _read_again(model.to(device), asked, sampled, sizes, recipe, temperature)
