@@ -441,7 +441,7 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     # The preferences are among completions as the policy writes them, at temperature 1.
     "pair_samples": lambda config, task, name: {
         **_engine(config),
-        "vllm": targets.vllm(task),
+        "vllm": None,
         "temperatures": [1.0],
         "stop": [],
         "n": task["pairs"]["completions"],

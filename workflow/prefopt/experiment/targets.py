@@ -41,7 +41,7 @@ _PARTS = ("base", "true_reward", "reward_model", "gold_reward_model")  # whose s
 # Sources of a sweep's true reward that are no model.
 _LEARNED = ("classifier", "ngrams")  # from the task's labelled reviews
 PROGRAMS = ("rule", "ngrams")
-SAMPLED = ("sample", "candidates", "round_samples", "pair_samples", "ceiling_samples")  # stages that vLLM may sample
+SAMPLED = ("sample", "candidates", "round_samples", "ceiling_samples")  # stages that vLLM may sample
 _ONCE = ("base", "gold_reward_model", "classifier")
 
 # Tables of the reference policy's log-probabilities, as methods need them, and the names of their files.

@@ -6,6 +6,7 @@ to run again. By hand torchrun starts the same command.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,11 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from prefopt.errors import UserError
 from prefopt.runtime.interruption import RUN_AGAIN
+from prefopt.runtime.server import free_port
 
 logger = logging.getLogger(__name__)
 
@@ -45,27 +47,15 @@ def over_nodes(arguments: Sequence[str], count: int) -> int:
             f"--workflow-profile profiles/slurm, or set compute.nodes to 1."
         )
     # The first process listens here: what a job starts by itself runs on the first of its nodes.
-    with socket.create_server(("", 0)) as free:
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(port), _NODES: str(count)}
+    shared = {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(free_port("")), _NODES: str(count)}
     step = [*("srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--cpu-bind=none")]
     # When one node fails the others are ended. What has saved ends with 0 there, and is no failure.
     command = [*step, "--kill-on-bad-exit=1", sys.executable, "-P", "-m", "prefopt", *arguments]
-    asked: list[int] = []
-    process = subprocess.Popen(command, env={**os.environ, **shared})
-
-    def pass_on(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        code = process.wait()
-    finally:
-        process.kill()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return RUN_AGAIN if code == 0 and asked else code
+    processes: list[subprocess.Popen[bytes]] = []
+    with _passing_signals_on(processes) as passed:
+        processes.append(subprocess.Popen(command, env={**os.environ, **shared}))
+        code = processes[0].wait()
+    return RUN_AGAIN if code == 0 and passed else code
 
 
 def nodes() -> int:
@@ -93,24 +83,33 @@ def launch(arguments: Sequence[str], count: int, inherited: Sequence[int] = ()) 
             shared["PREFOPT_STORE"] = f"{folder}/store"
         command = [sys.executable, "-P", "-m", "prefopt", *arguments]
         processes: list[subprocess.Popen[bytes]] = []
-
-        def pass_on(number: int, _: FrameType | None) -> None:
-            for process in processes:
-                process.send_signal(number)
-
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
+        with _passing_signals_on(processes):
             for rank in range(count):
                 environment = {**os.environ, **shared, "RANK": str(first + rank), "LOCAL_RANK": str(rank)}
                 processes.append(subprocess.Popen(command, env=environment, pass_fds=inherited))
             code = _first_failure(processes)
             return 0 if code == RUN_AGAIN and nodes() > 1 else code
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _passing_signals_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """SIGTERM and SIGUSR1 go on to all processes, which end with the block; gives the numbers of those that came."""
+    passed: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        passed.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield passed
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -74,9 +74,7 @@ def started(
         UserError: it ended before it answered.
     """
     for _ in range(_TRIES):
-        with socket.socket() as free:
-            free.bind((HOST, 0))
-            port = free.getsockname()[1]
+        port = free_port(HOST)
         process = subprocess.Popen(
             command(port),
             stdin=subprocess.DEVNULL,
@@ -98,6 +96,14 @@ def started(
         if not _is_taken(port):
             break
     raise UserError(f"{engine} ended with the code {process.returncode} before it answered.")
+
+
+def free_port(host: str) -> int:
+    """A port of this machine at which nobody listens; "" is every address."""
+    with socket.socket() as free:
+        free.bind((host, 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _answers(url: str) -> bool:
