@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from prefopt.lm.loading import read_model
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.sharding import place
+from prefopt.lm.verify import use_engine
 from prefopt.runtime import collectives, processes
 from prefopt.store.tables import write_table
 from prefopt.training import classifier, kto, ppo, preference, pretrain, reference, reward, sft
@@ -103,9 +105,15 @@ def make_inputs(task: Path, out: Path) -> None:
             (out / name).rename(task / target)
 
 
-def compare_shards(architecture: str) -> None:
-    """Asserts that a sharded model has the log-probabilities and gradients of the whole one."""
-    whole, sharded = make_model(architecture, engine=True), place(make_model(architecture, engine=True), "float32")
+def compare_shards(architecture: str, folder: Path) -> None:
+    """Asserts that a model, read by the main process and sharded, has the log-probabilities and gradients of the whole one."""
+    whole = make_model(architecture, engine=True)
+    if processes.is_main():
+        whole.save_pretrained(folder)
+    collectives.barrier()
+    read = read_model(type(whole), folder, weights=processes.is_main())
+    assert all(parameter.is_meta != processes.is_main() for parameter in read.parameters())
+    sharded = place(use_engine(read, together=True), "float32")
     expected, found = (completion_logprobs(model, ROWS, temperature=0.7).sums for model in (whole, sharded))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     expected.sum().backward()
@@ -126,7 +134,7 @@ def main() -> None:
         for name in ("dpo", "ppo"):
             run(name, task, out / "bfloat16", dtype="bfloat16")
         for architecture in CONFIGS if processes.count() > 1 else ():
-            compare_shards(architecture)
+            compare_shards(architecture, out / architecture)
 
 
 if __name__ == "__main__":

@@ -266,8 +266,7 @@ def test_activations_of_the_value_network_are_computed_again_if_asked_for(
 ) -> None:
     args = arguments(task, inputs, tmp_path, "ppo_gt")
     recipe = from_json(PPORecipe, args.recipe)
-    policy, tokenizer = load_policy(task.model)
-    models, _ = ppo._models(args, dataclasses.replace(recipe, activation_checkpointing=again), policy, tokenizer)
+    models, *_ = ppo._models(args, dataclasses.replace(recipe, activation_checkpointing=again))
     for model in (models.policy, models.value):
         assert all(isinstance(layer.forward, functools.partial) == again for layer in model.model.layers)
 
@@ -295,7 +294,7 @@ def test_a_learned_reward_is_learned_from_and_told_beside_the_true_one(
     assert told["identity"]["inputs"].items() >= model_hashes("reward", tmp_path / "scorer").items()
     assert told["used"]["models"] == 4
     # The value network starts from the reward model.
-    models, _ = ppo._models(args, from_json(PPORecipe, args.recipe), *load_policy(task.model))
+    models, *_ = ppo._models(args, from_json(PPORecipe, args.recipe))
     assert models.learned_reward and torch.equal(models.value.score.weight, scorer.score.weight)
 
 

@@ -111,7 +111,13 @@ def check_config(config: PreTrainedConfig, source: str | Path) -> None:
 
 
 def read_model(
-    auto_class: Any, path: str | Path, dtype: torch.dtype = torch.float32, *, fresh_head: bool = False, **options: Any
+    auto_class: Any,
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    fresh_head: bool = False,
+    weights: bool = True,
+    **options: Any,
 ) -> PreTrainedModel:
     """A model of a local folder on the CPU, in evaluation mode and without dropout.
 
@@ -120,6 +126,7 @@ def read_model(
         path: the folder.
         dtype: of the weights.
         fresh_head: the folder holds a causal language model, whose head gives way to a new one with random weights.
+        weights: whether they are read; without them the model is on torch's device `meta`, and takes no memory.
         **options: replace values of the config.
 
     Raises:
@@ -136,7 +143,8 @@ def read_model(
             setattr(config, name, 0.0)
     try:
         with silent():
-            model, info = auto_class.from_pretrained(path, config=config, dtype=dtype, **LOADING)
+            where = None if weights else "meta"
+            model, info = auto_class.from_pretrained(path, config=config, dtype=dtype, device_map=where, **LOADING)
             head = _head_names(model, config) if fresh_head else None
         stored = _stored_types(path)
     except Exception as error:  # of safetensors, transformers or the architecture's own code

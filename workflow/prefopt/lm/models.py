@@ -35,6 +35,7 @@ from prefopt.lm.loading import (
     reason_of,
 )
 from prefopt.lm.verify import use_engine
+from prefopt.runtime import processes
 from prefopt.store import provenance
 from prefopt.store.files import atomic_directory, canonical_json
 
@@ -52,7 +53,8 @@ def load_policy(
 
     Args:
         path: a model folder.
-        device: where to put it; the CPU where None.
+        device: where to put it. Where None it is for `prefopt.lm.sharding.place`: it lies on the CPU, and of several
+            processes the main one alone has weights; all must load it then.
         dtype: of the weights.
 
     Raises:
@@ -61,10 +63,9 @@ def load_policy(
             does not compute the same.
     """
     _check_published(path)
-    model = read_model(AutoModelForCausalLM, path, dtype)
+    model = read_model(AutoModelForCausalLM, path, dtype, weights=_reads_weights(device))
     tokenizer = load_tokenizer(path)
-    check_language_model(model, path)
-    return use_engine(model, path).to(device or torch.device("cpu")), tokenizer
+    return _ready(model, path, device), tokenizer
 
 
 def load_scorer(
@@ -76,8 +77,9 @@ def load_scorer(
         UserError: as `load_policy`; transformers has no such model of the architecture.
     """
     _check_published(path)
-    model = read_model(AutoModelForSequenceClassification, path, dtype, num_labels=1)
-    return _scorer(model, path, device)
+    weights = _reads_weights(device)
+    model = read_model(AutoModelForSequenceClassification, path, dtype, weights=weights, num_labels=1)
+    return _ready(model, path, device)
 
 
 def new_scorer(
@@ -89,12 +91,13 @@ def new_scorer(
     """
     _check_published(path)
     tokenizer = load_tokenizer(path)
-    model = read_model(AutoModelForSequenceClassification, path, fresh_head=True, num_labels=1)
+    weights = _reads_weights(device)
+    model = read_model(AutoModelForSequenceClassification, path, fresh_head=True, weights=weights, num_labels=1)
     head = score_head(model)
     generator = torch.Generator().manual_seed(seed)
     fresh = torch.randn(head.weight.shape, generator=generator) / (head.weight.shape[1] + 1) ** 0.5
     head.weight.data.copy_(fresh)
-    return _scorer(model, path, device), tokenizer
+    return _ready(model, path, device), tokenizer
 
 
 def new_classifier(
@@ -102,7 +105,7 @@ def new_classifier(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A classifier on a causal language model's backbone with a fresh head; it reads the last token's state.
 
-    Errors are those of `load_policy`.
+    It is for `prefopt.lm.sharding.place`, as `load_policy` says; so are the errors.
     """
     _check_published(path)
     tokenizer = load_tokenizer(path)
@@ -112,12 +115,14 @@ def new_classifier(
         AutoModelForSequenceClassification,
         path,
         fresh_head=True,
+        weights=processes.is_main(),
         num_labels=len(labels),
         id2label=names,
         label2id={name: index for index, name in names.items()},
         pad_token_id=tokenizer.eos_token_id,
     )
-    check_language_model(model, path)
+    if processes.is_main():
+        check_language_model(model, path)
     return model, tokenizer
 
 
@@ -130,9 +135,16 @@ def load_classifier(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeni
     return model, tokenizer
 
 
-def _scorer(model: PreTrainedModel, path: str | Path, device: torch.device | None) -> PreTrainedModel:
-    check_language_model(model, path)
-    return use_engine(model, path).to(device or torch.device("cpu"))
+def _reads_weights(device: torch.device | None) -> bool:
+    """Whether this process does: see `load_policy`."""
+    return device is not None or processes.is_main()
+
+
+def _ready(model: PreTrainedModel, path: str | Path, device: torch.device | None) -> PreTrainedModel:
+    if _reads_weights(device):
+        check_language_model(model, path)
+    model = use_engine(model, path, together=device is None)
+    return model if device is None else model.to(device)
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

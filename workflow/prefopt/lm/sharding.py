@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -32,8 +35,11 @@ Result = TypeVar("Result")
 def place(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     """Puts a model on this process's device, or on all processes' devices where there are several.
 
+    The main process's weights go to all layer by layer, of which each keeps its share: no other process holds more than
+    a layer (or the embeddings), on its host or its device.
+
     Args:
-        model: float32 weights, on the CPU, the same in every process.
+        model: float32 weights, on the CPU; of several processes the main one's count, and others need have none (`meta`).
         dtype: of forward and backward passes; gathered weights have it, the shards that are trained stay float32.
 
     Returns:
@@ -45,13 +51,13 @@ def place(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     mesh = init_device_mesh(device.type, (processes.count(),))
     compute = torch.bfloat16 if dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    for block in _blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for part in [*_blocks(model), model]:
+        _receive(part, device)
+        fully_shard(part, mesh=mesh, mp_policy=policy)
     # The engine computes what it needs of a model itself; FSDP must know of it as a forward pass.
     model.run_within = types.MethodType(lambda self, function: function(), model)
     register_fsdp_forward_method(model, "run_within")
-    return model.to(device)
+    return model
 
 
 def recompute_activations(model: PreTrainedModel) -> None:
@@ -128,6 +134,22 @@ def whole_weights(model: nn.Module) -> dict[str, Any]:
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     return {name: tensor for name, tensor in weights.items() if name in names}
+
+
+def _receive(module: nn.Module, device: torch.device) -> None:
+    """Puts what of a module is not sharded yet on a device, with the main process's values; what serves twice still does."""
+    own: dict[Tensor, Tensor] = {}
+    for owner in module.modules():
+        whole = owner.named_parameters(recurse=False), owner.named_buffers(recurse=False)
+        for name, tensor in [*itertools.chain(*whole)]:
+            if isinstance(tensor, DTensor):
+                continue
+            if tensor not in own:
+                values = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device)
+                dist.broadcast(values, src=0)
+                learns = tensor.requires_grad
+                own[tensor] = nn.Parameter(values, learns) if isinstance(tensor, nn.Parameter) else values
+            setattr(owner, name, own[tensor])
 
 
 def _blocks(model: PreTrainedModel) -> list[nn.Module]:

@@ -25,6 +25,7 @@ from prefopt.lm.engine import Engine, backbone, head_logits, output_head, positi
 from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs
 from prefopt.lm.sampling import DECODERS
 from prefopt.lm.small import KINK, longest_kink, small_copies
+from prefopt.runtime import collectives, processes
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Trial:
 _trials: dict[tuple[type, str], Trial] = {}
 
 
-def use_engine(model: PreTrainedModel, name: str | Path | None = None) -> PreTrainedModel:
+def use_engine(model: PreTrainedModel, name: str | Path | None = None, *, together: bool = False) -> PreTrainedModel:
     """Finds out how a model can be computed with, and makes it ready for that.
 
     Outside the engine's own calls the model computes what transformers does.
@@ -62,19 +63,23 @@ def use_engine(model: PreTrainedModel, name: str | Path | None = None) -> PreTra
     Args:
         model: a causal language model or a scorer, in evaluation mode; it is changed in place.
         name: the folder that it came from, for the log and for errors.
+        together: all processes call it; the main one, which alone has weights, finds out for all.
 
     Raises:
         UserError: the engine would compute something else than the model.
     """
     what = f"{type(model).__name__} of {name}" if name else type(model).__name__
     key = (type(model), model.config.to_json_string(use_diff=False))
+    told = together and not processes.is_main()
     if key not in _trials:
-        _trials[key] = try_engine(model)
+        found = None if told else try_engine(model)
+        _trials[key] = cast(Trial, collectives.from_main(found) if together else found)
     trial = _trials[key]
     if trial.engine is None:
         raise UserError(f"{what} is not computed rightly here ({'; '.join(trial.failures)}): use another model.")
     model.engine = trial.engine
-    _check_head(model, what)
+    if not told:
+        _check_head(model, what)
     if trial.engine.rows == "packed":
         model.set_attn_implementation(NAME)
     logger.info(

@@ -56,14 +56,14 @@ class Estimate:
     def host_megabytes(self, gpu: bool, nodes: int = 1) -> int:
         """Megabytes of a host's memory: all that a job takes on a CPU, else its weights as they are loaded and saved.
 
-        Each process of a job with GPUs is taken to load the whole model in float32.
+        Of a job with GPUs one process holds the whole model in float32.
 
         Args:
             gpu: whether the job has GPUs.
             nodes: hosts that share it.
         """
         model = 4 * self.parameters if gpu else self.peak
-        return math.ceil(math.ceil(self.processes / nodes) * (model / 1e6 + _FOOTPRINT[gpu]) * _MARGIN)
+        return math.ceil((model / 1e6 + math.ceil(self.processes / nodes) * _FOOTPRINT[gpu]) * _MARGIN)
 
     def fits(self, hardware: Hardware, gpu: bool) -> bool:
         """Whether a process's peak fits one GPU, or the host."""

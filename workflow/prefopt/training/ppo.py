@@ -265,9 +265,8 @@ def run(args: argparse.Namespace) -> None:
     training, validation = split_of(table, "train", args.prompts), None
     if recipe.validation_prompts:
         validation = split_of(table, "validation", args.prompts).head(recipe.validation_prompts)
-    policy, tokenizer = load_policy(args.model)
-    ends = end_tokens(tokenizer, policy)
-    models, true_reward = _models(args, recipe, policy, tokenizer)
+    models, tokenizer, true_reward = _models(args, recipe)
+    ends = end_tokens(tokenizer, models.policy)
     usage = Usage("ppo", default_device(), torch.float32, models=4 if models.learned_reward else 3)
     inputs = {"prompts": table.attrs["manifest"]["content_hash"], **stage.model_hashes("reference", args.model)}
     if models.learned_reward:
@@ -281,32 +280,36 @@ def run(args: argparse.Namespace) -> None:
         metrics = train(models, training, validation, recipe, ends, folder, usage, hook=watcher)
         if watcher is not None:
             watcher.publish(identity, usage)
-        stage.publish(args, policy, tokenizer, identity, metrics, usage, folder)
+        stage.publish(args, models.policy, tokenizer, identity, metrics, usage, folder)
 
 
-def _models(
-    args: argparse.Namespace, recipe: PPORecipe, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Models, TrueReward | None]:
-    """The models of PPO, and the true reward where that is learned from.
+def _models(args: argparse.Namespace, recipe: PPORecipe) -> tuple[Models, PreTrainedTokenizerBase, TrueReward | None]:
+    """The models of PPO, the policy's tokenizer, and the true reward where that is learned from.
 
-    The value network starts from the reward model; where there is none it has a head of its own on the policy's layers.
+    Each is placed before the next is loaded, so that the host holds one at a time. The value network starts from the
+    reward model; where there is none it has a head of its own on the policy's layers.
     """
+
+    def placed(model: PreTrainedModel, trained: bool = False) -> PreTrainedModel:
+        if trained and recipe.activation_checkpointing:
+            recompute_activations(model)
+        return place(model, recipe.dtype)
+
+    policy, tokenizer = load_policy(args.model)
+    policy = placed(policy, trained=True)
     true_reward: TrueReward | None = None
     if recipe.true_reward is not None:
         true_reward = load_true_reward(folder=args.true_reward_model, device=default_device(), **recipe.true_reward)
-        value, reward = new_scorer(args.model, seed=recipe.seed)[0], _rewarded_by(true_reward, tokenizer)
+        reward, value = _rewarded_by(true_reward, tokenizer), new_scorer(args.model, seed=recipe.seed)[0]
     elif args.reward_model is None:
         raise UserError("PPO learns from a reward model, unless its recipe names a true reward; give --reward-model.")
     else:
         check_tokenizer(args.reward_model, args.model)
+        reward = learned_reward(placed(load_scorer(args.reward_model)), recipe)
         value = load_scorer(args.reward_model)
-        reward = learned_reward(place(load_scorer(args.reward_model), recipe.dtype), recipe)
-    if recipe.activation_checkpointing:
-        recompute_activations(policy)
-        recompute_activations(value)
-    reference = place(load_policy(args.model)[0], recipe.dtype)
-    placed = (place(policy, recipe.dtype), place(value, recipe.dtype), reference)
-    return Models(*placed, reward, learned_reward=true_reward is None), true_reward
+    value = placed(value, trained=True)
+    reference = placed(load_policy(args.model)[0])
+    return Models(policy, value, reference, reward, learned_reward=true_reward is None), tokenizer, true_reward
 
 
 def _rewarded_by(true_reward: TrueReward, tokenizer: PreTrainedTokenizerBase) -> Reward:
