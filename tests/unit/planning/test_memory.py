@@ -128,6 +128,21 @@ def test_a_gpt_j_is_sampled_within_the_limit_of_the_cache() -> None:
     assert beside["cache"] == pytest.approx(small["cache"] - 2 * 2**30, rel=0.1)
 
 
+def test_vllm_spreads_weights_and_keys_over_its_gpus() -> None:
+    llama = from_hub("meta-llama/Llama-2-70b-hf")
+    parameters = language_model_parameters(llama)
+    for devices in (1, 4):
+        parts = memory.served(parameters, llama, longest=1000, dtype="bfloat16", devices=devices)
+        # Keys and values of 80 layers with 8 heads of 128; a layer's 3 x 28,672 + 4 x 8,192 numbers for each of 8,192 tokens.
+        assert parts == {
+            "weights": 2 * parameters // devices,
+            "cache": 1000 * 2 * 80 * 8 * 128 * 2 // devices,
+            "passing": 8192 * (3 * 28672 + 4 * 8192) * 2 // devices,
+        }
+    small = memory.served(parameters, llama, longest=1000, dtype="bfloat16", devices=64)
+    assert small["passing"] == 2 * 256 * 32000 * 4, "a step's logits are whole on each GPU"
+
+
 def test_lengths_are_at_least_a_token() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         Rows(0, (3,))

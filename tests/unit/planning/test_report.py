@@ -160,6 +160,17 @@ def test_nodes_multiply_the_gpus_of_what_is_shared_and_not_a_hosts_memory() -> N
     assert [(each["gpu"], each["nodes"]) for each in asked] == [(8, 1), (32, 4)]
     assert asked[0]["mem_mb"] == asked[1]["mem_mb"]
     assert needs(four, "hh", "sample", "dpo")["nodes"] == 1
+    assert not estimate(four, "hh", "sample", "dpo").fits(hardware(four), gpu=True)
+    by_vllm = {"engine": "vllm", "vllm": {"program": None, "gpus": 4}}
+    spread = config_of("paper.yaml", tasks__hh={"base": base, "sampling": by_vllm}, compute=compute | {"nodes": 4})
+    for stage in ("sample", "candidates"):
+        served = estimate(spread, "hh", stage, "dpo")
+        assert served.processes == needs(spread, "hh", stage, "dpo")["gpu"] == 4 and served.fits(
+            hardware(spread), gpu=True
+        )
+    assert estimate(spread, "hh", "score").processes == 1
+    lines = report(spread, {"hh": [estimate(four, "hh", "sample", "dpo"), estimate(spread, "hh", "sample", "dpo")]})
+    assert lines.count("sampling by vLLM over more GPUs") == 1 and "vLLM takes nine tenths of each GPU" in lines
     assert over_nodes(four, "dpo") == {"mpi": "srun", "tasks": 4, "tasks_per_gpu": 0}
     assert over_nodes(four, "sample") == over_nodes(one, "dpo") == {}
 

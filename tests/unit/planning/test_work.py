@@ -124,6 +124,16 @@ def test_a_gpu_takes_its_time_for_every_layer_of_every_step_but_samples_more_at_
     assert work.hours([sampled(gpu=True)], HARDWARE, 1) == pytest.approx(8 * 12 * work.CALL_SECONDS / 3600)
 
 
+def test_vllm_keeps_its_rows_full_and_launches_steps_whole() -> None:
+    token = 2 * 12 * 768 * 2
+    options = {"prompt": 10, "sampled": 5, "new_tokens": 8, "n": 128, "prompts": 16, "width": 2}
+    cache = 16 * 128 * 5 * (10 + 5 // 2) * token
+    for rows, steps in ((1000, 40), (100, 103), (0.5, 10240)):  # 10,240 tokens by 256 rows at most
+        phase = work.serving(GPT2, room=int(rows * 18 * token), **options)
+        assert (phase.flops, phase.calls) == (16 * sampling_flops(shape(GPT2), 10, [5] * 128), 0)
+        assert phase.moved == steps * 2 * 124_439_808 + cache
+
+
 def test_hours_are_those_of_whichever_takes_longer() -> None:
     hour = 3600 * 50 * 10**12  # operations at half of 100 TFLOP/s
     assert work.hours([Phase(hour)], HARDWARE, 1) == pytest.approx(1)

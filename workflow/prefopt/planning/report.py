@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prefopt.experiment import targets
 from prefopt.experiment.config import resolve
 from prefopt.experiment.explained import merged
 from prefopt.planning.estimate import Estimate, hardware
@@ -119,6 +120,8 @@ def _assumed(config: Config, gpu: bool) -> list[str]:
         "a step of sampling reads all weights once; a batch of completions goes on to max_new_tokens",
         "loading, checkpoints and communication are not counted",
     ]
+    if any(targets.vllm(section) for section in config["tasks"].values()):
+        lines.append("vLLM takes nine tenths of each GPU; what stands there is what it needs for one row at least")
     if sources - {"embedded"}:
         lines.append(
             "numbers and lengths of records that are not prepared yet: workflow/prefopt/planning/assumptions.yaml"
@@ -147,8 +150,12 @@ def _warning(config: Config, task: str, one: Estimate) -> str:
         "for the cache of sampling": cache,
     }
     largest = max(sizes, key=lambda name: sizes[name])
+    served = ["sampling by vLLM over more GPUs"] if one.stage.split()[0] in targets.SAMPLED else []
     helping = {
-        "for weights and what belongs to them": [*((_MORE_GPUS, "an adapter") if trains else ()), "a smaller model"],
+        "for weights and what belongs to them": [
+            *((_MORE_GPUS, "an adapter") if trains else served),
+            "a smaller model",
+        ],
         "for activations": [
             *([_CHECKPOINTING] if trains and not config["compute"]["activation_checkpointing"] else []),
             "a smaller compute.token_budget",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from prefopt.planning.task import Task
 from prefopt.planning.work import Phase
 
 Config = dict[str, Any]
+
+_VLLM_SHARE = 0.9  # of a GPU's memory
 
 
 def reference(task: Task, stage: str, _: str | None = None) -> Estimate:
@@ -121,11 +124,14 @@ def sample(task: Task, stage: str, run: str | None) -> Estimate:
     )
     _, other = task.model("reference")
     dtype, sampled = task.compute["dtype"], task.sampled(sampling["max_new_tokens"])
+    served = task.served(stage)
     both = [Resident(made.parameters, dtype), Resident(language_model_parameters(other), dtype)]
     texts = _prompts(task) * len(sampling["temperatures"])
     engine = task.engine(stage)
     batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
-    parts = max(made.parts, memory.reading(both, other, batch, engine), key=memory.total)
+    # Over several GPUs vLLM itself reads.
+    reading = {} if served is not None and served > 1 else memory.reading(both, other, batch, engine)
+    parts = max(made.parts, reading, key=memory.total)
     read = Phase(work.reading(other, Rows(task.tokens["prompt"], (sampled,)), texts))
     return dataclasses.replace(made, parts=parts, phases=[*made.phases, read])
 
@@ -250,30 +256,18 @@ def _sampled(
     """n completions of each prompt at every temperature, one where it is 0, perhaps after examples."""
     name, model = task.model(policy)
     before = shots * (task.tokens["prompt"] + task.tokens["response"])
-    phases = [
-        work.sampling(
-            model,
-            prompt=before + task.tokens["prompt"],
-            sampled=task.sampled(new_tokens),
-            new_tokens=new_tokens,
-            n=n if temperature > 0 else 1,
-            prompts=prompts,
-            width=task.width,
-            gpu=task.engine(stage).gpu,
-        )
-        for temperature in temperatures
-    ]
-    parameters, dtype = language_model_parameters(model), task.compute["dtype"]
-    parts = memory.sampling(
-        [Resident(parameters, dtype)],
-        model,
-        prompt=before + task.long_prompt,
-        new_tokens=new_tokens,
-        n=n,
-        prompts=prompts,
-        dtype=dtype,
-        gpu_bytes=task.gpu_bytes,
-    )
+    parameters, dtype, devices = language_model_parameters(model), task.compute["dtype"], task.served(stage)
+    mean: Config = {"prompt": before + task.tokens["prompt"], "sampled": task.sampled(new_tokens), "width": task.width}
+    counts: Config = {"new_tokens": new_tokens, "prompts": prompts}
+    longest, step = before + task.long_prompt, functools.partial(work.sampling, gpu=task.engine(stage).gpu)
+    if devices is None or task.gpu_bytes is None:
+        beside = [Resident(parameters, dtype)]
+        parts = memory.sampling(beside, model, prompt=longest, n=n, dtype=dtype, gpu_bytes=task.gpu_bytes, **counts)
+    else:
+        room = round(devices * _VLLM_SHARE * task.gpu_bytes) - parameters * task.width
+        step = functools.partial(work.serving, room=room)
+        parts = memory.served(parameters, model, longest=longest + new_tokens, dtype=dtype, devices=devices)
+    phases = [step(model, n=n if temperature > 0 else 1, **mean, **counts) for temperature in temperatures]
     return Estimate(stage, name, parameters, task.engine(stage).processes, parts, phases)
 
 

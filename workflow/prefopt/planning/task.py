@@ -45,9 +45,14 @@ class Task:
         """Bytes of a weight that is not trained."""
         return 4 if self.compute["dtype"] == "float32" else 2
 
+    def served(self, stage: str) -> int | None:
+        """GPUs over which vLLM spreads a model that a stage samples; None where the engine here does, or on a CPU."""
+        vllm = targets.vllm(self.section)
+        return vllm["gpus"] or None if vllm is not None and stage in targets.SAMPLED else None
+
     def engine(self, stage: str) -> Engine:
         """How a stage computes."""
-        given = gpus(self.config, stage)
+        given = self.served(stage) or gpus(self.config, stage)
         return Engine(
             dtype=self.compute["dtype"],
             token_budget=self.compute["token_budget"],

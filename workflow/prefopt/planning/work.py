@@ -17,7 +17,7 @@ from prefopt.lm.batching import CACHE_BYTES, ROW_BUDGET, prompts_at_once
 from prefopt.lm.flops import reading_flops, sampling_flops
 from prefopt.planning import architecture
 from prefopt.planning.architecture import Architecture
-from prefopt.planning.memory import Rows
+from prefopt.planning.memory import VLLM_ROWS, Rows, cache_of_token
 
 Config = dict[str, Any]
 
@@ -182,13 +182,31 @@ def sampling(
         gpu: whether it is sampled on one.
     """
     flops = prompts * sampling_flops(architecture.shape(model), prompt, [min(sampled, new_tokens)] * n)
-    token = 2 * model.layers * model.kv_heads * model.head_width * width
+    token = cache_of_token(model, width)
     at_once = prompts_at_once(n, prompt, new_tokens, token, ROW_BUDGET[gpu], CACHE_BYTES[gpu], shared_prefix=True)
     batches = math.ceil(prompts / at_once)
     cache = (prompts * prompt + prompts * n * min(sampled, new_tokens) // 2) * token
     weights = batches * architecture.language_model_parameters(model) * width
     calls = batches * new_tokens * model.layers if gpu else 0
     return Phase(flops, new_tokens * weights + min(sampled, new_tokens) * cache, calls)
+
+
+def serving(
+    model: Architecture, *, prompt: int, sampled: int, new_tokens: int, n: int, prompts: int, width: int, room: int
+) -> Phase:
+    """The same by vLLM, which puts another completion in the place of one that has ended, and launches a step as a whole.
+
+    Args:
+        model, prompt, sampled, new_tokens, n, prompts, width: see `sampling`.
+        room: bytes for keys and values, on all its GPUs together.
+    """
+    length = min(sampled, new_tokens)
+    flops = prompts * sampling_flops(architecture.shape(model), prompt, [length] * n)
+    token = cache_of_token(model, width)
+    at_once = max(1, min(VLLM_ROWS, prompts * n, room // ((prompt + new_tokens) * token)))
+    steps = math.ceil(prompts * n * length / at_once)
+    cache = prompts * n * length * (prompt + length // 2) * token
+    return Phase(flops, steps * architecture.language_model_parameters(model) * width + cache)
 
 
 def _reviews(section: Config, task: str) -> tuple[dict[str, int], int]:
