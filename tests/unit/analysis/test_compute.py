@@ -350,7 +350,7 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
     )
     assert figure.get_suptitle() == (
         "TL;DR summarization: Only 8 test prompts.\nAnthropic HH dialogue: Uninterpretable: the judge's held-out accuracy, "
-        "52% [45%, 59%], cannot be told from chance."
+        "52% [45%, 59%], is not surely above chance; it needs more comparisons or a better model."
     )
     assert figure.axes[0].get_title(loc="left") == "TL;DR summarization (synthetic records)"
     assert (

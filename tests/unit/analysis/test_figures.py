@@ -169,6 +169,9 @@ def test_an_uninterpretable_judge_is_called_so(table: pd.DataFrame) -> None:
     assert "52% [45%, 59%]" in shown
     assert "with 60%" in footnote(table, manifest)
     assert "Uninterpretable" not in texts(win_rate_figure(table, {**manifest, "interpretable": True}))
+    skilled = {"judge_accuracy": 0.66, "judge_accuracy_low": 0.6, "judge_accuracy_high": 0.72}
+    shown = " ".join(texts(win_rate_figure(table, {**manifest, **skilled})).split())
+    assert 'is not surely above that of "the longer one wins", 60%' in shown and "chance" not in shown
 
 
 def test_invalid_verdicts_are_mentioned(table: pd.DataFrame) -> None:

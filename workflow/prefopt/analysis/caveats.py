@@ -57,9 +57,13 @@ def caveats_of(manifest: Mapping[str, Any]) -> list[str]:
     """What takes from the weight of a table of win rates, a sentence each: its warnings, and a judge without skill."""
     caveats = list(manifest.get("warnings", []))
     if manifest.get("interpretable") is False:
-        accuracy = (manifest[f"judge_accuracy{end}"] for end in ("", "_low", "_high"))
-        shown = "{:.0%} [{:.0%}, {:.0%}]".format(*accuracy)
-        caveats.insert(0, f"Uninterpretable: the judge's held-out accuracy, {shown}, cannot be told from chance.")
+        accuracy, low, high = (manifest[f"judge_accuracy{end}"] for end in ("", "_low", "_high"))
+        shown = f"{accuracy:.0%} [{low:.0%}, {high:.0%}]"
+        other = "chance" if low <= 0.5 else f'that of "the longer one wins", {manifest["longer_wins_accuracy"]:.0%}'
+        needed = "it needs more comparisons or a better model"
+        caveats.insert(
+            0, f"Uninterpretable: the judge's held-out accuracy, {shown}, is not surely above {other}; {needed}."
+        )
     return caveats
 
 
