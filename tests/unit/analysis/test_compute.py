@@ -348,8 +348,8 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
     assert "90% intervals over prompts and 3 seeds of training, costs their means." in " ".join(
         compute_figure.compute_figure(both, three).get_supxlabel().split()
     )
-    assert figure.get_suptitle() == (
-        "TL;DR summarization: Only 8 test prompts.\nAnthropic HH dialogue: Uninterpretable: the judge's held-out accuracy, "
+    assert " ".join(figure.get_suptitle().split()) == (
+        "TL;DR summarization: Only 8 test prompts. Anthropic HH dialogue: Uninterpretable: the judge's held-out accuracy, "
         "52% [45%, 59%], is not surely above chance; it needs more comparisons or a better model."
     )
     assert figure.axes[0].get_title(loc="left") == "TL;DR summarization (synthetic records)"
