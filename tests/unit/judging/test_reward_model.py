@@ -142,24 +142,19 @@ def test_enough_right_answers_make_it_interpretable_and_a_wrong_judge_is_told_fr
     good = held_out_accuracy(torch.nn.Identity(), pairs([right] * 70 + [wrong] * 30), 100)
     assert (good["judge_accuracy_low"], good["judge_accuracy_high"]) == pytest.approx((0.604, 0.781), abs=1e-3)
     assert good["interpretable"] is True
-    # Of one length: a lead of 1/2 in 70 and of -1/2 in 30.
-    assert good["better_than_longer"] == pytest.approx(0.2) and 0 < good["better_than_longer_low"] < 0.2
-    assert 0.2 < good["better_than_longer_high"] < 0.4
     bad = held_out_accuracy(torch.nn.Identity(), pairs([wrong] * 70 + [right] * 30), 100)
     assert bad["judge_accuracy_high"] < 0.5 and bad["interpretable"] is False
 
 
 def test_a_judge_that_is_no_better_than_the_longer_one_wins_is_not_interpretable(scored: list[Row]) -> None:
-    """It agrees with 70 of 100, and so does length: with 60 together, with ten each alone."""
-    long_and_right, short_and_right = ([9, 1, EOS], [2, EOS]), ([9, EOS], [2, 1, EOS])
-    long_and_wrong, short_and_wrong = ([2, 1, EOS], [9, EOS]), ([2, EOS], [9, 1, EOS])
-    rows = [long_and_right] * 60 + [short_and_right] * 10 + [long_and_wrong] * 10 + [short_and_wrong] * 20
-    same = held_out_accuracy(torch.nn.Identity(), pairs(rows), 100)
-    assert same["judge_accuracy"] == same["longer_wins_accuracy"] == pytest.approx(0.7)
-    assert same["judge_accuracy_low"] > 0.5 and same["interpretable"] is False
-    assert same["better_than_longer_low"] < same["better_than_longer"] == 0 < same["better_than_longer_high"]
-    better = held_out_accuracy(torch.nn.Identity(), pairs([*rows[:60], *[short_and_right] * 30, *rows[90:]]), 100)
-    assert better["interpretable"] is True and better["better_than_longer"] == pytest.approx(0.3)
+    right_and_longer, right_and_shorter = ([9, 1, EOS], [2, EOS]), ([9, EOS], [2, 1, EOS])
+    wrong_and_shorter = ([2, EOS], [9, 1, EOS])
+    for longer, interpretable in ((62, False), (50, True)):
+        rows = [right_and_longer] * longer + [right_and_shorter] * (70 - longer) + [wrong_and_shorter] * 30
+        facts = held_out_accuracy(torch.nn.Identity(), pairs(rows), 100)
+        assert (facts["judge_accuracy"], facts["longer_wins_accuracy"]) == pytest.approx((0.7, longer / 100))
+        assert facts["judge_accuracy_low"] == pytest.approx(0.604, abs=1e-3)
+        assert facts["interpretable"] is interpretable
 
 
 def test_a_trained_judge_from_files(tmp_path: Path) -> None:

@@ -139,8 +139,7 @@ def held_out_accuracy(
 
     Returns:
         `judge_accuracy` with `judge_accuracy_low` and `_high`, `longer_wins_accuracy` (by tokens; ties count
-        half), `n_held_out`, `better_than_longer` with its `_low` and `_high`, by how much the model agrees more often than
-        the longer one wins, and `interpretable`: whether it surely does, and more often than every second time.
+        half), `n_held_out` and `interpretable`: whether the interval is above one half and above that.
     """
     columns = [pairs[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
     rows = [Row(tuple(p), (tuple(c), tuple(r))) for p, c, r in zip(*columns, strict=True)]
@@ -148,20 +147,14 @@ def held_out_accuracy(
     require_finite(rewards, pairs["prompt_id"], "The judge's score of a held-out comparison", "look at its gold model")
     lengths = np.array([[len(c) for c in row.completions] for row in rows])
     agrees, longer = _agreement(rewards), _agreement(lengths)
-    clusters = pairs["prompt_id"].tolist()
-    interval = score_interval(agrees.tolist(), clusters, confidence)
-    # A difference of two scores, from -1 to 1, as a score.
-    lead = score_interval(((agrees - longer + 1) / 2).tolist(), clusters, confidence)
+    interval = score_interval(agrees.tolist(), pairs["prompt_id"].tolist(), confidence)
     return {
         "judge_accuracy": float(agrees.mean()),
         "judge_accuracy_low": interval.low,
         "judge_accuracy_high": interval.high,
         "longer_wins_accuracy": float(longer.mean()),
-        "better_than_longer": float((agrees - longer).mean()),
-        "better_than_longer_low": 2 * lead.low - 1,
-        "better_than_longer_high": 2 * lead.high - 1,
         "n_held_out": len(rows),
-        "interpretable": interval.low > 0.5 and lead.low > 0.5,
+        "interpretable": interval.low > max(0.5, float(longer.mean())),
     }
 
 
