@@ -204,9 +204,9 @@ def bandwidth(device: str = "cpu") -> float:
     return 2 * size * 10 / clock.read()["seconds"] / 1e9
 
 
-def run_contender(script: str, *arguments: str) -> dict[str, Any]:
+def run_contender(script: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
     """Runs one contender in a process of its own and returns the JSON object of its last line."""
-    command = [sys.executable, script, *arguments]
+    command = [python, script, *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

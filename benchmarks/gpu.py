@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import json
 import os
 import platform
 import re
@@ -18,9 +17,9 @@ from pathlib import Path
 import common
 import torch
 import transformers
+from ppo_update import recipe as ppo_recipe
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from prefopt.experiment.recipes import from_json
 from prefopt.lm import attention
 from prefopt.lm.attention import flash_can
 from prefopt.lm.batching import Row
@@ -102,21 +101,8 @@ def ppo_update(args: argparse.Namespace) -> None:
     config = copy.deepcopy(common.SHAPES[TINY["pythia-1b"] if args.tiny else "pythia-1b"])
     config.pad_token_id, config.num_labels = 0, 1
     prompts, n, new, length = (4, 2, 8, 16) if args.tiny else (128, 4, 64, 128)
-    values = {
-        **{"updates": 1, "prompts_per_update": prompts, "samples_per_prompt": n, "epochs": 1, "minibatches": 4},
-        **{"temperature": 1.0, "max_new_tokens": new, "kl_coef": 0.1, "kl_target": None, "kl_horizon": 1e4},
-        **{"normalize_rewards": True, "gamma": 1.0, "lam": 0.95, "clip": 0.2, "value_clip": 0.2, "value_coef": 0.1},
-        **{
-            "true_reward": None,
-            "missing_eos_reward": None,
-            "learning_rate": 1e-6,
-            "schedule": "constant",
-            "warmup_steps": 0,
-        },
-        **{"adam_eps": 1e-5, "max_grad_norm": 1.0, "validation_prompts": 1, "evaluate_every": 1, "checkpoint_every": 1},
-        **{"keep": "last", "token_budget": 16384, "dtype": "bfloat16", "activation_checkpointing": False, "seed": 0},
-    }
-    recipe = from_json(ppo.PPORecipe, json.dumps(values))
+    values = {"epochs": 1, "minibatches": 4, "token_budget": 16384}
+    recipe = ppo_recipe(prompts, n, new, **values, dtype="bfloat16")
     torch.manual_seed(0)
     with torch.device(args.device):
         policy, reference = (use_engine(AutoModelForCausalLM.from_config(config)).eval() for _ in range(2))
