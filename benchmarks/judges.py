@@ -19,8 +19,8 @@ import statsmodels.api as sm
 import torch
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegressionCV
-from sklearn.model_selection import GroupKFold
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, GroupKFold
 
 from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs
@@ -41,20 +41,27 @@ def comparisons(folder: Path, model: Path) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def read(pairs: pd.DataFrame, folder: Path, dtype: torch.dtype, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities [n, 2], chosen first, and last hidden states [n, 2, d] of both completions."""
+def read(
+    pairs: pd.DataFrame, folder: Path, dtype: torch.dtype, budget: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of both completions, chosen first: log-probabilities [n, 2], the hidden state of the last token [n, 2, d] and the mean
+    of those from which tokens are predicted [n, 2, d].
+    """
     model, _ = load_policy(folder, device=default_device(), dtype=dtype)
     columns = (pairs[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
     rows = [Row(tuple(p), (tuple(c), tuple(r))) for p, c, r in zip(*columns, strict=True)]
     sums = np.zeros((len(rows), 2))
-    states = np.zeros((len(rows), 2, model.config.hidden_size))
+    last, means = (np.zeros((len(rows), 2, model.config.hidden_size)) for _ in range(2))
     with Progress("comparisons", len(rows), "comparisons") as progress:
         for batch in micro_batches(rows, budget):
             part = [rows[i] for i in batch]
             sums[batch] = completion_logprobs(model, part).sums.view(-1, 2).float().cpu()
-            states[batch] = completion_hidden_states(model, part)[1].view(len(part), 2, -1).float().cpu()
+            predicting, ends = (states.float().cpu() for states in completion_hidden_states(model, part))
+            last[batch] = ends.view(len(part), 2, -1)
+            each = predicting.split([len(own) for row in part for own in row.completions])
+            means[batch] = torch.stack([states.mean(dim=0) for states in each]).view(len(part), 2, -1)
             progress.update(len(batch))
-    return sums, states
+    return sums, last, means
 
 
 def cross_fitted(
@@ -75,8 +82,9 @@ def cross_fitted(
         groups = np.tile(pairs["prompt_id"].to_numpy()[training], 2)
         inner = list(GroupKFold(5).split(groups, groups=groups))
         answers = np.repeat([1, 0], len(training))
-        model = LogisticRegressionCV(Cs=np.logspace(-5, 2, 15), cv=inner, fit_intercept=False, max_iter=2000)
-        margins[held_out] = model.fit(both, answers).decision_function(asked)
+        plain, strengths = LogisticRegression(fit_intercept=False, max_iter=1000), {"C": np.logspace(-4, 1, 6)}
+        model = GridSearchCV(plain, strengths, cv=inner, scoring="neg_log_loss").fit(both, answers)
+        margins[held_out] = model.decision_function(asked)
     return margins
 
 
@@ -140,16 +148,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="CSV file")
     args = parser.parse_args()
     pairs = comparisons(args.data, args.model)
-    sums, states = read(pairs, args.model, getattr(torch, args.dtype), args.token_budget)
+    sums, last, means = read(pairs, args.model, getattr(torch, args.dtype), args.token_budget)
     lengths = np.array([[len(ids) for ids in pairs[f"{side}_ids"]] for side in SIDES], float).T
-    sizes = np.log(lengths)[..., None]
-    with_length = np.concatenate([states, sizes], axis=2)
+    with_length = np.concatenate([means, np.log(lengths)[..., None]], axis=2)
     margins = {
         "the longer wins": lengths[:, 0] - lengths[:, 1],
         "likelihood": sums[:, 0] - sums[:, 1],
         "likelihood a token": (sums / lengths) @ np.array([1.0, -1.0]),
         "words": cross_fitted(pairs, bag_of_words(pairs), args.folds),
-        "head of a reward model": cross_fitted(pairs, of_features(states), args.folds),
+        "head on the last token": cross_fitted(pairs, of_features(last), args.folds),
+        "head on the mean token": cross_fitted(pairs, of_features(means), args.folds),
         "the same with the length": cross_fitted(pairs, of_features(with_length), args.folds),
     }
     table = account(pairs, margins, "the longer wins")
