@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ from prefopt.analysis.dominance import DominanceRecipe, dominance_table
 from prefopt.analysis.frontier import Measured, above_ceiling, frontier_table, read_evaluations, upper_frontier
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.errors import UserError
+from prefopt.rewards.stage import TrueRewardsRecipe
 from prefopt.store.tables import write_table
 from test_optimal_frontier import PROBABILITIES, REWARDS, draw
 
@@ -412,6 +413,15 @@ class TestFigure:
         assert real.axes[0].get_title(loc="left") == "IMDb sentiment: true reward against KL"
         assert "a classifier of sentiment." in real.get_supxlabel() and real.get_supxlabel().endswith("9 are lost.")
         assert "Synthetic" not in real.get_supxlabel()
+
+    def test_every_true_reward_has_its_words_and_its_axis(self) -> None:
+        kinds = get_args(get_type_hints(TrueRewardsRecipe)["kind"])
+        assert set(kinds) == set(frontier_figure.REWARDS)
+        for kind in kinds:
+            figure = self.draw(sweep(), kind)
+            words, unit = frontier_figure.REWARDS[kind]
+            assert figure.axes[0].get_ylabel() == f"Mean true reward, {unit}"
+            assert f"True reward: {words}." in " ".join(figure.get_supxlabel().split())
 
     def test_a_points_run_can_be_told(self) -> None:
         """By the size of its marker: the legend lists the values in the order of its own markers."""

@@ -38,17 +38,13 @@ _ROOM = 1.5
 _SMALLEST, _LARGEST = 3.0, 7.5
 _MIDDLE = 5.0  # where there is nothing to tell apart
 
-# What the true reward is, and how its axis is called.
-_REWARDS = {
-    "rule": "a rule that knows how the reviews are meant",
-    "classifier": "a classifier of sentiment",
-    "oracle": "the quality that is hidden in the records' facts",
-    "gold_reward_model": "a reward model from pairs that no run has seen",
-}
-_AXES = {
-    **dict.fromkeys(("rule", "classifier"), "true reward, P(positive)"),
-    "oracle": "true reward, hidden quality",
-    "gold_reward_model": "true reward, score of the gold reward model",
+# What the true reward is, and its unit, by its kind (see `rewards.stage.TrueRewardsRecipe`).
+REWARDS = {
+    "rule": ("a rule that knows how the reviews are meant", "P(positive)"),
+    "ngrams": ("n-grams of labelled reviews, by logistic regression", "P(positive)"),
+    "classifier": ("a classifier of sentiment", "P(positive)"),
+    "oracle": ("the quality that is hidden in the records' facts", "hidden quality"),
+    "gold_reward_model": ("a reward model from pairs that no run has seen", "score of the gold reward model"),
 }
 
 
@@ -60,7 +56,7 @@ class FrontierFigureRecipe:
     methods: tuple[str, ...]  # whose frontiers are drawn, see `experiment.runs.group`
     title: str  # for a reader
     written: str  # what a program wrote where the records are synthetic
-    true_reward: str  # see `_REWARDS`
+    true_reward: str  # see `REWARDS`
 
 
 def frontier_figure(
@@ -96,7 +92,7 @@ def frontier_figure(
         axes.set_xlim(-0.02 * edge, edge)
         axes.set_title(titled(f"{recipe.title}: true reward against KL", summary), loc="left", fontweight="bold")
         axes.set_xlabel("KL to the reference policy, nats per completion")
-        axes.set_ylabel(f"Mean {_AXES[recipe.true_reward]}")
+        axes.set_ylabel(f"Mean true reward, {REWARDS[recipe.true_reward][1]}")
         figure.legend(
             *(handles, labels),
             loc="outside right center",
@@ -210,7 +206,7 @@ def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[st
             f"mean frontier over {seeds} seeds, its bands 95% intervals over prompts and seeds, and thin each seed's"
         )
     parts = [
-        f"True reward: {_REWARDS[recipe.true_reward]}. {prompts_note(table['prompts'].tolist())}",
+        f"True reward: {REWARDS[recipe.true_reward][0]}. {prompts_note(table['prompts'].tolist())}",
         f"{per_prompt.max():g} completion{'s' if per_prompt.max() > 1 else ''} of each. Lines and full colours: each method's "
         f"{frontier}; faint: its other checkpoints. Markers grow with the freedom of the "
         f"run, in the legend's order; the smallest KL is the reference policy.",
