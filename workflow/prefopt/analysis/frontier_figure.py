@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Of the optimal frontier, beyond what can be relied on, this much more KL is shown in grey.
 _BEYOND = 1.5
-# The right edge, in units of the KL that three methods' frontiers reach.
-_ROOM = 1.5
+# The right edge, in units of the KL that three methods' frontiers reach, and how much farther another is followed.
+_ROOM, _FAR = 1.5, 4.0
 
 
 # A marker's size in points, from the run that stays nearest to the reference policy to the one that goes farthest.
@@ -224,7 +224,8 @@ def right_edge(ends: Sequence[float]) -> float:
     Args:
         ends: the largest KL of each method's frontier, in nats.
     """
-    return _ROOM * max(min(heapq.nlargest(3, ends), default=0.0), 0.1)
+    reached = max(min(heapq.nlargest(3, ends), default=0.0), 0.1)
+    return max(_ROOM * reached, *(1.05 * end for end in ends if end <= _FAR * reached), 0.0)
 
 
 def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> Iterator[tuple[Any, str]]:
