@@ -9,7 +9,7 @@ is judged once. See README.md here.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,12 +22,14 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
 
-from prefopt.lm.batching import Row, micro_batches
-from prefopt.lm.logprobs import completion_hidden_states, completion_logprobs
+from prefopt.lm.batching import micro_batches
+from prefopt.lm.engine import head_logits
+from prefopt.lm.logprobs import completion_hidden_states
 from prefopt.lm.models import load_policy, tokenizer_hash
 from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import default_device
 from prefopt.store.tables import read_table
+from prefopt.training.reference import preference_rows
 
 SIDES = ("chosen", "rejected")
 Matrix: TypeAlias = np.ndarray | sparse.csr_matrix
@@ -48,18 +50,20 @@ def read(
     of those from which tokens are predicted [n, 2, d].
     """
     model, _ = load_policy(folder, device=default_device(), dtype=dtype)
-    columns = (pairs[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids"))
-    rows = [Row(tuple(p), (tuple(c), tuple(r))) for p, c, r in zip(*columns, strict=True)]
+    rows = preference_rows(pairs)
     sums = np.zeros((len(rows), 2))
     last, means = (np.zeros((len(rows), 2, model.config.hidden_size)) for _ in range(2))
     with Progress("comparisons", len(rows), "comparisons") as progress:
         for batch in micro_batches(rows, budget):
             part = [rows[i] for i in batch]
-            sums[batch] = completion_logprobs(model, part).sums.view(-1, 2).float().cpu()
-            predicting, ends = (states.float().cpu() for states in completion_hidden_states(model, part))
-            last[batch] = ends.view(len(part), 2, -1)
-            each = predicting.split([len(own) for row in part for own in row.completions])
-            means[batch] = torch.stack([states.mean(dim=0) for states in each]).view(len(part), 2, -1)
+            predicting, ends = completion_hidden_states(model, part)
+            completions = [own for row in part for own in row.completions]
+            tokens = torch.tensor([token for own in completions for token in own], device=predicting.device)
+            logps = head_logits(model, predicting).log_softmax(-1).gather(1, tokens[:, None])
+            last[batch] = ends.float().view(len(part), 2, -1).cpu()
+            for kept, values, reduced in ((sums, logps, torch.sum), (means, predicting.float(), torch.mean)):
+                each = [reduced(own, dim=0) for own in values.split([len(own) for own in completions])]
+                kept[batch] = torch.stack(each).view(len(part), *kept.shape[1:]).cpu()
             progress.update(len(batch))
     return sums, last, means
 
@@ -75,7 +79,8 @@ def cross_fitted(
         folds: parts of the prompts.
     """
     margins = np.zeros(len(pairs))
-    for training, held_out in _folds(pairs, folds):
+    outer = GroupKFold(folds, shuffle=True, random_state=0)
+    for training, held_out in outer.split(pairs, groups=pairs["prompt_id"]):
         fitted, asked = differences(training, held_out)
         stack = sparse.vstack if sparse.issparse(fitted) else np.vstack
         both = stack([fitted, -fitted])
@@ -86,11 +91,6 @@ def cross_fitted(
         model = GridSearchCV(plain, strengths, cv=inner, scoring="neg_log_loss").fit(both, answers)
         margins[held_out] = model.decision_function(asked)
     return margins
-
-
-def _folds(pairs: pd.DataFrame, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    order = GroupKFold(folds, shuffle=True, random_state=0)
-    yield from order.split(pairs, groups=pairs["prompt_id"])
 
 
 def bag_of_words(pairs: pd.DataFrame) -> Callable[[np.ndarray, np.ndarray], tuple[Matrix, Matrix]]:

@@ -85,7 +85,7 @@ def policy(shape: str) -> PreTrainedModel:
     return end_at_random(common.random_model(shape)).eval()
 
 
-def ours(args: argparse.Namespace, samples: int) -> dict[str, Any]:
+def ours(args: argparse.Namespace, samples: int) -> list[dict[str, float]]:
     """Seconds of each update by this package, so many completions of each prompt."""
     reward, value = (use_engine(scorer(args.shape)) for _ in range(2))
     values = {"epochs": args.epochs, "minibatches": args.minibatches, "token_budget": args.token_budget}
@@ -96,17 +96,16 @@ def ours(args: argparse.Namespace, samples: int) -> dict[str, Any]:
     optimizer = build_optimizer(both, "adamw", LEARNING_RATE, adam_eps=of_run.adam_eps)
     generator = torch.Generator().manual_seed(0)
     prompts = make_prompts(of_run.prompts_per_update, common.VOCABULARY)
-    turns, tokens = [], 0
+    turns = []
     for _ in range(args.updates + 1):
         clock = common.Clock()
         rollouts = ppo.roll_out(models, prompts, of_run, [EOS_ID], range(len(prompts)))
         ppo.update(models, optimizer, rollouts, of_run, KL_COEF, generator)
         turns.append(clock.read())
-        tokens = sum(len(own) for row in rollouts.rows for own in row.completions)
-    return {"turns": turns[1:], "tokens": tokens}
+    return turns[1:]
 
 
-def trl(args: argparse.Namespace) -> dict[str, Any]:
+def trl(args: argparse.Namespace) -> list[dict[str, float]]:
     """The same by TRL's PPOTrainer, which samples one completion of each prompt."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -162,15 +161,15 @@ def trl(args: argparse.Namespace) -> dict[str, Any]:
             callbacks=[Timer()],
         )
         trainer.train()
-    return {"turns": turns[1:], "tokens": None}
+    return turns[1:]
 
 
 def contend(args: argparse.Namespace) -> None:
     """Prints one contender's figures as JSON."""
     torch.set_num_threads(args.threads)
     samples = 4 if args.contender == CONTENDERS[1] else 1
-    figures = trl(args) if args.contender == "trl" else ours(args, samples)
-    print(json.dumps({**figures, "peak_mib": common.peak_mib()}))
+    turns = trl(args) if args.contender == "trl" else ours(args, samples)
+    print(json.dumps({"turns": turns, "peak_mib": common.peak_mib()}))
 
 
 def compare(args: argparse.Namespace) -> None:

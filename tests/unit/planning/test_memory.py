@@ -132,14 +132,14 @@ def test_vllm_spreads_weights_and_keys_over_its_gpus() -> None:
     llama = from_hub("meta-llama/Llama-2-70b-hf")
     parameters = language_model_parameters(llama)
     for devices in (1, 4):
-        parts = memory.served(parameters, llama, longest=1000, dtype="bfloat16", devices=devices)
+        parts = memory.served(parameters, llama, 1000, Engine("bfloat16", processes=devices))
         # Keys and values of 80 layers with 8 heads of 128; a layer's 3 x 28,672 + 4 x 8,192 numbers for each of 8,192 tokens.
         assert parts == {
             "weights": 2 * parameters // devices,
             "cache": 1000 * 2 * 80 * 8 * 128 * 2 // devices,
             "passing": 8192 * (3 * 28672 + 4 * 8192) * 2 // devices,
         }
-    small = memory.served(parameters, llama, longest=1000, dtype="bfloat16", devices=64)
+    small = memory.served(parameters, llama, 1000, Engine("bfloat16", processes=64))
     assert small["passing"] == 2 * 256 * 32000 * 4, "a step's logits are whole on each GPU"
 
 

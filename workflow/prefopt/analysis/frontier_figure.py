@@ -225,7 +225,7 @@ def right_edge(ends: Sequence[float]) -> float:
         ends: the largest KL of each method's frontier, in nats.
     """
     reached = max(min(heapq.nlargest(3, ends), default=0.0), 0.1)
-    return max(_ROOM * reached, *(1.05 * end for end in ends if end <= _FAR * reached), 0.0)
+    return max([_ROOM * reached, *(1.05 * end for end in ends if end <= _FAR * reached)])
 
 
 def _draw_ceiling(axes: Axes, ceiling: pd.DataFrame) -> Iterator[tuple[Any, str]]:

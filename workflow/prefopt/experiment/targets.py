@@ -269,6 +269,11 @@ def vllm(section: Config) -> Config | None:
     return sampling["vllm"] if sampling["engine"] == "vllm" else None
 
 
+def sampler(section: Config, stage: str) -> Config | None:
+    """The same where it samples what a stage draws."""
+    return vllm(section) if stage in SAMPLED else None
+
+
 def is_served(judge: Config) -> bool:
     """Whether the jobs of a judge start it themselves (see `judging.serving`)."""
     return judge["kind"] == "chat" and "serve" in judge["chat"]

@@ -115,13 +115,13 @@ def new_classifier(
         AutoModelForSequenceClassification,
         path,
         fresh_head=True,
-        weights=processes.is_main(),
+        weights=_reads_weights(None),
         num_labels=len(labels),
         id2label=names,
         label2id={name: index for index, name in names.items()},
         pad_token_id=tokenizer.eos_token_id,
     )
-    if processes.is_main():
+    if _reads_weights(None):
         check_language_model(model, path)
     return model, tokenizer
 

@@ -23,8 +23,9 @@ from prefopt.planning.architecture import (
 KEEP_BYTES = 256 * 2**20
 CHUNK_BYTES = {False: 32 * 2**20, True: 256 * 2**20}  # on a CPU, on a GPU
 GROUP_TOKENS = 192
-# Tokens that vLLM reads, and completions that it goes on with, at once: its own defaults, and its rows on a smaller GPU.
-VLLM_TOKENS, VLLM_ROWS = 8192, 256
+# Tokens that vLLM reads, and completions that it goes on with, at once: its own defaults, and its rows on a smaller GPU; and
+# the share of a GPU's memory that it takes.
+VLLM_TOKENS, VLLM_ROWS, VLLM_SHARE = 8192, 256, 0.9
 
 _FLOAT = 4
 # Floats that autograd keeps of a layer for each token: in units of the hidden size, of the residual stream (what the
@@ -317,23 +318,21 @@ def sampling(
     )
 
 
-def served(parameters: int, model: Architecture, *, longest: int, dtype: str, devices: int) -> Parts:
-    """What each GPU of a vLLM server must hold at least; it takes nine tenths of the GPU, and keeps more rows with it.
+def served(parameters: int, model: Architecture, longest: int, engine: Engine) -> Parts:
+    """What each GPU of a vLLM server must hold at least; it takes `VLLM_SHARE` of the GPU, and keeps more rows with it.
 
     Args:
         parameters: of the model.
         model: its architecture.
         longest: most tokens of a prompt with its completion.
-        dtype: of weights, passes and cache.
-        devices: over which the weights and the heads are spread.
+        engine: the dtype of weights, passes and cache, and over how many GPUs the model is spread.
     """
-    width = _FLOAT if dtype == "float32" else 2
-    passing = VLLM_TOKENS * int(_PASSING[model.kind] * model.intermediate + 4 * model.hidden) * width
+    passing = _passing(model, MicroBatch(Rows(VLLM_TOKENS, ()), 1), engine)
     return _nonzero(
         {
-            "weights": parameters * width // devices,
-            "cache": longest * cache_of_token(model, width) // devices,
-            "passing": max(passing // devices, 2 * VLLM_ROWS * model.vocabulary * _FLOAT),
+            "weights": Resident(parameters, engine.dtype).bytes(engine),
+            "cache": longest * cache_of_token(model, engine.width) // engine.processes,
+            "passing": max(passing // engine.processes, 2 * VLLM_ROWS * model.vocabulary * _FLOAT),
         }
     )
 

@@ -46,8 +46,8 @@ def needs(config: Config, task: str, stage: str, name: str | None = None) -> dic
                 "runtime": max(_SHORTEST, minutes),
             }
     overriding = {key: value for key, value in given.items() if value is not None}
-    devices, vllm = gpus(config, stage), targets.vllm(config["tasks"][task])
-    if vllm is not None and stage in targets.SAMPLED:
+    devices, vllm = gpus(config, stage), targets.sampler(config["tasks"][task], stage)
+    if vllm is not None:
         devices = vllm["gpus"]
         computed["mem_mb"] += _OF_VLLM
     return {"gpu": devices, "nodes": nodes(config, stage), **computed, **overriding}

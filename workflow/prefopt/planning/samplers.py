@@ -18,8 +18,6 @@ from prefopt.planning.work import Phase
 
 Config = dict[str, Any]
 
-_VLLM_SHARE = 0.9  # of a GPU's memory
-
 
 def reference(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The reference policy's log-probabilities of all pairs."""
@@ -124,13 +122,12 @@ def sample(task: Task, stage: str, run: str | None) -> Estimate:
     )
     _, other = task.model("reference")
     dtype, sampled = task.compute["dtype"], task.sampled(sampling["max_new_tokens"])
-    served = task.served(stage)
     both = [Resident(made.parameters, dtype), Resident(language_model_parameters(other), dtype)]
     texts = _prompts(task) * len(sampling["temperatures"])
     engine = task.engine(stage)
     batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
     # Over several GPUs vLLM itself reads.
-    reading = {} if served is not None and served > 1 else memory.reading(both, other, batch, engine)
+    reading = {} if (task.served(stage) or 0) > 1 else memory.reading(both, other, batch, engine)
     parts = max(made.parts, reading, key=memory.total)
     read = Phase(work.reading(other, Rows(task.tokens["prompt"], (sampled,)), texts))
     return dataclasses.replace(made, parts=parts, phases=[*made.phases, read])
@@ -256,19 +253,19 @@ def _sampled(
     """n completions of each prompt at every temperature, one where it is 0, perhaps after examples."""
     name, model = task.model(policy)
     before = shots * (task.tokens["prompt"] + task.tokens["response"])
-    parameters, dtype, devices = language_model_parameters(model), task.compute["dtype"], task.served(stage)
+    parameters, dtype, engine = language_model_parameters(model), task.compute["dtype"], task.engine(stage)
     mean: Config = {"prompt": before + task.tokens["prompt"], "sampled": task.sampled(new_tokens), "width": task.width}
     counts: Config = {"new_tokens": new_tokens, "prompts": prompts}
-    longest, step = before + task.long_prompt, functools.partial(work.sampling, gpu=task.engine(stage).gpu)
-    if devices is None or task.gpu_bytes is None:
+    longest, step = before + task.long_prompt, functools.partial(work.sampling, gpu=engine.gpu)
+    if task.served(stage) is None or task.gpu_bytes is None:
         beside = [Resident(parameters, dtype)]
         parts = memory.sampling(beside, model, prompt=longest, n=n, dtype=dtype, gpu_bytes=task.gpu_bytes, **counts)
     else:
-        room = round(devices * _VLLM_SHARE * task.gpu_bytes) - parameters * task.width
+        room = round(engine.processes * memory.VLLM_SHARE * task.gpu_bytes) - parameters * task.width
         step = functools.partial(work.serving, room=room)
-        parts = memory.served(parameters, model, longest=longest + new_tokens, dtype=dtype, devices=devices)
+        parts = memory.served(parameters, model, longest + new_tokens, engine)
     phases = [step(model, n=n if temperature > 0 else 1, **mean, **counts) for temperature in temperatures]
-    return Estimate(stage, name, parameters, task.engine(stage).processes, parts, phases)
+    return Estimate(stage, name, parameters, engine.processes, parts, phases)
 
 
 def _rewarded(task: Task, stage: str, *, n: int, groups: int) -> Estimate:

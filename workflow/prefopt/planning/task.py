@@ -47,8 +47,8 @@ class Task:
 
     def served(self, stage: str) -> int | None:
         """GPUs over which vLLM spreads a model that a stage samples; None where the engine here does, or on a CPU."""
-        vllm = targets.vllm(self.section)
-        return vllm["gpus"] or None if vllm is not None and stage in targets.SAMPLED else None
+        vllm = targets.sampler(self.section, stage)
+        return None if vllm is None else vllm["gpus"] or None
 
     def engine(self, stage: str) -> Engine:
         """How a stage computes."""

@@ -455,7 +455,9 @@ def read_csv(path: str | Path) -> pd.DataFrame:
         raise UserError(
             f"{path} is not whole CSV ({_first_line(error)}): delete it and run its stage again."
         ) from error
-    if b"\0" in Path(path).read_bytes()[:4096]:  # what a power cut may leave
+    with Path(path).open("rb") as file:
+        names = file.readline()
+    if b"\0" in names:  # what a power cut may leave
         raise UserError(f"{path} is not whole CSV (it holds zero bytes): delete it and run its stage again.")
     return frame
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     for folder in [*args.rounds, *([] if args.reward_model is None else [args.reward_model])]:
         check_tokenizer(folder, args.model)
     if args.reward_model is not None:
-        scorer = load_scorer(args.reward_model).to(device)
+        scorer = load_scorer(args.reward_model, device=device)
         learned = functools.partial(score_rows, scorer, token_budget=recipe.token_budget, dtype=recipe.dtype)
     rows: list[dict[str, Any]] = []
     for step, folder in enumerate([args.model, *args.rounds]):

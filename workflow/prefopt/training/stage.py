@@ -39,7 +39,7 @@ def prepared(model: PreTrainedModel, recipe: TrainingRecipe) -> PreTrainedModel:
     """Makes a model ready to be trained: with the recipe's adapter, on this process's device or sharded over all.
 
     Args:
-        model: float32 weights, on the CPU, the same in every process; it is changed in place.
+        model: as `place` takes it; it is changed in place.
         recipe: adapter, activation checkpointing and dtype.
     """
     if recipe.adapter is not None:
