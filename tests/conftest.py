@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# Before NumPy and torch make pools of threads, which two processes of tests on two cores spend their time waiting in: tests of
+# analyses took two to eight times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from running import TINY, copy_workflow, snakemake
