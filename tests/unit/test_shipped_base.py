@@ -11,8 +11,8 @@ from transformers import pipeline
 
 from prefopt.data.synthetic.posts import generate
 from prefopt.experiment.config import resolve
-from prefopt.experiment.recipes import from_json
-from prefopt.experiment.stage_recipes import recipe_json
+from prefopt.experiment.recipes import from_dict
+from prefopt.experiment.stage_recipes import stage_recipe
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
 from prefopt.lm.sampling import sample
 from prefopt.store import tables
@@ -28,7 +28,7 @@ def test_recipe_and_text_are_the_defaults(tmp_path: Path) -> None:
     config = resolve(yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
     text = generate(config["tasks"]["tldr"]["data"]["embedded"]).pretraining
     written = tables.write_table(tmp_path / "text.parquet", "pretraining", [{"text": one} for one in text])
-    recipe = from_json(PretrainRecipe, recipe_json(config, "tldr", "pretrain"))
+    recipe = from_dict(PretrainRecipe, stage_recipe(config, "tldr", "pretrain"))
     assert MANIFEST["recipe_hash"] == recipe_hash(recipe, written["content_hash"])
     tokenizer = train_tokenizer(text[:200], 300)
     assert tokenizer.eos_token_id == load_policy(SHIPPED)[1].eos_token_id

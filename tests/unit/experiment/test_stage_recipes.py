@@ -19,7 +19,6 @@ from prefopt.experiment.stage_recipes import (
     evaluated_recipe,
     judge_recipe,
     overoptimization_recipe,
-    recipe_json,
     records_recipe,
     round_recipe,
     stage_recipe,
@@ -38,6 +37,11 @@ RUNS = {
     "tldr": {"sft": "sft", "preferred_ft": "sft", "dpo": "preference", "ppo": "ppo"},
     "hh": {"preferred_ft": "sft", "dpo": "preference"},
 }
+
+
+def recipe_json(config: dict[str, Any], task: str, stage: str, run: str | None = None) -> str:
+    """The recipe of a stage, of a run's training where one is given: equal values give equal text."""
+    return canonical_json(stage_recipe(config, task, stage) if run is None else training_recipe(config, task, run))
 
 
 def recipe_type(trainer: str) -> type[Any]:

@@ -17,13 +17,7 @@ from scipy import stats
 
 from prefopt.analysis.caveats import data_notes, few_prompts, interval_sources, prompts_note, read_facts, titled
 from prefopt.analysis.statistics import mean_over_seeds
-from prefopt.analysis.style import (
-    annotate,
-    display_name,
-    figure_style,
-    position_style,
-    save,
-)
+from prefopt.analysis.style import annotate, display_name, draw_curve, figure_style, position_style, save
 from prefopt.analysis.texts import write_csv
 from prefopt.errors import UserError
 from prefopt.store.tables import read_csv
@@ -127,16 +121,8 @@ def _draw(axes: Axes, rows: pd.DataFrame, x: str, positions: Mapping[Any, int]) 
     for temperature, curve in curves.groupby("temperature"):
         style = position_style(positions[temperature])
         ordered = curve.sort_values("n")
-        axes.fill_between(ordered[x], ordered["ci_low"], ordered["ci_high"], color=style.color, alpha=0.13, linewidth=0)
-        axes.plot(
-            *(ordered[x], ordered["win_rate"]),
-            color=style.color,
-            linestyle=style.dashes,
-            marker=style.marker,
-            markersize=4.5,
-            linewidth=1.5,
-            label=f"Best of N, T = {temperature:g}",
-        )
+        label = f"Best of N, T = {temperature:g}"
+        draw_curve(axes, style, label, *(ordered[name] for name in (x, "win_rate", "ci_low", "ci_high")))
     for _, one in rows[rows["run"] != own].iterrows():
         label = f"{display_name(one['run'])}, one sample, T = {one['temperature']:g}"
         spread = [[one["win_rate"] - one["ci_low"]], [one["ci_high"] - one["win_rate"]]]

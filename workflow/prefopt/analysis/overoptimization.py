@@ -26,7 +26,7 @@ from statsmodels.stats.multitest import multipletests
 from prefopt.analysis.best_of_n_curve import best_of_n_weights
 from prefopt.analysis.caveats import data_notes, few_prompts, prompts_note, read_facts, titled
 from prefopt.analysis.statistics import Z_95, mean_over_seeds, sign_flip_p
-from prefopt.analysis.style import LineStyle, annotate, display_name, figure_style, line_styles, save
+from prefopt.analysis.style import LineStyle, annotate, display_name, draw_curve, figure_style, line_styles, save
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.win_rates import best_of_n_bound
 from prefopt.errors import UserError
@@ -320,17 +320,9 @@ def _draw(
         for number, (_, line) in enumerate(line_rows.groupby("seed", sort=False)):
             if column is not None:
                 half = Z_95 * line[f"{column}_se"]
-                band = (line["root_kl"], line[column] - half, line[column] + half)
-                axes.fill_between(*band, color=style.color, alpha=0.12, linewidth=0)
-                axes.plot(
-                    *(line["root_kl"], line[column]),
-                    color=style.color,
-                    linestyle=style.dashes,
-                    marker=style.marker if len(line) < 20 else None,
-                    markersize=4,
-                    linewidth=1.3,
-                    label=display_name(str(run)) if number == 0 else None,
-                )
+                label = display_name(str(run)) if number == 0 else None
+                band = (line["root_kl"], line[column], line[column] - half, line[column] + half)
+                draw_curve(axes, style, label, *band)
         for fit in () if fits is None else fits[fits["run"] == run].to_dict("records"):
             d = np.linspace(0, line_rows["root_kl"].max(), 100)
             axes.plot(

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from prefopt.experiment.methods import METHODS, n_of
@@ -105,6 +107,17 @@ def line_styles(runs: Iterable[str]) -> dict[str, LineStyle]:
         free = method is not None and method.style not in places.values()
         places[run] = method.style if method and free else next(further)
     return {run: position_style(place) for run, place in places.items()}
+
+
+def draw_curve(
+    axes: Axes, style: LineStyle, label: str | None, x: pd.Series, y: pd.Series, low: pd.Series, high: pd.Series
+) -> None:
+    """A line with the band of its interval; its points are marked where they are few."""
+    axes.fill_between(x, low, high, color=style.color, alpha=0.13, linewidth=0)
+    marker = style.marker if len(x) < 20 else None
+    axes.plot(
+        *(x, y), color=style.color, linestyle=style.dashes, marker=marker, markersize=4.5, linewidth=1.5, label=label
+    )
 
 
 @contextmanager

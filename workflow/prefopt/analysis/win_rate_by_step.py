@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from prefopt.analysis.caveats import data_notes, equal_texts, few_prompts, prompts_note, read_facts, titled
 from prefopt.analysis.statistics import crossed_mean
-from prefopt.analysis.style import annotate, display_name, figure_style, position_style, save
+from prefopt.analysis.style import annotate, display_name, draw_curve, figure_style, position_style, save
 from prefopt.analysis.texts import write_csv
 from prefopt.analysis.verdicts import read_verdicts, seed_scores
 from prefopt.analysis.win_rates import tally
@@ -97,16 +97,8 @@ def by_step_figure(table: pd.DataFrame, summary: dict[str, Any], caveats: Sequen
         axes.axhline(0.5, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
         for position, ((run, temperature), rows) in enumerate(table.groupby(["run", "temperature"], sort=False)):
             style = position_style(position)
-            axes.fill_between(rows["step"], rows["ci_low"], rows["ci_high"], color=style.color, alpha=0.13, linewidth=0)
-            axes.plot(
-                *(rows["step"], rows["win_rate"]),
-                color=style.color,
-                linestyle=style.dashes,
-                marker=style.marker,
-                markersize=4.5,
-                linewidth=1.5,
-                label=f"{display_name(str(run))}, T = {temperature:g}",
-            )
+            label = f"{display_name(str(run))}, T = {temperature:g}"
+            draw_curve(axes, style, label, *(rows[name] for name in ("step", "win_rate", "ci_low", "ci_high")))
         names = " and ".join(display_name(run) for run in dict.fromkeys(table["run"]))
         axes.set_title(titled(f"{summary['title']}: {names} while training", summary), loc="left", fontweight="bold")
         axes.set_xlabel("Training steps (0 is where training starts)")

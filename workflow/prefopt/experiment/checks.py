@@ -436,12 +436,7 @@ def _check_lengths(section: Config, task: str) -> Iterator[str]:
                 f"lengths.max_length is {lengths['max_length']}; allowed: at most the base's "
                 f"pretrain.max_positions, which is {longest}."
             )
-        for name, tokens in _new_tokens(section, "sampling"):
-            if lengths["max_prompt_length"] + tokens > longest:
-                yield (
-                    f"{name}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prompt_length']}, "
-                    f"so that it fits into pretrain.max_positions after a prompt of lengths.max_prompt_length."
-                )
+        yield from _check_new_tokens(section, "sampling", after="max_prompt_length")
 
 
 def _check_prompt(section: Config, task: str) -> Iterator[str]:
@@ -454,12 +449,16 @@ def _check_prompt(section: Config, task: str) -> Iterator[str]:
             yield f"runs.{run} puts examples before each prompt, which is for prompt.style 'plain'; leave it out by null."
 
 
-def _new_tokens(section: Config, *names: str) -> Iterator[tuple[str, int]]:
-    """Key and longest completion of these sections, and of all that samples while it trains."""
-    yield from ((name, section[name]["max_new_tokens"]) for name in names)
-    yield from (
-        (where, values["max_new_tokens"]) for where, _, values in _settings(section) if "max_new_tokens" in values
-    )
+def _check_new_tokens(section: Config, *names: str, after: str) -> Iterator[str]:
+    """The longest completions of these sections, and of all that samples while it trains, after the longest prompt."""
+    room = section["pretrain"]["max_positions"] - section["lengths"][after]
+    sampling = [(name, section[name]) for name in names] + [(where, values) for where, _, values in _settings(section)]
+    for name, values in sampling:
+        if values.get("max_new_tokens", 0) > room:
+            yield (
+                f"{name}.max_new_tokens is {values['max_new_tokens']}; allowed: at most {room}, so that it fits into "
+                f"pretrain.max_positions after a {'prefix' if after == 'max_prefix' else 'prompt'} of lengths.{after}."
+            )
 
 
 def _check_prefix_lengths(section: Config, task: str) -> Iterator[str]:
@@ -473,12 +472,7 @@ def _check_prefix_lengths(section: Config, task: str) -> Iterator[str]:
         return
     if lengths["max_length"] > longest:
         yield f"lengths.max_length is {lengths['max_length']}; allowed: at most pretrain.max_positions, {longest}."
-    for name, tokens in _new_tokens(section, "pairs", "evaluation"):
-        if lengths["max_prefix"] + tokens > longest:
-            yield (
-                f"{name}.max_new_tokens is {tokens}; allowed: at most {longest - lengths['max_prefix']}, "
-                f"so that it fits into pretrain.max_positions after a prefix of lengths.max_prefix."
-            )
+    yield from _check_new_tokens(section, "pairs", "evaluation", after="max_prefix")
 
 
 def _check_models(section: Config, task: str) -> Iterator[str]:

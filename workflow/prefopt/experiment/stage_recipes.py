@@ -12,7 +12,6 @@ from typing import Any
 from prefopt.experiment import runs, targets
 from prefopt.experiment.config import objective_values, round_values
 from prefopt.experiment.tasks import RECORD_FILES, TASKS
-from prefopt.store.files import canonical_json
 
 Config = dict[str, Any]
 
@@ -112,11 +111,6 @@ def evaluated_recipe(config: Config, task: str, run: str) -> Config:
         },
         "reward": _review_reward(section),
     }
-
-
-def recipe_json(config: Config, task: str, stage: str, run: str | None = None) -> str:
-    """The recipe of a stage, of a run's training where one is given: equal values give equal text."""
-    return canonical_json(stage_recipe(config, task, stage) if run is None else training_recipe(config, task, run))
 
 
 # How a stage goes about its work, which changes no result: how often it saves, how it asks an endpoint and what it may

@@ -61,16 +61,8 @@ def of_run(task: Task, stage: str, run: str | None) -> Estimate:
     if run not in targets.stepped(task.config, task.name):
         return made
     sampling, by_step = task.section["sampling"], task.section["by_step"]
-    drawn = work.sampling(
-        task.model(run)[1],
-        prompt=task.tokens["prompt"],
-        sampled=task.sampled(sampling["max_new_tokens"]),
-        new_tokens=sampling["max_new_tokens"],
-        n=1,
-        prompts=task.section["evaluation"]["test_prompts"],
-        width=4,
-        gpu=task.engine(stage).gpu,
-    )
+    prompts = task.section["evaluation"]["test_prompts"]
+    drawn = _drawn(task, task.model(run)[1], task.engine(stage), sampling["max_new_tokens"], 1, prompts)
     times = (by_step["points"] + 1) * len(by_step["temperatures"])
     return dataclasses.replace(made, phases=[*made.phases, drawn.times(times)])
 
@@ -225,16 +217,7 @@ def _evaluations(
     evaluation = task.section["evaluation"]
     prompts, k = evaluation["prompts"], evaluation["samples_per_prompt"]
     sampled = task.sampled(evaluation["max_new_tokens"])
-    drawn = work.sampling(
-        model,
-        prompt=task.tokens["prompt"],
-        sampled=sampled,
-        new_tokens=evaluation["max_new_tokens"],
-        n=k,
-        prompts=prompts,
-        width=4,
-        gpu=engine.gpu,
-    )
+    drawn = _drawn(task, model, engine, evaluation["max_new_tokens"], k, prompts)
     read = 2 * work.reading(model, Rows(task.tokens["prompt"], (sampled,) * k), prompts)
     if judge:
         read += work.reading(judge, Rows(task.text_tokens(long=False), ()), prompts * k, 2)
@@ -276,20 +259,18 @@ def _ppo_update(task: Task, model: Architecture, section: Config, engine: Engine
     """One update: sampling, in float32; one pass of reference, value and reward; the optimizer's passes."""
     prompts, k = section["prompts_per_update"], section["samples_per_prompt"]
     sampled = task.sampled(section["max_new_tokens"])
-    drawn = work.sampling(
-        model,
-        prompt=task.tokens["prompt"],
-        sampled=sampled,
-        new_tokens=section["max_new_tokens"],
-        n=k,
-        prompts=prompts,
-        width=4,
-        gpu=engine.gpu,
-    )
+    drawn = _drawn(task, model, engine, section["max_new_tokens"], k, prompts)
     rows = Rows(task.tokens["prompt"], (sampled,) * k)
     policy, value = work.reading(model, rows, prompts), work.reading(model, rows, prompts, 1)
     trained_passes = passes(section, task.compute["activation_checkpointing"]) * section["epochs"]
     return [drawn, Phase(policy * (1 + trained_passes) + value * (1 + learned + trained_passes))]
+
+
+def _drawn(task: Task, model: Architecture, engine: Engine, new_tokens: int, n: int, prompts: int) -> Phase:
+    """Samples of a policy in training, in float32, of n completions a prompt."""
+    sampled = task.sampled(new_tokens)
+    lengths = {"prompt": task.tokens["prompt"], "sampled": sampled, "new_tokens": new_tokens}
+    return work.sampling(model, **lengths, n=n, prompts=prompts, width=4, gpu=engine.gpu)
 
 
 def _micro_batches(rows: int, batch: MicroBatch, engine: Engine) -> int:

@@ -169,11 +169,9 @@ def _preference_rows(records: Iterable[Pair], place: Place, account: Account) ->
     repeats: Counter[str] = Counter()
     for record in records:
         key, split = place(record.post)
-        pair_id = f"{key}-{content_hash(record.chosen + chr(0) + record.rejected)}"
-        repeats[pair_id] += 1
         account.keep()
         yield {
-            "pair_id": pair_id if repeats[pair_id] == 1 else f"{pair_id}-{repeats[pair_id]}",
+            "pair_id": _numbered(f"{key}-{content_hash(record.chosen + chr(0) + record.rejected)}", repeats),
             "prompt_id": key,
             "prompt": record.post.prompt,
             "chosen": record.chosen,
@@ -189,10 +187,8 @@ def _label_rows(records: Iterable[Thumb], place: Place) -> Iterator[dict[str, An
     repeats: Counter[str] = Counter()
     for record in records:
         key, split = place(record.post)
-        example_id = f"{key}-{content_hash(record.response)}-{'up' if record.up else 'down'}"
-        repeats[example_id] += 1
         yield {
-            "example_id": example_id if repeats[example_id] == 1 else f"{example_id}-{repeats[example_id]}",
+            "example_id": _numbered(f"{key}-{content_hash(record.response)}-{'up' if record.up else 'down'}", repeats),
             "prompt_id": key,
             "prompt": record.post.prompt,
             "completion": record.response,
@@ -201,6 +197,11 @@ def _label_rows(records: Iterable[Thumb], place: Place) -> Iterator[dict[str, An
             "source": record.source,
             "messages": record.post.messages,
         }
+
+
+def _numbered(name: str, repeats: Counter[str]) -> str:
+    repeats[name] += 1
+    return name if repeats[name] == 1 else f"{name}-{repeats[name]}"
 
 
 def _pretraining_documents(
