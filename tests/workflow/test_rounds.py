@@ -120,6 +120,7 @@ def test_each_value_reaches_its_stage_of_every_round(rules: Rules, jobs: dict[Na
     assert changed(rules, jobs, prompts=11) == both("round_prompts", "round_samples")
     assert changed(rules, jobs, n=2) == changed(rules, jobs, temperature=0.7) == both("round_samples")
     assert changed(rules, jobs, pairs="all") == changed(rules, jobs, length_penalty=0.1) == both("round_pairs")
+    assert changed(rules, jobs, missing_eos_reward=-1.0) == both("round_pairs")
     assert changed(rules, jobs, beta=0.1) == both("iterative_dpo")
     assert changed(rules, jobs, reference="moving") == {"round_reference 2", "iterative_dpo 2"}
 

@@ -149,6 +149,20 @@ def test_each_token_takes_its_penalty_from_a_reward(tmp_path: Path) -> None:
     assert summary["mean_difference_of_rewards"] == pytest.approx(0.2 - (0.29 - 0.3), abs=1e-6)
 
 
+def test_a_completion_that_did_not_end_has_a_reward_of_its_own(tmp_path: Path) -> None:
+    tables = frames([0.9, 0.2, 0.4], [[1], [2], [3]])
+    tables[1]["finish_reason"] = ["length", "eos", "stop"]
+
+    def pairs(missing: float | None) -> list[str]:
+        recipe = {**EVERY_TWO, "pairs": "best_vs_worst", "missing_eos_reward": missing}
+        args = write(tmp_path, tables, recipe)
+        sampled_pairs.run(args)
+        found: list[str] = read_table(args.out, "preferences")["pair_id"].tolist()
+        return found
+
+    assert pairs(None) == ["p-0-1"] and pairs(0.3) == ["p-2-1"] and pairs(-3.0) == ["p-2-0"]
+
+
 @pytest.mark.parametrize("rule", ["best_vs_worst", "best_vs_random"])
 def test_a_prompt_whose_completions_are_worth_the_same_has_no_pair(rule: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gives no pair of unequal rewards"):

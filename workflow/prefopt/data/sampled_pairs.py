@@ -35,6 +35,7 @@ class SampledPairsRecipe:
 
     pairs: Literal["all", "best_vs_worst", "best_vs_random"]
     length_penalty: float  # what each token takes from a completion's reward
+    missing_eos_reward: float | None = None  # replaces the reward of a completion that did not end; None keeps it
     seed: int
 
 
@@ -61,6 +62,8 @@ def preference_pairs(
         raise UserError(f"{len(samples) - len(rewarded)} samples have no reward: score them again.")
     require_finite(rewarded["reward"], rewarded["prompt_id"], "A sample's reward", "score them again")
     rewarded["reward"] = rewarded["reward"].astype(float) - recipe.length_penalty * rewarded["tokens"]
+    if recipe.missing_eos_reward is not None:
+        rewarded.loc[rewarded["finish_reason"] == "length", "reward"] = recipe.missing_eos_reward
     rows, dropped, gaps = [], Counter[str](), []
     for prompt_id, group in rewarded.groupby("prompt_id", sort=False):
         prompt = by_id.loc[prompt_id]

@@ -89,7 +89,7 @@ def round_recipe(config: Config, task: str, run: str, stage: str, number: int) -
         }
     if stage == "round_implicit_rewards":
         return {**_engine(config), **{key: values[key] for key in ("beta", "length_normalized")}}
-    return {**{key: values[key] for key in ("pairs", "length_penalty")}, "seed": seed}
+    return {**{key: values[key] for key in ("pairs", "length_penalty", "missing_eos_reward")}, "seed": seed}
 
 
 def evaluated_recipe(config: Config, task: str, run: str) -> Config:
