@@ -27,7 +27,7 @@ def frames(rewards: list[float], ids: list[list[int]]) -> tuple[pd.DataFrame, pd
     return tuple(map(pd.DataFrame, (prompts, samples, scores)))  # type: ignore[return-value]
 
 
-EVERY_TWO = {"pairs": "all", "length_penalty": 0.0, "seed": 0}
+EVERY_TWO = {"pairs": "all", "length_penalty": 0.0, "missing_eos_reward": None, "seed": 0}
 
 
 def write(folder: Path, tables: tuple[pd.DataFrame, ...], recipe: dict[str, Any] = EVERY_TWO) -> argparse.Namespace:

@@ -117,6 +117,8 @@ def test_the_stage_and_its_shards(
     assert name == "scores" and together.to_pandas()["reward"].tolist() == table["reward"].tolist()
     # The best is chosen against the worst: 0.75 against 0.25.
     read = [read_table(path, name) for name, path in reversed(given.items())]
-    recipe = sampled_pairs.SampledPairsRecipe(pairs="best_vs_worst", length_penalty=0.0, seed=0)
+    recipe = sampled_pairs.SampledPairsRecipe(
+        pairs="best_vs_worst", length_penalty=0.0, missing_eos_reward=None, seed=0
+    )
     pairs, _, gaps = sampled_pairs.preference_pairs(*read, table, recipe)
     assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("bb", "a")} and set(gaps) == {0.5}

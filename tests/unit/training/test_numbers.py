@@ -314,7 +314,9 @@ def test_rewards_of_a_table_that_are_read() -> None:
     )
     samples, scores = samples_table([1.0, float("nan"), 3.0, 4.0])
     with pytest.raises(UserError, match=r"^A sample's reward is nan for p0: score them again"):
-        preference_pairs(prompts, samples, scores, SampledPairsRecipe(pairs="all", length_penalty=0, seed=0))
+        preference_pairs(
+            prompts, samples, scores, SampledPairsRecipe(pairs="all", length_penalty=0, missing_eos_reward=None, seed=0)
+        )
 
 
 def test_true_rewards_name_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

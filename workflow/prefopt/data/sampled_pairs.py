@@ -35,7 +35,7 @@ class SampledPairsRecipe:
 
     pairs: Literal["all", "best_vs_worst", "best_vs_random"]
     length_penalty: float  # what each token takes from a completion's reward
-    missing_eos_reward: float | None = None  # replaces the reward of a completion that did not end; None keeps it
+    missing_eos_reward: float | None  # replaces the reward of a completion that did not end; None keeps it
     seed: int
 
 

@@ -446,7 +446,10 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
         "seed": _seed(config, task["pairs"]),
     },
     # Of all pairs none is drawn.
-    "sampled_pairs": lambda config, task, name: {"pairs": "all", "length_penalty": 0.0, "seed": 0},
+    "sampled_pairs": lambda config, task, name: {
+        "pairs": "all",
+        **{"length_penalty": 0.0, "missing_eos_reward": None, "seed": 0},
+    },
     "ceiling_samples": lambda config, task, name: {
         **_engine(config),
         "vllm": targets.vllm(task),
