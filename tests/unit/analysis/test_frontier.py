@@ -397,6 +397,16 @@ class TestFigure:
         colors = {line.get_color() for line in figure.axes[0].lines if line.get_marker() not in ("None", "")}
         assert len(colors) == 2
 
+    def test_a_legend_of_many_methods_stands_above_the_note(self) -> None:
+        dpo = sweep().query("method == 'dpo'")
+        names = tuple(f"dpo (nll_weight 0.{i})" for i in range(1, 10)) + ("kto", "simpo", "ppo", "ppo_gt", "orpo")
+        table = pd.concat([dpo.assign(method=name) for name in names], ignore_index=True)
+        recipe = frontier_figure.FrontierFigureRecipe(task="imdb", methods=names, **WORDS, true_reward="rule")
+        figure = frontier_figure.frontier_figure(table, CEILING, recipe, {"synthetic": True, "warnings": []})
+        figure.draw_without_rendering()
+        legend, note = figure.legends[0].get_window_extent(), figure._supxlabel.get_window_extent()
+        assert legend.y0 > note.y1 and legend.y1 < figure.bbox.height
+
     def test_it_stands_alone(self) -> None:
         figure = self.draw(sweep())
         (axes,) = figure.axes
