@@ -138,6 +138,7 @@ def test_twenty_runs_and_many_caveats_have_room(table: pd.DataFrame) -> None:
     inches = figure.get_figheight() * axes.get_position().height / (axes.get_ylim()[1] - axes.get_ylim()[0])
     heights = sorted(text.get_position()[1] * inches for text in axes.texts if text.get_text().startswith("run_"))
     assert len(heights) == 20 and min(b - a for a, b in itertools.pairwise(heights)) > 0.17
+    assert heights[0] > 0 and heights[-1] < axes.get_ylim()[1] * inches
     # The title lies above the frame, and both within the figure.
     figure.draw_without_rendering()
     title = axes.title if axes.title.get_text() else axes._left_title  # type: ignore[attr-defined]
@@ -147,6 +148,20 @@ def test_twenty_runs_and_many_caveats_have_room(table: pd.DataFrame) -> None:
     # Points of one temperature stay apart from those of the next.
     starts = [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 3]
     assert len(set(starts)) == 20 and max(map(abs, starts)) < 0.25
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.98])
+def test_names_of_lines_at_an_edge_stay_beside_the_axes_and_in_the_figure(table: pd.DataFrame, rate: float) -> None:
+    many = [
+        table[table["run"] == "dpo"].assign(run=f"a_run_with_a_long_name_{i:02d}", win_rate=rate) for i in range(12)
+    ]
+    figure = win_rate_figure(pd.concat(many), MANIFEST)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("a_run")]
+    frame = axes.get_window_extent()
+    assert len(boxes) == 12 and min(box.y0 for box in boxes) > frame.y0 and max(box.y1 for box in boxes) < frame.y1
+    assert max(box.x1 for box in boxes) < figure.bbox.width
 
 
 def test_missing_win_rates_and_one_temperature_are_drawn(table: pd.DataFrame) -> None:

@@ -399,7 +399,7 @@ class TestFigure:
 
     def test_a_legend_of_many_methods_stands_above_the_note(self) -> None:
         dpo = sweep().query("method == 'dpo'")
-        names = tuple(f"dpo (nll_weight 0.{i})" for i in range(1, 10)) + ("kto", "simpo", "ppo", "ppo_gt", "orpo")
+        names = (*(f"dpo (nll_weight 0.{i})" for i in range(1, 10)), "kto", "simpo", "ppo", "ppo_gt", "orpo")
         table = pd.concat([dpo.assign(method=name) for name in names], ignore_index=True)
         recipe = frontier_figure.FrontierFigureRecipe(task="imdb", methods=names, **WORDS, true_reward="rule")
         figure = frontier_figure.frontier_figure(table, CEILING, recipe, {"synthetic": True, "warnings": []})

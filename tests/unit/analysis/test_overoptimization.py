@@ -187,7 +187,9 @@ def evaluations(run: str, method: str, beta: float, learned: bool, prompts: int 
 
 
 def test_a_method_on_pairs_has_an_implicit_reward_and_no_other_has() -> None:
-    dpo, ppo, simpo = (of_run(pd.DataFrame(evaluations("r", m, 0.5, True)), "t", 0) for m in ("dpo", "ppo", "simpo"))
+    dpo, ppo, simpo = (
+        of_run(pd.DataFrame(evaluations("r", m, 0.5, True)), "t", 0, False) for m in ("dpo", "ppo", "simpo")
+    )
     assert dpo.implicit == pytest.approx(0.5 * dpo.kl) and dpo.maximised is dpo.implicit
     assert np.isnan(ppo.implicit).all() and ppo.maximised is ppo.learned and np.isnan(simpo.implicit).all()
     assert dpo.learned[0].tolist() == pytest.approx([0.0, 1.5, 3.0]) and dpo.at == [0, 5, 10]
@@ -195,7 +197,9 @@ def test_a_method_on_pairs_has_an_implicit_reward_and_no_other_has() -> None:
     assert row["implicit_gain"] == pytest.approx(5.0) and row["learned_gain"] == pytest.approx(3.0)
     assert row["true_gain_se"] == pytest.approx((dpo.true[:, 2] - dpo.true[:, 0]).std(ddof=1) / math.sqrt(60))
     with pytest.raises(UserError, match="r of t was not evaluated on every prompt"):
-        of_run(pd.DataFrame(evaluations("r", "dpo", 0.5, True)[1:]), "t", 0)
+        of_run(pd.DataFrame(evaluations("r", "dpo", 0.5, True)[1:]), "t", 0, False)
+    averaged = of_run(pd.DataFrame(evaluations("r", "dpo", 0.5, True)), "t", 0, True)  # of completions of four tokens
+    assert averaged.implicit == pytest.approx(0.5 * dpo.kl / 4) and averaged.kl == pytest.approx(dpo.kl)
 
 
 def test_several_seeds_widen_the_intervals_by_what_lies_between_them() -> None:
@@ -219,7 +223,7 @@ def test_the_stage_writes_points_fits_figure_and_alarms(tmp_path: Path, caplog: 
     for name in ("s", "t"):
         scores = [row | {"reward": float(rng.standard_normal())} for row in key]
         write_table(tmp_path / f"{name}.parquet", "scores", scores, samples=content)
-    recipe: dict[str, Any] = {"runs": [["hh", 0, "dpo"], ["hh", 0, "ppo"]], "candidates": [["hh", 0]]}
+    recipe: dict[str, Any] = {"runs": [["hh", 0, "dpo", False], ["hh", 0, "ppo", False]], "candidates": [["hh", 0]]}
     recipe["tasks"] = [["hh", "Dialogue", "dialogues", "oracle", 0.95]]
     (tmp_path / "summary.json").write_text(json.dumps({"synthetic": True, "warnings": []}))
     out = {"table": tmp_path / "o.csv", "fits": tmp_path / "f.csv", "out": [tmp_path / "o.svg", tmp_path / "o.png"]}

@@ -153,10 +153,11 @@ OF_A_FRONTIER = ("ceiling_samples", "true_rewards", "optimal_frontier", "dominan
 
 
 def test_what_reads_the_rewards_of_all_tasks_is_told_whose_they_are() -> None:
-    config = resolve({**read("config.yaml"), "seeds": [3, 5]})
+    own = {"ipo": {"method": "dpo", "loss": "ipo"}, "averaged": {"method": "dpo", "length_normalized": True}}
+    config = resolve(merged({**read("config.yaml"), "seeds": [3, 5]}, {"tasks": {"tldr": {"runs": own}}}))
     recipe = from_json(OveroptimizationRecipe, canonical_json(overoptimization_recipe(config)))
     assert [one for one in recipe.runs if one[0] == "tldr"] == [
-        ("tldr", seed, run) for seed in (3, 5) for run in ("dpo", "ppo")
+        ("tldr", seed, run, run in own) for seed in (3, 5) for run in ("dpo", *own, "ppo")
     ]
     assert recipe.candidates == (("tldr", 3), ("tldr", 5), ("hh", 3), ("hh", 5))
     told = {name: (reward, confidence) for name, _, _, reward, confidence in recipe.tasks}

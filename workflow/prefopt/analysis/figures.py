@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from scipy.optimize import isotonic_regression
 
 from prefopt.analysis.caveats import caveats_of, data_notes, interval_sources, titled
 from prefopt.analysis.style import LineStyle, display_name, figure_style, line_styles, save
@@ -22,6 +24,7 @@ from prefopt.store.files import read_json
 from prefopt.store.tables import read_csv
 
 _NAME, _CAVEAT = 0.178, 0.145  # inches of a name beside its line and of a line of a caveat
+_LETTER = 0.075  # inches of a letter of a name
 _DODGE = 0.07  # of the smallest step between temperatures, between neighbouring runs
 _SPREAD = 0.6  # the same, for all of them together at most
 
@@ -45,7 +48,9 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.D
         # Inches: of the axes room for every name, and lines of text above and below.
         tall = max(3.07, _NAME * len(styles))
         head, foot = 0.32 + _CAVEAT * above + 0.05 * bool(above), 0.6 + 0.152 * below
-        figure, axes = plt.subplots(figsize=(6.8, tall + head + foot))
+        # The longest name has room beside the axes.
+        width = 5.7 + max(1.1, _LETTER * max(len(display_name(run)) for run in styles))
+        figure, axes = plt.subplots(figsize=(width, tall + head + foot))
         top = min(1.04, max(0.6, table["ci_high"].max() + 0.04))
         ends = []
         for position, (run, style) in enumerate(styles.items()):
@@ -78,7 +83,7 @@ def win_rate_figure(table: pd.DataFrame, manifest: dict[str, Any], by_seed: pd.D
         if caveats:
             _write_above(axes, caveats, _CAVEAT * above / tall)
         height = tall + head + foot
-        figure.subplots_adjust(left=0.1, right=0.8, top=1 - head / height, bottom=foot / height)
+        figure.subplots_adjust(left=0.68 / width, right=5.44 / width, top=1 - head / height, bottom=foot / height)
         figure.text(
             *(0.015, 0.015, note),
             fontsize=7,
@@ -181,13 +186,12 @@ def _draw_run(axes: Axes, rows: pd.DataFrame, shift: float, style: LineStyle) ->
 def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, LineStyle]], right: float, share: float) -> None:
     """Each line's name beside its last point, moved apart where names would touch: by this share of the axes."""
     low, high = axes.get_ylim()
-    gap = (high - low) * share
-    heights: list[float] = []
     ordered = sorted((end for end in ends if end[0] == end[0]), key=lambda end: end[:3])
-    for y, *_ in ordered:
-        heights.append(max(y, heights[-1] + gap) if heights else max(y, low + gap / 2))
-    # Pushed up only, the names would drift above their lines: centre each touching run on its lines.
-    heights = _centre_runs([y for y, *_ in ordered], heights, gap)
+    # The nearest heights to those of the lines that lie in their order, this far apart and within the axes.
+    gaps = (high - low) * share * np.arange(len(ordered))
+    wanted = isotonic_regression(np.array([y for y, *_ in ordered]) - gaps).x if ordered else gaps
+    half = (high - low) * share / 2
+    heights = np.clip(wanted, low + half, max(low + half, high - half - gaps[-1:].sum())) + gaps
     span = right - axes.get_xlim()[0]
     for (y, x, name, style), height in zip(ordered, heights, strict=True):
         axes.plot(
@@ -214,21 +218,6 @@ def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, LineStyle]]
             va="center_baseline",
             clip_on=False,
         )
-
-
-def _centre_runs(wanted: Sequence[float], placed: Sequence[float], gap: float) -> list[float]:
-    result: list[float] = []
-    start = 0
-    for end in range(1, len(placed) + 1):
-        if end < len(placed) and placed[end] - placed[end - 1] < gap * 1.001:
-            continue
-        run = range(start, end)
-        drift = sum(placed[i] - wanted[i] for i in run) / len(run)
-        floor = result[-1] + gap if result else -float("inf")
-        drift = min(drift, placed[start] - floor, max(placed[start] - gap / 2, 0.0))
-        result.extend(placed[i] - drift for i in run)
-        start = end
-    return result
 
 
 def _write_above(axes: Axes, caveats: Sequence[str], room: float) -> None:

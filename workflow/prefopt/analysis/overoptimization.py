@@ -47,7 +47,8 @@ Form = Literal["best_of_n", "rl"]
 class OveroptimizationRecipe:
     """Whose the tables are, in their order, and what is said of their tasks."""
 
-    runs: tuple[tuple[str, int, str], ...]  # task, seed and run of each evaluations table
+    # Task, seed and run of each evaluations table, and whether the run's loss is on log-ratios of a token.
+    runs: tuple[tuple[str, int, str, bool], ...]
     candidates: tuple[tuple[str, int], ...]  # task and seed of each table of candidates
     # Name, title, what is written where it is synthetic, true reward, and how sure an interval and an alarm are.
     tasks: tuple[tuple[str, str, str, str, float], ...]
@@ -66,7 +67,7 @@ class Optimized:
     kl: np.ndarray
     true: np.ndarray
     learned: np.ndarray  # the reward model's; NaN where there is none
-    implicit: np.ndarray  # beta times KL; NaN where the method has no implicit reward
+    implicit: np.ndarray  # beta times KL, or KL of a token; NaN where the method has no implicit reward
 
     @property
     def maximised(self) -> np.ndarray:
@@ -79,28 +80,30 @@ class Optimized:
         return "best_of_n" if self.method == BEST_OF_N else "rl"
 
 
-def of_run(evaluations: pd.DataFrame, task: str, seed: int) -> Optimized:
+def of_run(evaluations: pd.DataFrame, task: str, seed: int, of_a_token: bool) -> Optimized:
     """A run from its evaluations table.
 
     The implicit reward of a completion is beta times its log-ratio (Rafailov et al. 2023, section 4), whose mean over the
-    policy's own completions is beta times the KL.
+    policy's own completions is beta times the KL; of a loss on log-ratios of a token it is that of each completion over its
+    tokens.
 
     Raises:
         UserError: a step was not evaluated on every prompt.
     """
     first = evaluations.iloc[0]
+    rows = evaluations.assign(log_ratio=evaluations["kl"] / (evaluations["tokens"] if of_a_token else 1))
     columns = {
-        name: evaluations.pivot_table(index="prompt_id", columns="step", values=name, dropna=False)
-        for name in ("kl", "reward", "learned_reward")
+        name: rows.pivot_table(index="prompt_id", columns="step", values=name, dropna=False)
+        for name in ("kl", "reward", "learned_reward", "log_ratio")
     }
     if columns["kl"].isna().to_numpy().any():
         raise UserError(f"{first['run']} of {task} was not evaluated on every prompt at each step: run it again.")
-    kl, true, learned = (table.to_numpy(dtype=np.float64) for table in columns.values())
+    kl, true, learned, log_ratio = (table.to_numpy(dtype=np.float64) for table in columns.values())
     method = of_group(str(first["method"]))
     implicit = method.varies == "beta" and "reference_logprobs" in method.needs
     beta = float(first["conservativeness"]) if implicit else math.nan
     steps = [int(step) for step in columns["kl"].columns]
-    return Optimized(task, str(first["run"]), str(first["method"]), seed, steps, kl, true, learned, beta * kl)
+    return Optimized(task, str(first["run"]), str(first["method"]), seed, steps, kl, true, learned, beta * log_ratio)
 
 
 def of_candidates(candidates: pd.DataFrame, task: str, seed: int) -> Optimized | None:
@@ -290,8 +293,8 @@ def overoptimization_figure(
         alarms = table.drop_duplicates(["task", "run", "seed"]).query("alarm != ''")
         note = (
             "Rewards less the reference policy's; bands are 95% intervals over prompts, thin lines the fits of "
-            "overoptimization_fits.csv. Of methods on pairs the implicit reward, beta times KL, is on the right. KL of "
-            f"the best of N: log N - (N - 1) / N. {prompts_note(table['prompts'].tolist())}"
+            "overoptimization_fits.csv. Of methods on pairs the implicit reward, beta times KL (of a token where the loss is), "
+            f"is on the right. KL of the best of N: log N - (N - 1) / N. {prompts_note(table['prompts'].tolist())}"
         )
         annotate(
             figure,
@@ -348,8 +351,8 @@ def run(args: argparse.Namespace) -> None:
     recipe = from_json(OveroptimizationRecipe, args.recipe)
     confidence = {task: sure for task, *_, sure in recipe.tasks}
     curves = [
-        of_run(read_table(path, "evaluations"), task, seed)
-        for path, (task, seed, _) in zip(args.evaluations, recipe.runs, strict=True)
+        of_run(read_table(path, "evaluations"), task, seed, of_a_token)
+        for path, (task, seed, _, of_a_token) in zip(args.evaluations, recipe.runs, strict=True)
     ]
     tables = zip(args.candidates, args.scores, args.true, recipe.candidates, strict=True)
     curves += [

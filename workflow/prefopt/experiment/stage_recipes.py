@@ -88,7 +88,7 @@ def round_recipe(config: Config, task: str, run: str, stage: str, number: int) -
             "seed": seed,
         }
     if stage == "round_implicit_rewards":
-        return {**_engine(config), **{key: values[key] for key in ("beta", "length_normalized")}}
+        return {**_engine(config), "beta": values["beta"], "length_normalized": _is_of_a_token(values)}
     return {**{key: values[key] for key in ("pairs", "length_penalty", "missing_eos_reward")}, "seed": seed}
 
 
@@ -199,12 +199,20 @@ def compute_recipe(config: Config) -> Config:
     }
 
 
+def _is_of_a_token(values: Config) -> bool:
+    """Whether a run's loss, and so its implicit reward, is on log-ratios averaged over tokens."""
+    return bool(values.get("length_normalized")) or values.get("loss") == "ipo"
+
+
 def overoptimization_recipe(config: Config) -> Config:
     """The values of the stage `overoptimization`, which reads all tasks: whose its tables are, in their order."""
     sections = config["tasks"]
     numbers = runs.seeds(config)
     return {
-        "runs": [[task, numbers[seed], run] for task, seed, run in targets.optimized(config)],
+        "runs": [
+            [task, numbers[seed], run, _is_of_a_token(runs.values(config, task, run))]
+            for task, seed, run in targets.optimized(config)
+        ],
         "candidates": [[task, numbers[seed]] for task, seed in targets.rewarded_candidates(config)],
         "tasks": [
             [
