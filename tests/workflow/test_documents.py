@@ -122,6 +122,7 @@ def test_a_rule_that_runs_a_model_asks_for_what_its_own_stage_needs() -> None:
             "subsets": ["judge_candidates"],
             "true_rewards": ["run_rewards", "candidate_rewards"],
         },
+        "round_evaluations": ["sampled_rounds"],
         "round_prompts": ["round_samples", "round_scores", "round_true_rewards"],
         "round_judge_labels": ["round_reference"],
     }

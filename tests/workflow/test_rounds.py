@@ -27,6 +27,8 @@ VALUES = {
     **{"rounds": 2, "prompts": 12, "validation_prompts": 6, "n": 3, "max_new_tokens": 8, "batch_size": 8},
     **{"warmup_steps": 1, "evaluate_every": 1},
 }
+MINE = {"method": "iterative_dpo"}
+OWN = {**MINE, "labels": "implicit", "start": "dpo", "reference": "moving"}
 STAGES = ["round_prompts", "round_samples", "round_scores", "round_pairs", "round_reference", "iterative_dpo"]
 
 
@@ -40,9 +42,8 @@ def tldr(**runs: dict[str, Any] | None) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def rules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rules]:
     folder = tmp_path_factory.mktemp("rules")
-    own = {"method": "iterative_dpo", "labels": "implicit", "start": "dpo", "reference": "moving"}
     judged = {"method": "iterative_dpo", "labels": "judge"}
-    with loaded(folder, TINY, overlay(folder, tldr(mine={"method": "iterative_dpo"}, own=own, judged=judged))) as rules:
+    with loaded(folder, TINY, overlay(folder, tldr(mine=MINE, own=OWN, judged=judged))) as rules:
         yield rules
 
 

@@ -1,4 +1,4 @@
-"""Runs of a sweep that are trained in rounds: what evaluates them, and what a further round makes."""
+"""Runs in rounds on a frontier, of a sweep and of another task: what evaluates them, and what a further round makes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from compared import loaded
 from running import TINY, overlay
 from snakemake.utils import update_config
-from test_rounds import STAGES, VALUES, of_round
+from test_rounds import MINE, OWN, STAGES, VALUES, of_round, tldr
 
 from prefopt.experiment.config import resolve
 
@@ -47,3 +47,20 @@ def test_a_run_of_a_sweep_is_evaluated_at_the_end_of_each_round(tmp_path: Path) 
             (stage.replace("scores", "true_rewards"), "mine", "3") for stage in STAGES
         }
         assert ("round_evaluations", "mine", None) in made and ("round_evaluations", "own", None) not in made
+
+
+def test_the_policy_after_each_round_is_sampled_for_the_frontier(tmp_path: Path) -> None:
+    """Also where the first round does not start from the reference policy; no win rate is told of rounds."""
+    overlaid = tldr(mine=MINE, own=OWN)
+    del overlaid["tasks"]["tldr"]["by_step"]
+    with loaded(tmp_path, TINY, overlay(tmp_path, overlaid)) as rules:
+        jobs = rules.jobs()
+    sampled = {dict(cards)["run"]: job for (rule, cards), job in jobs.items() if rule == "sampled_rounds"}
+    assert sorted(sampled) == ["mine", "own"]
+    policies = {f"results/rounds/tldr/mine/{number}/model" for number in (1, 2)}
+    assert {*policies, "results/models/tldr/sft"} <= set(sampled["mine"].inputs)
+    for rule in ("frontier", "overoptimization", "diagnosis"):
+        (job,) = [job for (name, _), job in jobs.items() if name == rule]
+        assert {f"results/frontier/tldr/{run}.parquet" for run in ("dpo", "mine", "own")} <= set(job.inputs)
+    (figure,) = [job for (name, _), job in jobs.items() if name == "win_rate_by_step"]
+    assert not [path for path in figure.inputs if "mine" in path]

@@ -50,7 +50,7 @@ STAGES = {
     "sample": ("prefopt.generation.sample", "completions of a policy"),
     "round_evaluations": (
         "prefopt.training.round_evaluations",
-        "true reward and KL of a sweep's run after each of its rounds",
+        "true reward and KL, or samples, of a run after each of its rounds",
     ),
     "evaluations": ("prefopt.generation.evaluations", "true reward and KL of what a run wrote while it trained"),
     "score": ("prefopt.generation.score", "rewards of completions"),

@@ -40,13 +40,13 @@ rule frontier_run:
         )
 
 
-# A run of the sweep in rounds: the policies that they end with.
+# A run in rounds: the policies that they end with, of a sweep.
 rule round_evaluations:
     input:
         unpack(made(evaluation_files)),
         model=model_files("reference"),
         rounds=models_of_rounds,
-        prompts=PROMPTS_TABLE,
+        sampled_prompts=PROMPTS_TABLE,
     output:
         EVALUATIONS,
     log:
@@ -62,17 +62,37 @@ rule round_evaluations:
         **model_needs("round_evaluations"),
     params:
         **model("reference"),
-        **recipe_params(
-            lambda wildcards: stage_recipes.evaluated_recipe(seeded(wildcards), wildcards.task, wildcards.run)
-        ),
+        **by_step("evaluations", EVALUATIONS),
         rewards=arguments_of(evaluation_files),
         rewards_content=brought(evaluation_files),
         code=fingerprint("prefopt.training.round_evaluations"),
     shell:
         model_stage(
-            "round_evaluations --model {params.model} --rounds {input.rounds} --run {wildcards.run}"
-            " --prompts {input.prompts} {params.rewards} --recipe {params.recipe} --out {output}"
+            "round_evaluations --model {params.model} --rounds {input.rounds} {params.rewards} {params.by_step}"
         )
+
+
+# And of a task with win rates, where they are sampled.
+use rule round_evaluations as sampled_rounds with:
+    input:
+        model=model_files("reference"),
+        rounds=models_of_rounds,
+        sampled_prompts=PROMPTS_TABLE,
+    output:
+        SAMPLES_BY_STEP,
+    log:
+        "logs/{seed}{task}/sampled_rounds_{run}.log",
+    benchmark:
+        "logs/benchmarks/{seed}{task}/sampled_rounds_{run}.jsonl"
+    wildcard_constraints:
+        task=with_runs(lambda task: targets.sampled_rounds(config, task), "_by_step"),
+    resources:
+        **model_needs("sampled_rounds"),
+    params:
+        **model("reference"),
+        **by_step("samples", SAMPLES_BY_STEP),
+        rewards=[],
+        code=fingerprint("prefopt.training.round_evaluations"),
 
 
 # Of a task with win rates: what was sampled while a run trained.
@@ -80,7 +100,7 @@ rule evaluations:
     input:
         unpack(made(evaluation_files)),
         reference=model_files("reference"),
-        samples="results/{seed}samples/{task}/{run}_by_step.parquet",
+        samples=SAMPLES_BY_STEP,
         prompts="results/data/{task}/prompts.parquet",
     output:
         EVALUATIONS,

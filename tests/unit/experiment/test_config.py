@@ -315,8 +315,9 @@ def test_what_the_command_line_leaves_text_is_read_as_its_type() -> None:
         ),
         (
             "tasks.tldr",
-            {"runs": {"mine": {"method": "iterative_dpo"}}, "by_step": {"runs": ["mine"]}},
-            "tasks.tldr.by_step.runs[[]0] is 'mine', which is trained in rounds and sampled at their end; leave it out.",
+            {"runs": {"mine": {"method": "iterative_dpo"}}, "by_step": {"runs": ["mine"]}, "frontier": None},
+            "tasks.tldr.by_step.runs[[]0] is 'mine', which is trained in rounds and sampled after each for `frontier` alone; "
+            "set this too, or leave it out.",
         ),
         (
             "tasks.tldr.runs.mine",

@@ -15,10 +15,10 @@ import torch
 
 from prefopt.experiment.recipes import from_dict
 from prefopt.generation import sample
-from prefopt.lm.models import load_policy
+from prefopt.lm.models import load_policy, save_model
 from prefopt.runtime.usage import Usage
 from prefopt.store.tables import read_table, write_table
-from prefopt.training import by_step, reference, reward
+from prefopt.training import by_step, reference, reward, round_evaluations
 from test_reward_and_ppo import PPO
 from tiny_task import Task, recipe
 
@@ -107,6 +107,24 @@ def test_a_policy_is_sampled_by_step_from_its_start_to_what_is_published(
         for column in ("prompt_id", "sample_index", "text"):
             assert found[column].tolist() == expected[column].tolist()
         assert found["logp"].tolist() == pytest.approx(expected["logp"].tolist(), abs=1e-4)
+
+
+def test_a_run_in_rounds_is_sampled_after_each(task: Task, tmp_path: Path) -> None:
+    """As the policy is that a round ends with, step by step; step 0 is the reference policy."""
+    model, tokenizer = load_policy(task.model)
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
+    save_model(tmp_path / "round", model, tokenizer, {})
+    out = tmp_path / "samples.parquet"
+    values = json.dumps({"points": 8, "sampling": SAMPLING})
+    args = {"model": task.model, "run": "mine", "sampled_prompts": task.prompts, "by_step": values, "samples": out}
+    nothing = dict.fromkeys(("evaluations", "true_reward_model", "reward_model"))
+    round_evaluations.run(argparse.Namespace(**args, **nothing, rounds=[tmp_path / "round", task.model]))
+    table = read_table(out, "samples", prompts=read_table(task.prompts, "prompts").attrs["manifest"]["content_hash"])
+    by_run = {run: rows.reset_index(drop=True) for run, rows in table.groupby("run", sort=False)}
+    assert list(by_run) == ["mine_step_0", "mine_step_1", "mine_step_2"]
+    texts = [rows["text"].tolist() for rows in by_run.values()]
+    assert texts[0] == texts[2] != texts[1]
+    assert by_run["mine_step_2"]["logp"].tolist() == pytest.approx(by_run["mine_step_0"]["logp"].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("style", [None, "chat"])

@@ -154,11 +154,12 @@ def test_a_run_in_rounds_is_evaluated_at_the_end_of_each(task: Task, inputs: dic
     expected = run("dpo", trained)
     scorer, tokenizer = new_scorer(task.model, 3)
     save_model(tmp_path / "scorer", scorer, tokenizer, {})
-    paths = {"model": task.model, "prompts": inputs["prompts"], "out": tmp_path / "rounds.parquet"}
+    out = tmp_path / "rounds.parquet"
+    paths = {"model": task.model, "sampled_prompts": inputs["prompts"], "evaluations": out, "samples": None}
     rewards = {"true_reward_model": None, "reward_model": tmp_path / "scorer"}
-    rounds = {"rounds": [trained.out, task.model], "run": "mine", "recipe": trained.by_step}
+    rounds = {"rounds": [trained.out, task.model], "run": "mine", "by_step": trained.by_step}
     round_evaluations.run(argparse.Namespace(**paths, **rewards, **rounds))
-    table = read_table(paths["out"], "evaluations")
+    table = read_table(out, "evaluations")
     assert table["step"].tolist() == [step for step in (0, 1, 2) for _ in range(8)] and set(table["run"]) == {"mine"}
     for step, of in ((0, 0), (1, 2), (2, 0)):
         ours, theirs = table[table["step"] == step], expected[expected["step"] == of]
@@ -167,20 +168,19 @@ def test_a_run_in_rounds_is_evaluated_at_the_end_of_each(task: Task, inputs: dic
         for key in ("reward", "kl", "logp"):
             assert ours[key].tolist() == pytest.approx(theirs[key].tolist(), abs=1e-5)
     assert table["learned_reward"].notna().all() and expected["learned_reward"].isna().all()
-    manifest = read_manifest(paths["out"])
-    assert manifest["rounds"] == [model_hashes("policy", folder) for folder in rounds["rounds"]]
-    assert manifest["prompts"] == read_manifest(inputs["prompts"])["content_hash"]
-    assert manifest["reward_weights"] is None
-    assert manifest["learned_reward_weights"] == weights_hash(tmp_path / "scorer")
-    used = manifest["used"]
+    identity, used = (read_manifest(out)[name] for name in ("identity", "used"))
+    assert identity["rounds"] == [model_hashes("policy", folder) for folder in rounds["rounds"]]
+    assert identity["prompts"] == read_manifest(inputs["prompts"])["content_hash"]
+    assert identity["reward_weights"] is None
+    assert identity["learned_reward_weights"] == weights_hash(tmp_path / "scorer")
     assert (used["stage"], used["examples"], used["models"]) == ("round_evaluations", 3 * 4 * 2, 2)
     # With no learned reward, and a true one that is a model (the rule of this recipe does not read it).
     rewards = {"true_reward_model": tmp_path / "scorer", "reward_model": None}
     round_evaluations.run(argparse.Namespace(**paths, **rewards, **rounds))
-    assert read_table(paths["out"], "evaluations")["learned_reward"].isna().all()
-    manifest = read_manifest(paths["out"])
-    assert manifest["learned_reward_weights"] is None
-    assert manifest["reward_weights"] == weights_hash(tmp_path / "scorer")
+    assert read_table(out, "evaluations")["learned_reward"].isna().all()
+    identity = read_manifest(out)["identity"]
+    assert identity["learned_reward_weights"] is None
+    assert identity["reward_weights"] == weights_hash(tmp_path / "scorer")
 
 
 @pytest.mark.parametrize("method", ["dpo", "unlikelihood", "preferred_ft", "kto"])
@@ -312,7 +312,7 @@ def test_several_processes_are_refused(
     args = arguments(task, inputs, tmp_path, "dpo")
     table = read_table(inputs["prompts"], "prompts")
     with pytest.raises(UserError, match="in one process"):
-        by_step._evaluated(args, table, None, None, None, None, None)
+        by_step._evaluated(args, table, None, None, None, None)
 
 
 @pytest.mark.parametrize("length", [{"epochs": 1, "steps": 2}, {"epochs": None, "steps": None}])

@@ -303,8 +303,11 @@ def _check_comparison(section: Config, task: str) -> Iterator[str]:
     for index, run in enumerate(by_step):
         if run in runs and METHODS[runs[run]["method"]].trainer is None:
             yield f"by_step.runs[{index}] is {run!r}, for which nothing is trained; leave it out."
-        if run in runs and METHODS[runs[run]["method"]].rounds:
-            yield f"by_step.runs[{index}] is {run!r}, which is trained in rounds and sampled at their end; leave it out."
+        if run in runs and METHODS[runs[run]["method"]].rounds and "frontier" not in section:
+            yield (
+                f"by_step.runs[{index}] is {run!r}, which is trained in rounds and sampled after each for `frontier` alone; "
+                f"set this too, or leave it out."
+            )
     most = section.get("best_of_n", {}).get("n", math.inf)
     for run, values in runs.items():
         if section.get(values["method"], {}).get("source", "train") != "train" and len(values) > 1:

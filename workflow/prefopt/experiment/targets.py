@@ -87,12 +87,14 @@ def measures_frontier(section: Config) -> bool:
 
 
 def measured(config: Config, task: str) -> list[str]:
-    """The runs of a task's frontier: all of a sweep; else those that start from the reference and are sampled by steps."""
+    """The runs of a task's frontier: all of a sweep; else those that are sampled by steps or rounds from the reference on."""
     if kind(config["tasks"][task]) == "frontier":
         return runs(config, task)
     if "frontier" not in config["tasks"][task]:
         return []
-    return [run for run in stepped(config, task) if entry(config, task, run).starts_from == "reference"]
+    from_reference = (run for run in stepped(config, task) if entry(config, task, run).starts_from == "reference")
+    sampled = {*from_reference, *sampled_rounds(config, task)}
+    return [run for run in runs(config, task) if run in sampled]
 
 
 def frontiers(config: Config, task: str) -> list[str]:
@@ -420,16 +422,13 @@ def judges_subsets(config: Config, task: str) -> bool:
 
 
 def stepped(config: Config, task: str) -> list[str]:
-    """The runs that are sampled while they train: those that the config names, else those of DPO (Fig. 3).
-
-    What is trained in rounds is sampled at the end of each alone.
-    """
+    """The runs that are sampled while they train: those that the config names, else those of DPO (Fig. 3)."""
     by_step = config["tasks"][task].get("by_step")
     if by_step is None:
         return []
     given: list[str] | None = by_step["runs"]
     if given is not None:
-        return given
+        return [run for run in given if run not in in_rounds(config, task)]
     moving = "frontier" in config["tasks"][task]
 
     def by_default(run: str) -> bool:
@@ -438,6 +437,15 @@ def stepped(config: Config, task: str) -> list[str]:
         return method(config, task, run) == "dpo" or (moving and at_once and one.starts_from == "reference")
 
     return [run for run in runs(config, task) if by_default(run)]
+
+
+def sampled_rounds(config: Config, task: str) -> list[str]:
+    """The runs of a task with win rates whose policy is sampled after each round, for its frontier."""
+    section = config["tasks"][task]
+    if kind(section) != "comparison" or "frontier" not in section:
+        return []
+    given = section["by_step"]["runs"]
+    return [run for run in in_rounds(config, task) if given is None or run in given]
 
 
 def compute_files(config: Config) -> dict[str, list[str]]:

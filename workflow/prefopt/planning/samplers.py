@@ -167,7 +167,8 @@ def evaluations(task: Task, stage: str, run: str | None = None) -> Estimate:
     """The reference policy, and perhaps reward models, on what a run wrote while it trained."""
     engine, sampled = task.engine(stage), task.sampled(task.section["sampling"]["max_new_tokens"])
     name, model = task.model("reference")
-    texts = task.section["evaluation"]["test_prompts"] * (task.section["by_step"]["points"] + 1)
+    points = runs.in_rounds(task.config, task.name).get(run or "", task.section["by_step"]["points"])
+    texts = task.section["evaluation"]["test_prompts"] * (points + 1)
     parameters, rows = language_model_parameters(model), Rows(task.tokens["prompt"], (sampled,))
     batch = micro_batch(Rows(task.long_prompt, (sampled,)), engine, texts)
     resident, phases = [Resident(parameters, task.compute["dtype"])], [Phase(work.reading(model, rows, texts))]

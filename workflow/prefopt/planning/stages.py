@@ -22,6 +22,7 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "classifier": trainers.classifier,
     "frontier_run": trainers.frontier_run,
     "round_evaluations": trainers.round_evaluations,
+    "sampled_rounds": trainers.sampled_rounds,
     "reference": samplers.reference,
     "reference_labels": samplers.reference_labels,
     "sample": samplers.sample,
@@ -99,6 +100,10 @@ def _of_one_seed(config: Config, task: str) -> list[Estimate]:
         *(estimate(config, task, stage) for stage in stages),
         *_rounds(config, task),
         *(_renamed(estimate(config, task, "sample", run), f"sample {run}") for run in runs.policies(config, task)),
+        *(
+            _renamed(estimate(config, task, "sampled_rounds", run), f"sampled_rounds {run}")
+            for run in targets.sampled_rounds(config, task)
+        ),
         *(_renamed(estimate(config, task, "evaluations", run), f"evaluations {run}") for run in measured),
         *(_renamed(estimate(config, task, "run_rewards", run), f"run_rewards {run}") for run in rewarded),
     ]

@@ -152,6 +152,28 @@ def round_evaluations(task: Task, stage: str, run: str | None) -> Estimate:
     return Estimate(stage, name, parameters, engine.processes, parts, _evaluations(task, model, judge, engine, rounds))
 
 
+def sampled_rounds(task: Task, stage: str, run: str | None) -> Estimate:
+    """Samples of the policy after each round of a run of a task with win rates, the reference policy beside it."""
+    engine = task.engine(stage)
+    name, model = task.model("reference")
+    parameters, new_tokens = language_model_parameters(model), task.section["sampling"]["max_new_tokens"]
+    prompts = task.section["evaluation"]["test_prompts"]
+    parts = memory.sampling(
+        [Resident(parameters), Resident(parameters)],
+        model,
+        prompt=task.long_prompt,
+        new_tokens=new_tokens,
+        n=1,
+        prompts=prompts,
+        dtype="float32",
+        gpu_bytes=task.gpu_bytes,
+    )
+    rounds = runs.values(task.config, task.name, run or "iterative_dpo")["rounds"]
+    times = (rounds + 1) * len(task.section["by_step"]["temperatures"])
+    drawn = _drawn(task, model, engine, new_tokens, 1, prompts).times(times)
+    return Estimate(stage, name, parameters, engine.processes, parts, [drawn])
+
+
 def _on_examples(
     task: Task,
     stage: str,

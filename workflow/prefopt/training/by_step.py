@@ -111,12 +111,8 @@ def watcher(
     """
     if args.by_step is None:
         return None
-    prompts = read_table(args.sampled_prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
-    if args.evaluations is None:
-        taken = _sampled(args, prompts, model, tokenizer)
-    else:
-        taken = _evaluated(args, prompts, model, tokenizer, reference, true_reward, learned)
-    return Watcher(model, folder, steps_between(total_steps, taken.points), taken)
+    what = taken(args, tokenizer, reference, true_reward, learned)
+    return Watcher(model, folder, steps_between(total_steps, what.points), what)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,22 +122,35 @@ class Taken:
     points: int  # evenly spaced, after the reference policy itself
     table: str  # kind of the table that is made
     out: Path
-    rows: Callable[[int], Any]  # of a step; called in one process, in which all of the weights are
+    # Of a policy after a step; called in one process, in which all of the weights are.
+    rows: Callable[[PreTrainedModel, int], list[dict[str, Any]]]
     facts: Callable[
         [dict[str, Any], Usage], dict[str, Any]
     ]  # of the table's manifest, by the training's identity and usage
 
 
-def _sampled(
-    args: argparse.Namespace, prompts: pd.DataFrame, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+def taken(
+    args: argparse.Namespace,
+    tokenizer: PreTrainedTokenizerBase,
+    reference: nn.Module | None = None,
+    true_reward: TrueReward | None = None,
+    learned: Reward | None = None,
 ) -> Taken:
+    """What the stage is asked to take, samples or evaluations; see `watcher`."""
+    prompts = read_table(args.sampled_prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
+    if args.evaluations is None:
+        return _sampled(args, prompts, tokenizer)
+    return _evaluated(args, prompts, tokenizer, reference, true_reward, learned)
+
+
+def _sampled(args: argparse.Namespace, prompts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Taken:
     """Takes samples; each step is a run of its own, the run's name with "_step_N"."""
     values = from_json(SamplesByStep, args.by_step)
     recipe = from_dict(SampleRecipe, values.sampling)
     chosen, style = chosen_prompts(prompts, recipe), prompts.attrs["manifest"].get("style", "plain")
     usage = Usage(f"sample {args.run} by step", default_device(), DTYPES[recipe.dtype])
 
-    def rows(step: int) -> Any:
+    def rows(model: PreTrainedModel, step: int) -> list[dict[str, Any]]:
         return sample_rows(model, tokenizer, chosen, f"{args.run}_step_{step}", recipe, usage, None, style)
 
     def facts(identity: dict[str, Any], training: Usage) -> dict[str, Any]:
@@ -154,7 +163,6 @@ def _sampled(
 def _evaluated(
     args: argparse.Namespace,
     prompts: pd.DataFrame,
-    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     reference: nn.Module | None,
     true_reward: TrueReward | None,
@@ -172,7 +180,7 @@ def _evaluated(
     fixed = load_policy(args.model, device=device)[0] if reference is None else reference
     reward = true_reward or load_true_reward(folder=args.true_reward_model, device=device, **values.reward)
 
-    def rows(step: int) -> list[dict[str, Any]]:
+    def rows(model: PreTrainedModel, step: int) -> list[dict[str, Any]]:
         return values.rows(args.run, step, evaluate_policy(model, fixed, tokenizer, test, reward, recipe, learned))
 
     def facts(identity: dict[str, Any], training: Usage) -> dict[str, Any]:
@@ -199,7 +207,7 @@ class Watcher:
             return
         with gathered(self._model):
             if processes.is_main():
-                write_table(self._path(step), self._taken.table, self._taken.rows(step))
+                write_table(self._path(step), self._taken.table, self._taken.rows(self._model, step))
         collectives.barrier()
 
     def publish(self, identity: dict[str, Any], usage: Usage) -> None:
