@@ -79,7 +79,7 @@ READ_BY = {
     r".*\.(simpo|orpo|kto|iterative_dpo)\..*": "",  # of no run
     r"tasks\.hh\.gold_reward_model\..*": "",  # no judge of hh is one
     r"tasks\.(?:hh|tldr)\.dpo\.(?:loss|length_normalized)": "dpo_with_samples overoptimization",
-    r"tasks\.imdb\.dpo\.(?:loss|length_normalized)": "frontier_run:dpo overoptimization",
+    r"tasks\.imdb\.dpo\.(?:loss|length_normalized)": "frontier_run:dpo_0.1 overoptimization",
     r"tasks\.(?:hh|tldr)\.(dpo|ppo)\.(?:beta|kl_target|seed)": r"\1_with_samples evaluations",
     r"tasks\.(?:hh|tldr)\.(dpo|ppo)\..*": r"\1_with_samples",
     r"tasks\.hh\.by_step\..*": "dpo_with_samples",
