@@ -233,8 +233,14 @@ def test_operations_of_rounds_by_hand() -> None:
         # Ten steps, evaluated before the first and after every fifth.
         "mine": (3 * 640 + 3 * 48) * pair,
     }
-    assert {name: stages[name].flops for name in by_hand} == by_hand
-    assert all(stages[name].jobs == 3 for name in by_hand)
+    # 192 test prompts before the first round and after each, which the reference policy and the reward model read.
+    read = 4 * 192
+    of_all = {
+        "sampled_rounds mine": read * sampling_flops(model, 103, [22]),
+        "evaluations mine": read * (reading_flops(model, 103, [22]) + reading_flops(scorer, 103, [22])),
+    }
+    assert {name: stages[name].flops for name in {**by_hand, **of_all}} == {**by_hand, **of_all}
+    assert all(stages[name].jobs == 3 for name in by_hand) and all(stages[name].jobs == 1 for name in of_all)
     assert "round_scores own" not in stages
     # An oracle's verdicts take no model.
     oracle = {one.stage for one in estimates(config_of(tasks__tldr={"runs": mine["runs"]}), "tldr")}
