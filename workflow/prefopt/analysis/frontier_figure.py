@@ -101,8 +101,6 @@ def frontier_figure(
             labelspacing=0.8,
             fontsize=8,
         )
-        # A legend of many methods needs room above the note: its lines, and what stands between its entries.
-        figure.set_figheight(max(5.4, 1.6 + 0.135 * sum(1.7 + label.count("\n") for label in labels)))
         outside = int((table["kl"] > edge).sum())
         annotate(figure, _note(table, recipe, summary, outside), caveats(table))
         plt.close(figure)

@@ -280,6 +280,7 @@ def overoptimization_figure(
         figure, panels = plt.subplots(
             len(tasks), 2, figsize=(8.4, 2.8 * len(tasks) + 0.8), squeeze=False, layout="constrained"
         )
+        handles: dict[str, Any] = {}
         for (left, right), task in zip(panels, tasks, strict=True):
             rows = table[table["task"] == task]
             _draw(left, rows, styles, ("true_gain",), fits[fits["task"] == task])
@@ -289,7 +290,8 @@ def overoptimization_figure(
             right.set_ylabel("Gain in learned or implicit reward")
             for axes in (left, right):
                 axes.set_xlabel("Square root of KL to the reference (nats)")
-            right.legend(*left.get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
+            handles |= dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+        figure.legend(list(handles.values()), list(handles), loc="outside right center", fontsize=7)
         alarms = table.drop_duplicates(["task", "run", "seed"]).query("alarm != ''")
         note = (
             "Rewards less the reference policy's; bands are 95% intervals over prompts, thin lines the fits of "

@@ -130,8 +130,9 @@ def figure_style() -> Iterator[None]:
 def annotate(figure: Figure, note: str, caveats: Sequence[str]) -> None:
     """Writes a note under a figure and, in a frame above it, what takes from its weight.
 
-    The figure has the layout `constrained`, which makes room for both. Names in them are a config's or an endpoint's
-    and are no formulas.
+    The figure has the layout `constrained`, which makes room for both; it grows by what stands above, and to what a legend
+    outside its axes takes, which is centred and touches neither. Names in them are a config's or an endpoint's and are no
+    formulas.
 
     Args:
         figure: the finished figure.
@@ -139,13 +140,18 @@ def annotate(figure: Figure, note: str, caveats: Sequence[str]) -> None:
         caveats: sentences.
     """
     width = figure.get_figwidth()
+    note = textwrap.fill(note, int(19 * width))
+    above = "\n".join(textwrap.fill(caveat, int(15 * width)) for caveat in caveats)
+    legend = max((legend.get_window_extent().height / figure.dpi for legend in figure.legends), default=0.0)
+    head, foot = 0.155 * (above.count("\n") + 1) + 0.1 if caveats else 0.0, 0.135 * (note.count("\n") + 1) + 0.1
+    figure.set_figheight(max(figure.get_figheight() + head, legend + 2 * max(head, foot)))
     figure.supxlabel(
-        textwrap.fill(note, int(19 * width)),
+        note,
         **{"x": 0.008, "ha": "left", "fontsize": 7, "color": "#333333", "linespacing": 1.35, "parse_math": False},
     )
     if caveats:
         figure.suptitle(
-            "\n".join(textwrap.fill(caveat, int(15 * width)) for caveat in caveats),
+            above,
             **{"x": 0.02, "ha": "left", "fontsize": 8, "fontweight": "bold", "parse_math": False},
             bbox={"facecolor": "white", "edgecolor": "black", "linewidth": 0.9, "pad": 3},
         )
