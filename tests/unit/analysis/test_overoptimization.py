@@ -252,6 +252,23 @@ def test_the_stage_writes_points_fits_figure_and_alarms(tmp_path: Path, caplog: 
     assert b"<svg" in out["out"][0].read_bytes()
 
 
+def test_many_runs_and_alarms_leave_room_for_the_curves() -> None:
+    curves = [made_up([0.0, 0.6, 0.4], [0.0, 1.0, 2.0]) for _ in range(24)]
+    rows = [
+        row | {"run": f"run_{i}"} for i, curve in enumerate(curves) for row in points(curve, "an alarm of some words")
+    ]
+    facts = [{"task": "hh", "title": "Dialogue", "written": "dialogues", "synthetic": True, "warnings": []}]
+    table = pd.DataFrame(rows).assign(prompts=200)
+    fits = pd.DataFrame(columns=["task", "run", "a", "b", "form"])
+    figure = overoptimization.overoptimization_figure(table, fits, facts, {"hh": "oracle"})
+    figure.draw_without_rendering()
+    (legend,), note, above = figure.legends, figure._supxlabel, figure._suptitle  # type: ignore[attr-defined]
+    assert len(legend.get_texts()) == 24 and len(above.get_text().splitlines()) == 24
+    frame, names = figure.axes[0].get_window_extent(), legend.get_window_extent()
+    assert note.get_window_extent().y1 < min(names.y0, frame.y0) and above.get_window_extent().y0 > names.y1
+    assert frame.height > 2 * figure.dpi
+
+
 def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
     falling = made_up([0.0, 0.6, 0.9, 0.4], [0.0, 1.0, 2.0, 3.0])
     rising = Optimized(**{**vars(made_up([0.0, 0.3, 0.5, 0.7], [0.0, 0.1, 0.2, 0.3], "dpo")), "run": "dpo"})
@@ -260,7 +277,7 @@ def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
     form = {"task": "hh", "a": 0.6, "b": 0.1, "form": "rl"}
     fits = pd.DataFrame([{**form, "run": "mine"}, {**form, "run": "dpo", "form": "best_of_n"}])
     figure = overoptimization.overoptimization_figure(table, fits, facts, {"hh": "oracle"})
-    assert figure.get_size_inches() == pytest.approx([8.4, 3.6])
+    assert figure.get_size_inches() == pytest.approx([8.4, 3.6 + 0.255]), "a line of an alarm has room of its own"
     left, right = figure.axes
     root = np.sqrt(np.arange(4.0))
     for axes, gains in ((left, ([0, 0.6, 0.9, 0.4], [0, 0.3, 0.5, 0.7])), (right, ([0, 1, 2, 3], [0, 0.1, 0.2, 0.3]))):
@@ -301,7 +318,7 @@ def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
         [*facts, {**facts[0], "task": "tldr", "title": "Summaries", "written": "posts"}],
         {"hh": "oracle", "tldr": "oracle"},
     )
-    assert two.get_size_inches() == pytest.approx([8.4, 6.4]) and len(two.axes) == 4
+    assert two.get_size_inches() == pytest.approx([8.4, 6.4 + 0.255]) and len(two.axes) == 4
     shades = [
         {line.get_label(): line.get_color() for line in axes.get_lines() if line.get_label() != "_fit"}
         for axes in (two.axes[0], two.axes[2])
