@@ -97,12 +97,14 @@ def test_the_paper_config_fetches_its_models_and_expands_to_every_job(tmp_path: 
 
 def test_objectives_after_the_paper_and_rounds_are_runs_of_one_task(tmp_path: Path) -> None:
     jobs = planned("all", "--configfile", REPOSITORY / "config" / "beyond.yaml", folder=tmp_path)
-    assert jobs["dpo"] + jobs["dpo_with_samples"] == 8 and jobs["simpo_with_samples"] == jobs["orpo"] == 1
-    # Three runs of three rounds, two of them labelled by the reward model.
+    assert jobs["dpo_with_samples"] == 8 and "dpo" not in jobs
+    assert jobs["simpo_with_samples"] == jobs["kto_with_samples"] == jobs["orpo"] == 1
+    # Four runs of three rounds and two of one: of the reward model seven rounds, of the judge three, of the policy itself four.
     rounds = ("round_prompts", "round_samples", "round_pairs", "round_reference", "iterative_dpo")
-    assert {jobs[rule] for rule in rounds} == {9}
-    assert (jobs["round_scores"], jobs["round_implicit_rewards"]) == (6, 3) and "round_true_rewards" not in jobs
-    assert jobs["run_rewards"] == jobs["sample"] == 17 and "pretrain" not in jobs
+    assert {jobs[rule] for rule in rounds} == {14} and jobs["sampled_rounds"] == 6
+    labels = ("round_scores", "round_judge_labels", "round_implicit_rewards")
+    assert [jobs[rule] for rule in labels] == [7, 3, 4] and "round_true_rewards" not in jobs
+    assert jobs["run_rewards"] == jobs["sample"] == 21 and "pretrain" not in jobs
 
 
 def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
