@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     rows, dropped, gaps = preference_pairs(prompts, samples, scores, recipe)
     if not rows:
         raise UserError(
-            f"{args.samples} gives no pair of unequal rewards: sample more completions, or at a higher temperature."
+            f"{args.samples} gives no pair of unequal rewards: sample more completions, longer ones, or at a higher temperature."
         )
     summary = {
         "read": len(rows) + dropped.total(),
