@@ -59,7 +59,7 @@ STAGES: dict[str, dict[str, str]] = {
     "training.pretrain": {"path": "text work out metrics", "text": "recipe"},
     "training.reference": {"path": "model data out", "text": "recipe"},
     "training.reward": {"path": "model data demonstrations work out metrics", "text": "recipe"},
-    "training.round_evaluations": {"path": "model", "paths": "rounds"},
+    "training.round_evaluations": {"path": "model sampled-prompts", "paths": "rounds", "text": "by-step run"},
     "training.sft": {"path": "model data work out metrics", "text": "recipe"},
 }
 JUDGE: dict[str, tuple[str, Any]] = dict.fromkeys(("gold-model", "gold-data", "template", "votes"), ("path", None))
@@ -95,7 +95,9 @@ OPTIONAL: dict[str, dict[str, tuple[str, Any]]] = {
     },
     "rewards.stage": {"true-reward-model": ("path", None), "shard": ("text", None)},
     **dict.fromkeys(("training.kto", "training.sft"), BY_STEP),
-    "training.round_evaluations": {**BY_STEP, "reward-model": ("path", None)},
+    "training.round_evaluations": dict.fromkeys(
+        ("samples", "evaluations", "true-reward-model", "reward-model"), ("path", None)
+    ),
     "training.ppo": {**BY_STEP, "reward-model": ("path", None)},
     "training.preference": {**BY_STEP, **dict.fromkeys(("reference", "reference-model"), ("path", None))},
 }

@@ -60,11 +60,11 @@ class EvaluationsByStep:
         return [{**named, "step": step, "conservativeness": conservativeness, **row} for row in found]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of a trainer whose policy can be looked at while it trains."""
-    parser.add_argument("--by-step", help="what is taken during training, a JSON object; without it nothing is")
-    parser.add_argument("--run", help="name of the run in the table that is made of it")
-    parser.add_argument("--sampled-prompts", type=Path, help="prompts table, for --by-step")
+def add_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """Arguments of a stage that can look at a policy step by step, or must."""
+    parser.add_argument("--by-step", required=required, help="what is taken, a JSON object; without it nothing is")
+    parser.add_argument("--run", required=required, help="name of the run in the table that is made of it")
+    parser.add_argument("--sampled-prompts", required=required, type=Path, help="prompts table, for --by-step")
     parser.add_argument("--samples", type=Path, help="samples table that is made, for --by-step")
     parser.add_argument("--evaluations", type=Path, help="evaluations table that is made in its place")
     parser.add_argument("--true-reward-model", type=Path, help="model or n-grams that are the true reward")

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, help="the reference policy")
     parser.add_argument("--rounds", required=True, type=Path, nargs="+", help="the policy after each round, in order")
     parser.add_argument("--reward-model", type=Path, help="the learned reward, which evaluations tell too")
-    by_step.add_arguments(parser)
+    by_step.add_arguments(parser, required=True)
 
 
 def run(args: argparse.Namespace) -> None:
