@@ -456,7 +456,9 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     # Of all pairs none is drawn.
     "sampled_pairs": lambda config, task, name: {
         "pairs": "all",
-        **{"length_penalty": 0.0, "missing_eos_reward": None, "seed": 0},
+        "length_penalty": 0.0,
+        "missing_eos_reward": None,
+        "seed": 0,
     },
     "ceiling_samples": lambda config, task, name: {
         **_engine(config),

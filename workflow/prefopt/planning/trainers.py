@@ -138,16 +138,8 @@ def round_evaluations(task: Task, stage: str, run: str | None) -> Estimate:
     judge, others = _judge(task)
     learned = [Resident(scorer_parameters(model))] if targets.learns_reward(task.config, task.name) else []
     evaluation = task.section["evaluation"]
-    parts = memory.sampling(
-        [Resident(parameters), Resident(parameters), *others, *learned],
-        model,
-        prompt=task.long_prompt,
-        new_tokens=evaluation["max_new_tokens"],
-        n=evaluation["samples_per_prompt"],
-        prompts=evaluation["prompts"],
-        dtype="float32",
-        gpu_bytes=task.gpu_bytes,
-    )
+    drawn = (evaluation["max_new_tokens"], evaluation["samples_per_prompt"], evaluation["prompts"])
+    parts = _beside_reference(task, model, *drawn, others=[*others, *learned])
     rounds = runs.values(task.config, task.name, run or "iterative_dpo")["rounds"]
     return Estimate(stage, name, parameters, engine.processes, parts, _evaluations(task, model, judge, engine, rounds))
 
@@ -158,20 +150,20 @@ def sampled_rounds(task: Task, stage: str, run: str | None) -> Estimate:
     name, model = task.model("reference")
     parameters, new_tokens = language_model_parameters(model), task.section["sampling"]["max_new_tokens"]
     prompts = task.section["evaluation"]["test_prompts"]
-    parts = memory.sampling(
-        [Resident(parameters), Resident(parameters)],
-        model,
-        prompt=task.long_prompt,
-        new_tokens=new_tokens,
-        n=1,
-        prompts=prompts,
-        dtype="float32",
-        gpu_bytes=task.gpu_bytes,
-    )
+    parts = _beside_reference(task, model, new_tokens, 1, prompts)
     rounds = runs.values(task.config, task.name, run or "iterative_dpo")["rounds"]
     times = (rounds + 1) * len(task.section["by_step"]["temperatures"])
     drawn = _drawn(task, model, engine, new_tokens, 1, prompts).times(times)
     return Estimate(stage, name, parameters, engine.processes, parts, [drawn])
+
+
+def _beside_reference(
+    task: Task, model: Architecture, new_tokens: int, n: int, prompts: int, others: Sequence[Resident] = ()
+) -> Parts:
+    """What samples of a policy, in float32, hold in memory, the reference policy and others beside it."""
+    lengths = {"prompt": task.long_prompt, "new_tokens": new_tokens}
+    resident = [*[Resident(language_model_parameters(model))] * 2, *others]
+    return memory.sampling(resident, model, **lengths, n=n, prompts=prompts, dtype="float32", gpu_bytes=task.gpu_bytes)
 
 
 def _on_examples(
