@@ -30,10 +30,10 @@ def ours(args: argparse.Namespace, pairs: list[common.Pair], order: list[list[in
     common.warm_up(model, args.dtype)
     columns = {name: [torch.tensor(getattr(pair, name)).numpy() for pair in pairs] for name in _IDS}
     frame = pd.DataFrame({"pair_id": [str(i) for i in range(len(pairs))], **columns})
-    usage = Usage("warm-up", model.device, model.dtype)
+    usage = Usage("warm-up", model.device, args.dtype)
     pair_logprobs(model, preference_rows(frame[:8]), args.token_budget, usage, args.dtype)
     start = common.Clock()
-    usage = Usage("reference", model.device, model.dtype)
+    usage = Usage("reference", model.device, args.dtype)
     logps = pair_logprobs(model, preference_rows(frame), args.token_budget, usage, args.dtype)
     reference = start.read("reference_")
     recipe = PreferenceRecipe(

@@ -46,7 +46,7 @@ def samples(task: Task) -> Path:
 def test_every_reward_is_its_samples_own(budget: int, task: Task, scorer: Path, samples: Path) -> None:
     model, table = load_scorer(scorer), read_table(samples, "samples")
     prompts = read_table(task.prompts, "prompts")
-    usage = Usage("test", torch.device("cpu"), torch.float32)
+    usage = Usage("test", torch.device("cpu"), "float32")
     # In another order, so that groups are not what they are scored as by chance.
     turned = table.sample(frac=1, random_state=0)
     found = score_samples(model, prompts, turned, ScoreRecipe(token_budget=budget, dtype="float32"), usage)

@@ -52,7 +52,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
 def judge(limit: int | None = None, **accuracy: Any) -> RewardModelJudge:
     model: Any = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=limit))
     tokenizer: Any = Characters()
-    usage = Usage("judge", torch.device("cpu"), torch.float32)
+    usage = Usage("judge", torch.device("cpu"), "float32")
     prompt_ids = {"p": [5, 6, 7], "q": [8]}
     return RewardModelJudge(model, tokenizer, "abcdef0123456789", prompt_ids, 100, accuracy, usage)
 

@@ -207,7 +207,7 @@ def test_the_text_of_a_sample_keeps_its_first_space(llama: PreTrainedTokenizerBa
     prompts = pd.DataFrame({"prompt_id": ["p"], "split": ["test"], "prompt_ids": [np.array(start)]})
     counts = {"train_prompts": 0, "validation_prompts": 0, "test_prompts": 1, "max_new_tokens": 5, "n": 60}
     recipe = SampleRecipe(temperatures=(1.0,), stop=(), token_budget=512, dtype="float32", seed=0, vllm=None, **counts)
-    rows = sample_rows(model, llama, prompts, "sft", recipe, Usage("test", torch.device("cpu"), torch.float32))
+    rows = sample_rows(model, llama, prompts, "sft", recipe, Usage("test", torch.device("cpu"), "float32"))
     for row in rows:
         assert "title 7 my dog" + row["text"] == decode(llama, [*start, *row["token_ids"]])
     assert any(row["text"].startswith(" ") for row in rows)

@@ -134,7 +134,7 @@ def _read(model: Any, case: Case) -> None:
     from prefopt.training.reference import pair_logprobs, preference_rows
 
     rows = preference_rows(_pairs(case)[0])
-    usage = Usage("reference", torch.device(case.device), torch.float32)
+    usage = Usage("reference", torch.device(case.device), "float32")
     pair_logprobs(model, rows, case.token_budget, usage)
 
 

@@ -100,7 +100,7 @@ def test_a_policy_is_sampled_by_step_from_its_start_to_what_is_published(
     assert prompts["prompt_id"].tolist() == ["p12", "p13", "p14"]
     for step, folder in ((0, task.model), (4, given.out)):
         policy, tokenizer = load_policy(folder)
-        usage = Usage("test", torch.device("cpu"), torch.float32)
+        usage = Usage("test", torch.device("cpu"), "float32")
         values = (policy, tokenizer, prompts, f"mine_step_{step}", from_dict(sample.SampleRecipe, SAMPLING), usage)
         expected = pd.DataFrame(sample.sample_rows(*values))
         found = table[table["run"] == f"mine_step_{step}"].reset_index(drop=True)
@@ -146,7 +146,7 @@ def test_a_policy_is_gathered_and_sampled_in_its_prompts_style(
     policy, tokenizer = load_policy(task.model)
     rows = sample.sample_rows(
         *(policy, tokenizer, prompts[:1], "mine_step_2", from_dict(sample.SampleRecipe, SAMPLING)),
-        Usage("test", torch.device("cpu"), torch.float32),
+        Usage("test", torch.device("cpu"), "float32"),
     )
 
     def sampled(*values: object) -> object:

@@ -28,7 +28,7 @@ RECIPE = TrainingRecipe(**TRAINING)
 
 @pytest.fixture
 def usage() -> Usage:
-    return Usage("test", torch.device("cpu"), torch.float32)
+    return Usage("test", torch.device("cpu"), "float32")
 
 
 @pytest.fixture

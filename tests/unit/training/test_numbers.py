@@ -45,7 +45,7 @@ ODD = 11
 
 @pytest.fixture
 def usage() -> Usage:
-    return Usage("test", CPU, torch.float32)
+    return Usage("test", CPU, "float32")
 
 
 def spoilt(model: nn.Module) -> Any:

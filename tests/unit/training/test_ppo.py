@@ -59,7 +59,7 @@ def train(
     validation: bool = False,
     hook: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    usage = Usage("test", torch.device("cpu"), torch.float32)
+    usage = Usage("test", torch.device("cpu"), "float32")
     with RunFolder(folder, {}, 0) as run:
         return ppo.train(models, prompts, prompts if validation else None, values, [0], run, usage, hook=hook)
 

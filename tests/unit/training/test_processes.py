@@ -79,6 +79,8 @@ def test_bfloat16_stays_near_float32(runs: Path, name: str, size: int) -> None:
     )
     assert half["loss"].iloc[0] == pytest.approx(whole["loss"].iloc[0], rel=0.05)
     assert half["grad_norm"].iloc[0] == pytest.approx(whole["grad_norm"].iloc[0], rel=0.1)
+    used = json.loads((runs / f"{size}/bfloat16/{name}/manifest.json").read_text())["used"]
+    assert (used["dtype"], used["world_size"]) == ("bfloat16", size)
     if name == "ppo":
         assert half["first_ratio"].to_numpy() == pytest.approx(1, abs=0.01)
 

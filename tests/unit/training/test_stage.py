@@ -39,7 +39,7 @@ def test_the_best_weights_of_an_adapter_are_merged_into_what_is_published(task: 
                 best = model(input_ids=ids).logits
         state.finish()
         args = argparse.Namespace(out=tmp_path / "model", metrics=tmp_path / "metrics.jsonl")
-        usage = Usage("toy", default_device(), torch.float32)
+        usage = Usage("toy", default_device(), "float32")
         stage.publish(args, model, tokenizer, identity, [{"step": 1}], usage, run, told="a fact")
         assert not run.path.exists()
         published, _ = load_policy(args.out)

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
     check_tokenizer(args.reference_model, args.model)
-    usage = Usage("implicit_rewards", default_device(), DTYPES[recipe.dtype])
+    usage = Usage("implicit_rewards", default_device(), recipe.dtype)
     # A group is read by itself, so that it does not matter with which others.
     rows = shard.rows(list(zip(samples["prompt_id"], samples["temperature"], strict=True)))
     own = samples.iloc[rows]

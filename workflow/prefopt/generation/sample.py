@@ -247,7 +247,7 @@ def run(args: argparse.Namespace) -> None:
     table = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
     prompts = chosen_prompts(table, recipe)
     device = default_device()
-    usage = Usage(f"sample {args.run}", device, DTYPES[recipe.dtype])
+    usage = Usage(f"sample {args.run}", device, recipe.dtype)
     # A GPU is vLLM's until it has sampled.
     place = torch.device("cpu") if recipe.vllm else device
     model, tokenizer = load_policy(args.model, device=place, dtype=DTYPES[recipe.dtype])
@@ -288,7 +288,7 @@ def run(args: argparse.Namespace) -> None:
                 if blocks[0].start == 0:  # of all shards one accounts for it
                     used[str(temperature)] = took
                 continue
-            usage = Usage(f"sample {args.run}", device, DTYPES[recipe.dtype]) if used else usage
+            usage = Usage(f"sample {args.run}", device, recipe.dtype) if used else usage
             if recipe.vllm and server is None:
                 server = stack.enter_context(_served(args.model, recipe, longest))
                 facts["vllm"] = {"version": server.version}
@@ -303,7 +303,7 @@ def run(args: argparse.Namespace) -> None:
         read = _reader(args.reference_model, recipe, device, longest, stack) if fresh and args.reference_model else None
         for temperature, (blocks, sampled) in fresh.items() if again or read else ():
             usage, sizes = (
-                Usage(f"sample {args.run}", device, DTYPES[recipe.dtype]),
+                Usage(f"sample {args.run}", device, recipe.dtype),
                 [block.samples for block in blocks],
             )
             took = {}

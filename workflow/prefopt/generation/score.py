@@ -15,7 +15,6 @@ from torch import Tensor
 from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.batching import Row
 from prefopt.lm.models import load_scorer, tokenizer_hash, weights_hash
-from prefopt.lm.precision import DTYPES
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.rewards.learned import score_rows
 from prefopt.runtime.progress import Progress
@@ -103,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     recipe, shard = from_json(ScoreRecipe, args.recipe), parse_shard(args.shard)
     prompts = read_table(args.prompts, "prompts", tokenizer_hash=tokenizer_hash(args.model))
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
-    usage = Usage("score", default_device(), DTYPES[recipe.dtype])
+    usage = Usage("score", default_device(), recipe.dtype)
     model = load_scorer(args.model, device=default_device())
     # A group is scored by itself, so that it does not matter with which others.
     rows = shard.rows(list(zip(samples["prompt_id"], samples["temperature"], strict=True)))

@@ -196,7 +196,7 @@ def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_b
         dict(zip(prompts["prompt_id"], (ids.tolist() for ids in prompts["prompt_ids"]), strict=True)),
         token_budget,
         held_out_accuracy(model, pairs, token_budget),
-        Usage("judge", default_device(), next(model.parameters()).dtype),
+        Usage("judge", default_device(), "float32"),
         styles[1],
     )
 

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     recipe, shard = from_json(TrueRewardsRecipe, args.recipe), parse_shard(args.shard)
     prompts = read_table(args.prompts, "prompts", **_tokenized_by(recipe, args.true_reward_model))
     samples = read_table(args.samples, "samples", prompts=prompts.attrs["manifest"]["content_hash"])
-    usage = Usage("true_rewards", default_device(), torch.float32)
+    usage = Usage("true_rewards", default_device(), "float32")
     reward = sample_reward(recipe, prompts, args.true_reward_model, default_device())
     rows = shard.rows(range(len(samples)), _TEXTS_AT_ONCE)
     own = samples.iloc[rows]

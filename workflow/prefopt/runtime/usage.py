@@ -26,11 +26,11 @@ class Usage:
     Args:
         stage: the stage's name.
         device: where the model lies.
-        dtype: of the forward pass.
+        dtype: of the forward pass: float32 or bfloat16.
         models: how many models are in memory at once.
     """
 
-    def __init__(self, stage: str, device: torch.device, dtype: torch.dtype, models: int = 1) -> None:
+    def __init__(self, stage: str, device: torch.device, dtype: str, models: int = 1) -> None:
         self._stage, self._device, self._dtype, self._models = stage, device, dtype, models
         self._start, self._processor_start = time.monotonic(), time.process_time()
         self.examples = 0
@@ -51,7 +51,7 @@ class Usage:
         figures = {
             "stage": self._stage,
             "device": _device_name(self._device),
-            "dtype": str(self._dtype).removeprefix("torch."),
+            "dtype": self._dtype,
             "threads": torch.get_num_threads(),
             "world_size": processes.count(),
             "examples": self.examples,

@@ -19,7 +19,6 @@ from prefopt.errors import UserError
 from prefopt.experiment.recipes import from_dict, from_json, to_dict
 from prefopt.generation.sample import SampleRecipe, chosen_prompts, sample_rows
 from prefopt.lm.models import load_policy, tokenizer_hash
-from prefopt.lm.precision import DTYPES
 from prefopt.lm.sharding import gathered
 from prefopt.rewards.true_reward import TrueReward, load_true_reward, reward_hash
 from prefopt.runtime import collectives, processes
@@ -148,7 +147,7 @@ def _sampled(args: argparse.Namespace, prompts: pd.DataFrame, tokenizer: PreTrai
     values = from_json(SamplesByStep, args.by_step)
     recipe = from_dict(SampleRecipe, values.sampling)
     chosen, style = chosen_prompts(prompts, recipe), prompts.attrs["manifest"].get("style", "plain")
-    usage = Usage(f"sample {args.run} by step", default_device(), DTYPES[recipe.dtype])
+    usage = Usage(f"sample {args.run} by step", default_device(), recipe.dtype)
 
     def rows(model: PreTrainedModel, step: int) -> list[dict[str, Any]]:
         return sample_rows(model, tokenizer, chosen, f"{args.run}_step_{step}", recipe, usage, None, style)

@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
     training, validation = (
         review_examples(split_of(reviews, split, args.reviews), tokenizer, recipe) for split in ("train", "validation")
     )
-    usage = Usage("classifier", default_device(), torch.float32)
+    usage = Usage("classifier", default_device(), recipe.dtype)
     identity = stage.describe_run(
         __name__,
         recipe,

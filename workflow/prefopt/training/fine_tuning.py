@@ -37,7 +37,7 @@ def fine_tune(
     policy, tokenizer = load_policy(args.model)
     model = stage.prepared(policy, recipe)
     # The reference policy is there beside the one that is trained where that is evaluated.
-    usage = Usage(name, default_device(), torch.float32, models=2 if args.by_step and args.evaluations else 1)
+    usage = Usage(name, default_device(), recipe.dtype, models=2 if args.by_step and args.evaluations else 1)
     identity = stage.describe_run(module, recipe, inputs | by_step.inputs_of(args))
     with stage.open_run(args.work, identity, model) as folder:
         watcher = by_step.watcher(args, model, tokenizer, folder, steps_of(training, recipe))

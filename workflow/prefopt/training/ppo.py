@@ -267,7 +267,7 @@ def run(args: argparse.Namespace) -> None:
         validation = split_of(table, "validation", args.prompts).head(recipe.validation_prompts)
     models, tokenizer, true_reward = _models(args, recipe)
     ends = end_tokens(tokenizer, models.policy)
-    usage = Usage("ppo", default_device(), torch.float32, models=4 if models.learned_reward else 3)
+    usage = Usage("ppo", default_device(), recipe.dtype, models=4 if models.learned_reward else 3)
     inputs = {"prompts": table.attrs["manifest"]["content_hash"], **stage.model_hashes("reference", args.model)}
     if models.learned_reward:
         inputs |= stage.model_hashes("reward", args.reward_model)

@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
         return completion_examples(names, [[tokenizer.eos_token_id]] * len(pieces), pieces)
 
     training, validation = examples(texts[held_out:]), examples(texts[:held_out])
-    usage = Usage("pretrain", default_device(), torch.float32)
+    usage = Usage("pretrain", default_device(), recipe.dtype)
     text_hash = table.attrs["manifest"]["content_hash"]
     identity = stage.describe_run(__name__, recipe, {"text": text_hash})
     with stage.open_run(args.work, identity, model) as folder:

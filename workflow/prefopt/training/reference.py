@@ -17,7 +17,7 @@ from prefopt.experiment.recipes import from_json, to_dict
 from prefopt.lm.batching import Row
 from prefopt.lm.logprobs import completion_logprobs
 from prefopt.lm.models import load_policy, tokenizer_hash, weights_hash
-from prefopt.lm.precision import DTYPES, autocast
+from prefopt.lm.precision import autocast
 from prefopt.lm.shape import rows_flops, shape_of
 from prefopt.lm.sharding import dealt_micro_batches, place
 from prefopt.runtime import collectives, processes
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> None:
     cached = CACHED[name]
     data = read_table(args.data, name, tokenizer_hash=hashes["model_tokenizer"])
     model = place(load_policy(args.model)[0], recipe.dtype)
-    usage = Usage("reference", default_device(), DTYPES[recipe.dtype])
+    usage = Usage("reference", default_device(), recipe.dtype)
     rows = rows_of(data, cached.sides)
     logps = pair_logprobs(model, rows, recipe.token_budget, usage, recipe.dtype).numpy()
     require_finite(

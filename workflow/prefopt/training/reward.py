@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from prefopt.experiment.recipes import from_json
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     validation = preference_examples(split_of(pairs, held_out, args.data))
     scorer, tokenizer = new_scorer(args.model, seed=recipe.seed)
     model = stage.prepared(scorer, recipe)
-    usage = Usage("reward", default_device(), torch.float32)
+    usage = Usage("reward", default_device(), recipe.dtype)
     identity = stage.describe_run(
         __name__,
         recipe,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from prefopt.experiment.recipes import from_dict, from_json
 from prefopt.lm.models import check_tokenizer, load_policy, load_scorer, weights_hash
@@ -31,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the table of all rounds; a step is a round, and the reference policy is before the first."""
     device, folders = default_device(), [args.model, *args.rounds]
-    usage = Usage("round_evaluations", device, torch.float32, models=2)
+    asked = json.loads(args.by_step)
+    usage = Usage("round_evaluations", device, asked.get("evaluation", asked.get("sampling"))["dtype"], models=2)
     reference, tokenizer = load_policy(args.model, device=device)
     learned = None
     for folder in [*args.rounds, *([] if args.reward_model is None else [args.reward_model])]:
