@@ -277,3 +277,9 @@ def test_links_between_documents_lead_somewhere() -> None:
 def test_the_readme_names_every_document() -> None:
     linked = set(re.findall(r"\]\(docs/([^)#]+\.md)", read("README.md")))
     assert linked == {path.name for path in REPOSITORY.glob("docs/*.md")}
+
+
+def test_a_release_has_one_version() -> None:
+    declared = tomllib.loads(read("pyproject.toml"))["project"]["version"]
+    released = re.findall(r"^## (\d\S*)", read("CHANGELOG.md"), re.MULTILINE)
+    assert yaml.safe_load(read("CITATION.cff"))["version"] == released[0] == declared
