@@ -191,7 +191,7 @@ def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str, LineStyle]]
     gaps = (high - low) * share * np.arange(len(ordered))
     wanted = isotonic_regression(np.array([y for y, *_ in ordered]) - gaps).x if ordered else gaps
     half = (high - low) * share / 2
-    heights = np.clip(wanted, low + half, max(low + half, high - half - gaps[-1:].sum())) + gaps
+    heights = np.clip(wanted, low + half, max(low + half, high - half - float(gaps[-1:].sum()))) + gaps
     span = right - axes.get_xlim()[0]
     for (y, x, name, style), height in zip(ordered, heights, strict=True):
         axes.plot(
