@@ -22,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, GroupKFold
 
-from prefopt.lm.batching import micro_batches
+from prefopt.lm.batching import Row, micro_batches
 from prefopt.lm.engine import head_logits
 from prefopt.lm.logprobs import completion_hidden_states
 from prefopt.lm.models import load_policy, tokenizer_hash
@@ -44,13 +44,14 @@ def comparisons(folder: Path, model: Path) -> pd.DataFrame:
 
 @torch.no_grad()
 def read(
-    pairs: pd.DataFrame, folder: Path, dtype: torch.dtype, budget: int
+    pairs: pd.DataFrame, folder: Path, dtype: torch.dtype, budget: int, behind: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of both completions, chosen first: log-probabilities [n, 2], the hidden state of the last token [n, 2, d] and the mean
-    of those from which tokens are predicted [n, 2, d].
+    of those from which tokens are predicted [n, 2, d]; all with a text put behind each completion.
     """
-    model, _ = load_policy(folder, device=default_device(), dtype=dtype)
-    rows = preference_rows(pairs)
+    model, tokenizer = load_policy(folder, device=default_device(), dtype=dtype)
+    put = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    rows = [Row(row.prompt, tuple((*own, *put) for own in row.completions)) for row in preference_rows(pairs)]
     sums = np.zeros((len(rows), 2))
     last, means = (np.zeros((len(rows), 2, model.config.hidden_size)) for _ in range(2))
     with Progress("comparisons", len(rows), "comparisons") as progress:
@@ -145,10 +146,14 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument(
+        "--behind", help="a text behind each completion, such as a question, for one more head on the last token"
+    )
     parser.add_argument("--out", type=Path, help="CSV file")
     args = parser.parse_args()
     pairs = comparisons(args.data, args.model)
-    sums, last, means = read(pairs, args.model, getattr(torch, args.dtype), args.token_budget)
+    reading = (args.model, getattr(torch, args.dtype), args.token_budget)
+    sums, last, means = read(pairs, *reading)
     lengths = np.array([[len(ids) for ids in pairs[f"{side}_ids"]] for side in SIDES], float).T
     with_length = np.concatenate([means, np.log(lengths)[..., None]], axis=2)
     margins = {
@@ -160,6 +165,9 @@ def main() -> None:
         "head on the mean token": cross_fitted(pairs, of_features(means), args.folds),
         "the same with the length": cross_fitted(pairs, of_features(with_length), args.folds),
     }
+    if args.behind is not None:
+        features = of_features(read(pairs, *reading, args.behind)[1])
+        margins["head on the last token behind them"] = cross_fitted(pairs, features, args.folds)
     table = account(pairs, margins, "the longer wins")
     print(
         f"chosen completions: {-sums[:, 0].sum() / lengths[:, 0].sum():.3f} nats a token, {lengths[:, 0].mean():.0f} tokens"

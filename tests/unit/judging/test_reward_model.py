@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -117,8 +118,12 @@ def test_a_completion_has_one_leading_space_and_eos() -> None:
 def pairs(rows: Sequence[tuple[list[int], list[int]]]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"prompt_id": f"p{i}", "prompt_ids": [1], "chosen_ids": chosen, "rejected_ids": rejected}
-            for i, (chosen, rejected) in enumerate(rows)
+            {"prompt_id": f"p{i}"}
+            | {
+                f"{name}_ids": np.array(ids)
+                for name, ids in zip(("prompt", "chosen", "rejected"), ([1], *row), strict=True)
+            }
+            for i, row in enumerate(rows)
         ]
     )
 

@@ -24,6 +24,7 @@ from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import Usage, default_device
 from prefopt.store.finite import require_finite
 from prefopt.store.tables import read_table
+from prefopt.training.reference import preference_rows
 
 
 class RewardModelJudge:
@@ -141,8 +142,7 @@ def held_out_accuracy(
         `judge_accuracy` with `judge_accuracy_low` and `_high`, `longer_wins_accuracy` (by tokens; ties count
         half), `n_held_out` and `interpretable`: whether the interval is above one half and above that.
     """
-    columns = [pairs[name].tolist() for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
-    rows = [Row(tuple(p), (tuple(c), tuple(r))) for p, c, r in zip(*columns, strict=True)]
+    rows = preference_rows(pairs)
     rewards = score_rows(model, rows, token_budget).double().numpy()
     require_finite(rewards, pairs["prompt_id"], "The judge's score of a held-out comparison", "look at its gold model")
     lengths = np.array([[len(c) for c in row.completions] for row in rows])

@@ -10,7 +10,6 @@ import pandas as pd
 from torch import Tensor, nn
 
 from prefopt.experiment.recipes import from_json
-from prefopt.lm.batching import Row
 from prefopt.lm.models import new_scorer, tokenizer_hash
 from prefopt.objectives import bradley_terry_loss
 from prefopt.rewards.learned import raw_scores, score_rows
@@ -20,7 +19,7 @@ from prefopt.store.tables import read_table, split_of
 from prefopt.training import stage
 from prefopt.training.loop import Examples, evaluate, train
 from prefopt.training.recipe import TrainingRecipe
-from prefopt.training.reference import preference_rows
+from prefopt.training.reference import preference_rows, rows_of
 
 # References enough to know their mean reward; the standard error is a hundredth of the rewards' spread.
 _REFERENCES_FOR_OFFSET = 1024
@@ -82,8 +81,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _mean_reference_score(model: nn.Module, references: pd.DataFrame, recipe: TrainingRecipe) -> Tensor:
-    columns = (references["prompt_ids"], references["response_ids"])
-    rows = [Row(tuple(p.tolist()), (tuple(r.tolist()),)) for p, r in zip(*columns, strict=True)]
-    scores = score_rows(model, rows, recipe.token_budget, recipe.dtype)
+    scores = score_rows(model, rows_of(references, ["response"]), recipe.token_budget, recipe.dtype)
     require_finite(scores, references["prompt_id"], "The score of a reference completion", "look at these rows")
     return scores.mean()
