@@ -118,12 +118,8 @@ def test_a_completion_has_one_leading_space_and_eos() -> None:
 def pairs(rows: Sequence[tuple[list[int], list[int]]]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"prompt_id": f"p{i}"}
-            | {
-                f"{name}_ids": np.array(ids)
-                for name, ids in zip(("prompt", "chosen", "rejected"), ([1], *row), strict=True)
-            }
-            for i, row in enumerate(rows)
+            {"prompt_id": f"p{i}", "prompt_ids": np.array([1]), "chosen_ids": np.array(c), "rejected_ids": np.array(r)}
+            for i, (c, r) in enumerate(rows)
         ]
     )
 

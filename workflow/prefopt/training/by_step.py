@@ -119,6 +119,7 @@ class Taken:
     """What is taken of a policy."""
 
     points: int  # evenly spaced, after the reference policy itself
+    dtype: str  # of the forward passes
     table: str  # kind of the table that is made
     out: Path
     # Of a policy after a step; called in one process, in which all of the weights are.
@@ -156,7 +157,7 @@ def _sampled(args: argparse.Namespace, prompts: pd.DataFrame, tokenizer: PreTrai
         hashed = prompts.attrs["manifest"]["content_hash"]
         return {"prompts": hashed, "recipe": to_dict(values), "used": usage.report()}
 
-    return Taken(values.points, "samples", args.samples, rows, facts)
+    return Taken(values.points, recipe.dtype, "samples", args.samples, rows, facts)
 
 
 def _evaluated(
@@ -185,7 +186,7 @@ def _evaluated(
     def facts(identity: dict[str, Any], training: Usage) -> dict[str, Any]:
         return {"identity": identity, "recipe": to_dict(values), "used": training.report()}
 
-    return Taken(values.points, "evaluations", args.evaluations, rows, facts)
+    return Taken(values.points, recipe.dtype, "evaluations", args.evaluations, rows, facts)
 
 
 class Watcher:

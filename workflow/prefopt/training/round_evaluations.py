@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Writes the table of all rounds; a step is a round, and the reference policy is before the first."""
     device, folders = default_device(), [args.model, *args.rounds]
-    asked = json.loads(args.by_step)
-    usage = Usage("round_evaluations", device, asked.get("evaluation", asked.get("sampling"))["dtype"], models=2)
     reference, tokenizer = load_policy(args.model, device=device)
     learned = None
     for folder in [*args.rounds, *([] if args.reward_model is None else [args.reward_model])]:
@@ -41,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
         scorer = load_scorer(args.reward_model, device=device)
         learned = functools.partial(score_rows, scorer, token_budget=recipe.token_budget, dtype=recipe.dtype)
     taken = by_step.taken(args, tokenizer, reference, learned=learned)
+    usage = Usage("round_evaluations", device, taken.dtype, models=2)
     rows: list[dict[str, Any]] = []
     for step, folder in enumerate(folders):
         rows += taken.rows(reference if step == 0 else load_policy(folder, device=device)[0], step)
