@@ -269,7 +269,9 @@ def _compute(win_rates: pd.DataFrame) -> pd.DataFrame:
         {"run": "dpo", "stages": ["sft", "reference_logprobs", "dpo"], "n": None},
         {"run": "best_of_4", "stages": ["sft", "reward_model"], "n": 4},
     ]
-    recipe = ComputeRecipe(runs={"tldr": runs}, reference={"tldr": "sft"}, home={"tldr": "tldr"}, seeds=1)
+    recipe = ComputeRecipe(
+        runs={"tldr": runs}, reference={"tldr": "sft"}, home={"tldr": "tldr"}, seeds=1, confidence={"tldr": 0.95}
+    )
     return pd.DataFrame(row for run in runs for row in run_rows("tldr", run, records, recipe))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
 
 from made_up import MEASURES, words
 from prefopt.analysis import compute, compute_figure
@@ -30,6 +31,7 @@ RECIPE = {
     "reference": {"tldr": "sft"},
     "home": {"tldr": "tldr"},
     "seeds": 1,
+    "confidence": {"tldr": 0.99, "imdb": 0.9},
 }
 
 
@@ -167,7 +169,7 @@ def test_a_run_of_the_sweep_bought_the_reward_of_its_last_checkpoint(
     row = pd.read_csv(arguments.out).iloc[-1]
     assert (row["task"], row["run"], row["training_flops"], row["generated_tokens"]) == ("imdb", "dpo_1", 900, 7)
     assert row["bought"] == pytest.approx(0.62) and row["bought_what"] == "true reward at a KL of 2.0 nats"
-    assert row["bought_high"] - row["bought"] == pytest.approx(1.96 * 0.02 / 3**0.5, abs=1e-6)
+    assert row["bought_high"] - row["bought"] == pytest.approx(norm.ppf(0.95) * 0.02 / 3**0.5, abs=1e-6)
 
 
 def cost(flops: float | None, **values: float | None) -> dict[str, Any]:
@@ -178,7 +180,9 @@ def cost(flops: float | None, **values: float | None) -> dict[str, Any]:
 
 def test_every_number_of_the_best_of_n_and_of_its_greedy_answer() -> None:
     """A task without models of its own, which samples those of its home."""
-    recipe = compute.ComputeRecipe(runs={}, reference={"tldr": "sft"}, home={"cnndm": "tldr"}, seeds=1)
+    recipe = compute.ComputeRecipe(
+        runs={}, reference={"tldr": "sft"}, home={"cnndm": "tldr"}, seeds=1, confidence={"cnndm": 0.95}
+    )
     models = {
         ("tldr", "sft"): cost(300, generated_tokens=1, models=1, seconds=2, device_seconds=3, peak_memory_mib=70),
         ("tldr", "reward_model"): cost(
@@ -250,9 +254,9 @@ def test_every_number_of_a_run(arguments: argparse.Namespace, tmp_path: Path) ->
         rows,
         used=cost(9, generated_tokens=7, models=2, seconds=4, device_seconds=3, peak_memory_mib=6),
     )
-    row = compute.evaluated_row("imdb", [read_table(path, "evaluations")], [])
+    row = compute.evaluated_row("imdb", [read_table(path, "evaluations")], [], 0.95)
     # The last step's four prompts: means 0.1, 0.2, 0.3 and 0.4.
-    half = 1.96 * (0.05 / 3) ** 0.5 / 2
+    half = norm.ppf(0.975) * (0.05 / 3) ** 0.5 / 2
     expected = {
         **{
             "task": "imdb",
@@ -265,7 +269,7 @@ def test_every_number_of_a_run(arguments: argparse.Namespace, tmp_path: Path) ->
         **{"models_resident": 2, "wall_seconds": 4, "device_seconds": 3, "peak_memory_mib": 6, "bought": 0.25},
         **{"bought_low": 0.25 - half, "bought_high": 0.25 + half, "bought_what": "true reward at a KL of 3.5 nats"},
     }
-    assert row == pytest.approx(expected, abs=1e-6)
+    assert row == pytest.approx(expected)
 
 
 def test_a_model_that_does_not_say_what_it_used_is_named(arguments: argparse.Namespace) -> None:
@@ -320,14 +324,15 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
         "synthetic": False,
         "judge": "reward_model:x",
         "warnings": [],
+        "recipe": {"confidence": 0.8},
         **weak,
     }
     figure = compute_figure.compute_figure(both, {"tldr": MANIFEST, "hh": other})
     text = " ".join(figure.get_supxlabel().split())
     for said in (
-        "TL;DR summarization: judge oracle:v1, 8 test prompts.",
-        "Anthropic HH dialogue: judge reward_model:x, 8 test prompts.",
-        "bars: 90% intervals over prompts",
+        "TL;DR summarization: judge oracle:v1, 8 test prompts, 90% intervals.",
+        "Anthropic HH dialogue: judge reward_model:x, 8 test prompts, 80% intervals.",
+        "bars: intervals over prompts.",
         "TL;DR summarization is synthetic: posts, references, preferences and the judge are a program",
         "Anthropic HH dialogue: 9 are lost.",
     ):
@@ -345,7 +350,7 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
         for line in axes.lines:
             assert all(10**low <= x <= 10**high for x in line.get_xdata())
     three = {name: {**manifest, "seeds": [0, 1, 2]} for name, manifest in (("tldr", MANIFEST), ("hh", other))}
-    assert "90% intervals over prompts and 3 seeds of training, costs their means." in " ".join(
+    assert "bars: intervals over prompts and 3 seeds of training, costs their means." in " ".join(
         compute_figure.compute_figure(both, three).get_supxlabel().split()
     )
     assert " ".join(figure.get_suptitle().split()) == (
@@ -384,13 +389,13 @@ def test_a_run_of_several_seeds_bought_their_mean_reward() -> None:
     ]
     for table in tables:
         table.attrs["manifest"] = {"used": used(10)}
-    row = compute.evaluated_row("imdb", tables, [])
+    row = compute.evaluated_row("imdb", tables, [], 0.95)
     over_prompts = pd.Series([0.2, 0.3, 0.4, 0.5])
     expected = mean_over_seeds([0.3, 0.4], over_prompts.std() / 2, 4, 0.95).interval
     assert (row["seeds"], row["bought"]) == (2, pytest.approx(0.35))
     assert (row["bought_low"], row["bought_high"]) == pytest.approx((expected.low, expected.high))
     # Of a run in rounds its rounds took what it took, whatever its evaluation did.
-    row = compute.evaluated_row("imdb", tables, [used(100, generated=3), used(1000, generated=4)])
+    row = compute.evaluated_row("imdb", tables, [used(100, generated=3), used(1000, generated=4)], 0.95)
     assert (row["training_flops"], row["generated_tokens"], row["bought"]) == (1100, 7, pytest.approx(0.35))
 
 
@@ -466,9 +471,9 @@ def test_rewards_are_told_of_test_prompts_at_the_selected_temperature(in_rounds:
         "mine": True,
     }
     # 1, 2 and 6: a mean of 3 and a variance of 7.
-    half = 1.96 * (7 / 3) ** 0.5
+    half = norm.ppf(0.995) * (7 / 3) ** 0.5
     found = total.loc["mine", ["reward", "reward_low", "reward_high"]].tolist()
-    assert found == pytest.approx([3, 3 - half, 3 + half], abs=1e-6)
+    assert found == pytest.approx([3, 3 - half, 3 + half], rel=1e-5)
 
 
 def test_the_figure_has_rewards_where_there_are_any(in_rounds: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from prefopt.analysis.statistics import mean_over_seeds
 from prefopt.analysis.texts import write_csv
@@ -36,6 +37,7 @@ class ComputeRecipe:
     reference: dict[str, str]
     home: dict[str, str]  # the task whose models it samples
     seeds: int  # over how many the figures are means
+    confidence: dict[str, float]  # of each task's intervals, a sweep's among them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,35 +85,37 @@ def run_rows(task: str, run: Mapping[str, Any], records: Records, recipe: Comput
         "device_seconds": _sum(rows, "device_seconds"),
         "peak_memory_mib": max([row["peak_memory_mib"] or 0 for row in [*rows, sampling]]),
         **bought,
-        **_reward(records.rewards.get((task, name), []), selected),
+        **_reward(records.rewards.get((task, name), []), selected, recipe.confidence[task]),
     }
     for row in (*rows, sampling, total):
         yield {"task": task, "run": name, "seeds": recipe.seeds, **row}
 
 
-def _reward(tables: Sequence[pd.DataFrame], selected: pd.DataFrame) -> dict[str, float]:
+def _reward(tables: Sequence[pd.DataFrame], selected: pd.DataFrame, confidence: float) -> dict[str, float]:
     """A run's mean reward on test prompts at the selected temperature, with its interval; nothing where it is not told."""
     if not tables or selected.empty:
         return {}
     rows = [
         table[(table["split"] == "test") & (table["temperature"] == selected["temperature"].item())] for table in tables
     ]
-    mean, low, high = _over_prompts(rows)
+    mean, low, high = _over_prompts(rows, confidence)
     return {"reward": mean, "reward_low": low, "reward_high": high}
 
 
-def _over_prompts(tables: Sequence[pd.DataFrame]) -> tuple[float, float, float]:
-    """Mean reward over prompts and seeds, and its 95% interval.
+def _over_prompts(tables: Sequence[pd.DataFrame], confidence: float) -> tuple[float, float, float]:
+    """Mean reward over prompts and seeds, and its interval.
 
     Args:
         tables: with prompt_id and reward, one for each seed.
+        confidence: e.g. 0.95.
     """
     rewards = pd.DataFrame([rows.groupby("prompt_id")["reward"].mean() for rows in tables])
     over_prompts = rewards.mean()
     error = over_prompts.std() / len(over_prompts) ** 0.5
-    low, high = over_prompts.mean() - 1.96 * error, over_prompts.mean() + 1.96 * error
+    half = norm.ppf(0.5 + confidence / 2) * error
+    low, high = over_prompts.mean() - half, over_prompts.mean() + half
     if len(tables) > 1:
-        interval = mean_over_seeds(rewards.mean(axis=1).tolist(), error, len(over_prompts), 0.95).interval
+        interval = mean_over_seeds(rewards.mean(axis=1).tolist(), error, len(over_prompts), confidence).interval
         low, high = interval.low, interval.high
     return over_prompts.mean(), low, high
 
@@ -163,16 +167,19 @@ def _sampling(task: str, run: Mapping[str, Any], reference: str, records: Record
     }
 
 
-def evaluated_row(task: str, tables: Sequence[pd.DataFrame], rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def evaluated_row(
+    task: str, tables: Sequence[pd.DataFrame], rounds: Sequence[Mapping[str, Any]], confidence: float
+) -> dict[str, Any]:
     """The row of a run of the sentiment sweep, which bought the reward of its last checkpoint.
 
     Args:
         task: whose run it is.
         tables: its evaluations tables, one for each seed.
         rounds: what its rounds took, means over seeds; none where it is trained at once, and its tables say what it took.
+        confidence: of the reward's interval, e.g. 0.95.
     """
     last = [table[table["step"] == table["step"].max()] for table in tables]
-    mean, low, high = _over_prompts(last)
+    mean, low, high = _over_prompts(last, confidence)
     return {
         "task": task,
         "run": tables[0]["run"].iloc[0],
@@ -239,6 +246,7 @@ def run(args: argparse.Namespace) -> None:
             task,
             [read_table(path, "evaluations") for path in paths],
             list(rounds.get((task, run), {}).values()),
+            recipe.confidence[task],
         )
         for (task, run), paths in _by_name(args.runs).items()
     ]

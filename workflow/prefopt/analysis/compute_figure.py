@@ -81,16 +81,17 @@ def _caveats(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]]) -
 def _note(tasks: Sequence[str], manifests: Mapping[str, Mapping[str, Any]], rewards: bool) -> str:
     judges = {task: str(manifests[task]["judge"]) for task in tasks}
     parts = [
-        f"{manifests[task]['title']}: judge {judges[task]}, {manifests[task]['test_prompts']} test prompts."
+        f"{manifests[task]['title']}: judge {judges[task]}, {manifests[task]['test_prompts']} test prompts, "
+        f"{manifests[task]['recipe']['confidence']:.0%} intervals."
         for task in tasks
     ]
-    confidence, seeds = manifests[tasks[0]]["recipe"]["confidence"], len(manifests[tasks[0]].get("seeds", [0]))
+    seeds = len(manifests[tasks[0]].get("seeds", [0]))
     sources = interval_sources(seeds) + (", costs their means" if seeds > 1 else "")
     parts.append(
-        f"Each run at the temperature chosen on validation prompts; bars: {confidence:.0%} intervals over {sources}. Training "
+        f"Each run at the temperature chosen on validation prompts; bars: intervals over {sources}. Training "
         f"counts every stage after the base, all rounds of a run among them; a run that trains nothing has an answer's cost "
         f"only. Best-of-N's answer holds all N candidates and their scores."
-        + (" Rewards are told of the same samples; their bars are 95% intervals." if rewards else "")
+        + (" Rewards are told of the same samples." if rewards else "")
     )
     facts = [{**manifests[task], "warnings": manifests[task]["data_warnings"]} for task in tasks]
     return " ".join([*parts, *data_notes(facts, judges)])

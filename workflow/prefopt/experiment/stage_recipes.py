@@ -196,6 +196,7 @@ def compute_recipe(config: Config) -> Config:
         "reference": {task: runs.reference(config, task) for task in tasks},
         "home": {task: runs.home(config, task) for task in tasks},
         "seeds": len(config["seeds"]),
+        "confidence": {task: section["evaluation"]["confidence"] for task, section in config["tasks"].items()},
     }
 
 
