@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -831,8 +832,23 @@ def test_what_yaml_merges_or_names_again_does_not_stand_twice(tmp_path: Path) ->
     path = tmp_path / "my.yaml"
     path.write_text("a: &a { x: 1 }\nb: &b { y: 2 }\nc: { <<: *a, x: 3 }\nd: *a\ne: { <<: [*a, *b], 1: 0, '1': 0 }\n")
     assert doubled_keys(path) == []
-    for name in ("config.yaml", "paper.yaml", "files.yaml", "chat_judge.yaml"):
-        assert doubled_keys(CONFIG / name) == []
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_overlay_is_a_config_in_which_no_key_stands_twice(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doubled_keys(path) == []
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    # A chat model and pairs are the user's to name.
+    named = {"tasks": {"chat": {"data": {"records": ["pairs.jsonl"]}, "base": {"path": "smollm2"}}}}
+    for name in ("smollm2/config.json", "pairs.jsonl", *re.findall(r"\.\./shared/[\w./]+", path.read_text())):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("{}")
+    overlay = merged(read("config.yaml"), read(path.name))
+    assert resolve(merged(overlay, named) if path.stem == "chat" else overlay)["tasks"]
 
 
 def test_what_belongs_to_embedded_records_falls_away_where_there_are_others(
