@@ -355,7 +355,7 @@ def test_the_figure_stands_alone(arguments: argparse.Namespace) -> None:
     )
     assert " ".join(figure.get_suptitle().split()) == (
         "TL;DR summarization: Only 8 test prompts. Anthropic HH dialogue: Uninterpretable: the judge's held-out accuracy, "
-        "52% [45%, 59%], is not surely above chance; it needs more comparisons or a better model."
+        "52% [45%, 59%], is not surely above chance; it needs more comparisons to learn from, or a better model."
     )
     assert figure.axes[0].get_title(loc="left") == "TL;DR summarization (synthetic records)"
     assert (

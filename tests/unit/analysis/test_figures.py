@@ -186,7 +186,12 @@ def test_an_uninterpretable_judge_is_called_so(table: pd.DataFrame) -> None:
     assert "Uninterpretable" not in texts(win_rate_figure(table, {**manifest, "interpretable": True}))
     skilled = {"judge_accuracy": 0.66, "judge_accuracy_low": 0.6, "judge_accuracy_high": 0.72}
     shown = " ".join(texts(win_rate_figure(table, {**manifest, **skilled})).split())
-    assert 'is not surely above that of "the longer one wins", 60%' in shown and "chance" not in shown
+    assert (
+        'is not surely above that of "the longer one wins", 60%; it needs more comparisons to learn from, or' in shown
+    )
+    assert "chance" not in shown
+    shown = " ".join(texts(win_rate_figure(table, {**manifest, **skilled, "n_needed": 1234})).split())
+    assert "it needs some 1,200 held-out comparisons, if it stays as good, or a better model" in shown
 
 
 def test_invalid_verdicts_are_mentioned(table: pd.DataFrame) -> None:

@@ -147,15 +147,31 @@ def test_enough_right_answers_make_it_interpretable_and_a_wrong_judge_is_told_fr
     assert bad["judge_accuracy_high"] < 0.5 and bad["interpretable"] is False
 
 
-def test_a_judge_that_is_no_better_than_the_longer_one_wins_is_not_interpretable(scored: list[Row]) -> None:
+def test_a_judge_that_is_not_surely_better_than_the_longer_one_wins_is_not_interpretable(scored: list[Row]) -> None:
     right_and_longer, right_and_shorter = ([9, 1, EOS], [2, EOS]), ([9, EOS], [2, 1, EOS])
-    wrong_and_shorter = ([2, EOS], [9, 1, EOS])
-    for longer, interpretable in ((62, False), (50, True)):
-        rows = [right_and_longer] * longer + [right_and_shorter] * (70 - longer) + [wrong_and_shorter] * 30
+    wrong_and_longer, wrong_and_shorter = ([2, 1, EOS], [9, EOS]), ([2, EOS], [9, 1, EOS])
+    # Of a hundred pairs the judge alone is right in the second number, the longer one alone in the third.
+    for counts, interpretable in (((50, 20, 12, 18), False), ((50, 20, 3, 27), True), ((62, 8, 0, 30), True)):
+        kinds = (right_and_longer, right_and_shorter, wrong_and_longer, wrong_and_shorter)
+        rows = [kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)]
         facts = held_out_accuracy(torch.nn.Identity(), pairs(rows), 100)
-        assert (facts["judge_accuracy"], facts["longer_wins_accuracy"]) == pytest.approx((0.7, longer / 100))
+        assert facts["judge_accuracy"] == pytest.approx(0.7)
+        assert facts["longer_wins_accuracy"] == pytest.approx((counts[0] + counts[2]) / 100)
         assert facts["judge_accuracy_low"] == pytest.approx(0.604, abs=1e-3)
         assert facts["interpretable"] is interpretable
+        assert (facts["n_needed"] > 100) is not interpretable
+
+
+def test_how_many_held_out_pairs_would_tell(scored: list[Row]) -> None:
+    """Of equally long texts, of which the longer one is a coin: z^2 p (1 - p) / (p - 1/2)^2 = 380 for p = 0.55."""
+    right, wrong = ([9, EOS], [2, EOS]), ([2, EOS], [9, EOS])
+    few = held_out_accuracy(torch.nn.Identity(), pairs([right] * 110 + [wrong] * 90), 100)
+    assert few["interpretable"] is False
+    assert few["n_needed"] == pytest.approx(380, rel=0.05)
+    for times, enough in ((0.9, False), (1.1, True)):
+        some = pairs([right] * round(0.55 * 380 * times) + [wrong] * round(0.45 * 380 * times))
+        assert held_out_accuracy(torch.nn.Identity(), some, 100)["interpretable"] is enough
+    assert held_out_accuracy(torch.nn.Identity(), pairs([right, wrong]), 100)["n_needed"] is None
 
 
 def test_a_trained_judge_from_files(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def caveats_of(manifest: Mapping[str, Any]) -> list[str]:
         accuracy, low, high = (manifest[f"judge_accuracy{end}"] for end in ("", "_low", "_high"))
         shown = f"{accuracy:.0%} [{low:.0%}, {high:.0%}]"
         other = "chance" if low <= 0.5 else f'that of "the longer one wins", {manifest["longer_wins_accuracy"]:.0%}'
-        needed = "it needs more comparisons or a better model"
+        more = manifest.get("n_needed")
+        held_out = f"some {float(f'{more:.2g}'):,.0f} held-out comparisons, if it stays as good" if more else ""
+        needed = f"it needs {held_out or 'more comparisons to learn from'}, or a better model"
         caveats.insert(
             0, f"Uninterpretable: the judge's held-out accuracy, {shown}, is not surely above {other}; {needed}."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,21 +141,28 @@ def held_out_accuracy(
 
     Returns:
         `judge_accuracy` with `judge_accuracy_low` and `_high`, `longer_wins_accuracy` (by tokens; ties count
-        half), `n_held_out` and `interpretable`: whether the interval is above one half and above that.
+        half), `n_held_out`, `interpretable`: whether it is surely better than a coin, and than that on the same pairs, and
+        `n_needed`: how many held-out pairs would show both of a judge that is better by as much; None where it is not.
     """
     rows = preference_rows(pairs)
     rewards = score_rows(model, rows, token_budget).double().numpy()
     require_finite(rewards, pairs["prompt_id"], "The judge's score of a held-out comparison", "look at its gold model")
     lengths = np.array([[len(c) for c in row.completions] for row in rows])
     agrees, longer = _agreement(rewards), _agreement(lengths)
-    interval = score_interval(agrees.tolist(), pairs["prompt_id"].tolist(), confidence)
+    prompts = pairs["prompt_id"].tolist()
+    interval = score_interval(agrees.tolist(), prompts, confidence)
+    better = (1 + agrees - longer) / 2  # above one half where the judge is right more often
+    surely = score_interval(better.tolist(), prompts, confidence)
+    margins = [(agrees.mean(), interval.low), (better.mean(), surely.low)]
+    needed = max(((mean - low) / (mean - 0.5)) ** 2 if mean > 0.5 else math.inf for mean, low in margins)
     return {
         "judge_accuracy": float(agrees.mean()),
         "judge_accuracy_low": interval.low,
         "judge_accuracy_high": interval.high,
         "longer_wins_accuracy": float(longer.mean()),
         "n_held_out": len(rows),
-        "interpretable": interval.low > max(0.5, float(longer.mean())),
+        "interpretable": min(interval.low, surely.low) > 0.5,
+        "n_needed": None if math.isinf(needed) else math.ceil(needed * len(rows)),
     }
 
 
