@@ -387,15 +387,17 @@ class TestFigure:
 
     def test_runs_with_another_loss_are_a_line_of_their_own(self) -> None:
         dpo = sweep().query("method == 'dpo'")
-        table = pd.concat([dpo, dpo.assign(method="dpo (loss ipo)", run="ipo")], ignore_index=True)
+        adapter = "dpo (learning_rate 0.0001, adapter {'rank': 16, 'alpha': 32})"
+        others = [dpo.assign(method=name, run="mine") for name in ("dpo (loss ipo)", adapter)]
         recipe = frontier_figure.FrontierFigureRecipe(
-            task="imdb", methods=("dpo", "dpo (loss ipo)"), **WORDS, true_reward="rule"
+            task="imdb", methods=("dpo", "dpo (loss ipo)", adapter), **WORDS, true_reward="rule"
         )
+        table = pd.concat([dpo, *others], ignore_index=True)
         figure = frontier_figure.frontier_figure(table, CEILING, recipe, {"synthetic": True, "warnings": []})
-        labels = [text.get_text().splitlines()[0] for text in figure.legends[0].get_texts()]
-        assert labels[-2:] == ["DPO", "DPO (loss ipo)"]
+        labels = [text.get_text().partition("\nβ")[0] for text in figure.legends[0].get_texts()]
+        assert labels[-3:] == ["DPO", "DPO (loss ipo)", "DPO (learning_rate 0.0001, adapter\nrank 16, alpha 32)"]
         colors = {line.get_color() for line in figure.axes[0].lines if line.get_marker() not in ("None", "")}
-        assert len(colors) == 2
+        assert len(colors) == 3
 
     def test_a_legend_of_many_methods_stands_above_the_note(self) -> None:
         dpo = sweep().query("method == 'dpo'")

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import heapq
 import logging
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ _BEYOND = 1.5
 # The right edge, in units of the KL that three methods' frontiers reach, and how much farther another is followed.
 _ROOM, _FAR = 1.5, 4.0
 
+
+_LABEL = 34  # characters of a line of the legend
 
 # A marker's size in points, from the run that stays nearest to the reference policy to the one that goes farthest.
 _SMALLEST, _LARGEST = 3.0, 7.5
@@ -194,8 +197,8 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, method: str, style: LineStyle) 
 def _label(method: str, values: Sequence[float]) -> str:
     symbol = of_group(method).symbol
     if not symbol or not values:
-        return display_name(method)
-    return f"{display_name(method)}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
+        return textwrap.fill(display_name(method), _LABEL)
+    return f"{textwrap.fill(display_name(method), _LABEL)}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
 
 
 def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any], outside: int) -> str:

@@ -73,11 +73,11 @@ _MODELS = {
 def display_name(run: str) -> str:
     """A run's name for a reader: "best_of_128" becomes "Best of 128"; a name of the user's own stays as it is.
 
-    Of a group of runs (`experiment.runs.group`) its values stay behind the method's.
+    Of a group of runs (`experiment.runs.group`) its values stay behind the method's, a section of them without its braces.
     """
     name, start, values = run.partition(" (")
     if start:
-        return f"{display_name(name)}{start}{values}"
+        return display_name(name) + start + re.sub(r"[{}':]", "", values)
     if of_step := re.fullmatch(r"(.+)_step_([0-9]+)", run):
         return f"{display_name(of_step[1])} after {of_step[2]} steps"
     if of_round := round_of(run):
