@@ -448,6 +448,7 @@ def test_a_reward_models_accuracy_stands_beside_every_win_rate(tmp_path: Path) -
         "judge_accuracy_high": 0.59,
         "longer_wins_accuracy": 0.6,
         "n_held_out": 200,
+        "n_needed": 3000,
         "interpretable": False,
     }
     made = make_files(tmp_path, OUTCOMES, **facts)
@@ -455,7 +456,8 @@ def test_a_reward_models_accuracy_stands_beside_every_win_rate(tmp_path: Path) -
     table = pd.read_csv(tmp_path / "out.csv")
     assert set(table["judge_accuracy"]) == {0.52}
     assert not table["interpretable"].any()
-    assert json.loads((tmp_path / "manifest.json").read_text())["n_held_out"] == 200
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["n_held_out"], manifest["n_needed"]) == (200, 3000)
     with pytest.raises(UserError, match="the config says 'oracle'"):
         win_rates.run(arguments(made, tmp_path, as_json()))
 

@@ -341,7 +341,7 @@ def run(args: argparse.Namespace) -> None:
     manifest = {
         "task": recipe.task,
         "judge": judge["judge"],
-        **{key: judge[key] for key in (*JUDGE_COLUMNS, "n_held_out", *_CHAT) if key in judge},
+        **{key: judge[key] for key in (*JUDGE_COLUMNS, "n_held_out", "n_needed", *_CHAT) if key in judge},
         **{word: summary[word] for word in ("title", "reference", "written")},
         **_synthetic(summary),
         "warnings": warnings,
