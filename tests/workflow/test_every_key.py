@@ -130,12 +130,14 @@ READ_BY = {
     r".*\.evaluation\.opponents": "win_rates",
     r".*\.evaluation\.(examples|example_characters)": "examples",
     r"tasks\.tldr\.evaluation\.confidence": (
-        "win_rates best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance diagnosis"
+        "win_rates compute best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance diagnosis"
         " overoptimization"
     ),
-    r"tasks\.hh\.evaluation\.confidence": "win_rates best_of_n_curve win_rate_by_step dominance diagnosis overoptimization",
-    r"tasks\.cnndm\.evaluation\.confidence": "win_rates",
-    r"tasks\.imdb\.evaluation\.confidence": "dominance diagnosis overoptimization",
+    r"tasks\.hh\.evaluation\.confidence": (
+        "win_rates compute best_of_n_curve win_rate_by_step dominance diagnosis overoptimization"
+    ),
+    r"tasks\.cnndm\.evaluation\.confidence": "win_rates compute",
+    r"tasks\.imdb\.evaluation\.confidence": "compute dominance diagnosis overoptimization",
     r"tasks\.imdb\.evaluation\.(bootstrap|at_kl)": "dominance",
     r"tasks\.imdb\.evaluation\.(max_new_tokens|seed)": f"{EVERY_RUN} ceiling_samples",
     r"tasks\.imdb\.evaluation\..*": EVERY_RUN,
