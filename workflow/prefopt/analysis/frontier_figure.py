@@ -34,7 +34,6 @@ _BEYOND = 1.5
 # The right edge, in units of the KL that three methods' frontiers reach, and how much farther another is followed.
 _ROOM, _FAR = 1.5, 4.0
 
-
 _LABEL = 34  # characters of a line of the legend
 
 # A marker's size in points, from the run that stays nearest to the reference policy to the one that goes farthest.
@@ -195,10 +194,10 @@ def _draw_method(axes: Axes, rows: pd.DataFrame, method: str, style: LineStyle) 
 
 
 def _label(method: str, values: Sequence[float]) -> str:
-    symbol = of_group(method).symbol
+    symbol, name = of_group(method).symbol, textwrap.fill(display_name(method), _LABEL)
     if not symbol or not values:
-        return textwrap.fill(display_name(method), _LABEL)
-    return f"{textwrap.fill(display_name(method), _LABEL)}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
+        return name
+    return f"{name}\n{symbol} = {', '.join(f'{value:g}' for value in values)}"
 
 
 def _note(table: pd.DataFrame, recipe: FrontierFigureRecipe, summary: Mapping[str, Any], outside: int) -> str:
