@@ -91,7 +91,7 @@ def dpo(shape: str, *options: str) -> Callable[[argparse.Namespace], None]:
 
 def best_of_n(args: argparse.Namespace) -> None:
     """Best-of-128 at the shape of Pythia-2.8B against `generate`."""
-    tiny, whole = ["embedded", "--prompts=1"], ["pythia-2.8b", "--neox-prompts=16", "--per-call", "4", "16"]
+    tiny, whole = ["embedded", "--prompts=1"], ["pythia-2.8b", "--other-prompts=16", "--per-call", "4", "16"]
     script = [str(HERE / "best_of_n.py"), "--device", args.device, "--dtype", "bfloat16", "--models"]
     run(*script, *(tiny if args.tiny else whole))
 
