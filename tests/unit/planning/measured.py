@@ -40,10 +40,10 @@ class Case:
     device: str = "cpu"
 
 
-def measure(case: Case) -> dict[str, int]:
-    """Runs the case in a process of its own."""
+def measure(case: Case, keeps: bool = False) -> dict[str, int]:
+    """Runs the case in a process of its own, whose allocator may keep freed memory, as that of a job does."""
     command = [sys.executable, __file__, json.dumps(dataclasses.asdict(case))]
-    environment = {**os.environ, **ENVIRONMENT}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if keeps else {**os.environ, **ENVIRONMENT}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     found: dict[str, int] = json.loads(result.stdout)

@@ -14,6 +14,7 @@ from measured import Case, measure
 
 from prefopt.planning import memory
 from prefopt.planning.architecture import Architecture, from_config, language_model_parameters
+from prefopt.planning.estimate import Estimate
 from prefopt.planning.memory import Engine, Resident, Rows, Trained, micro_batch
 
 _GPT2 = {"vocab_size": 50257, "n_positions": 512, "n_embd": 768, "n_layer": 12, "n_head": 12}
@@ -90,6 +91,15 @@ def test_training_and_reading(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sampling(name: str) -> None:
     compare(SAMPLES[name], estimate_of_samples(SAMPLES[name]))
+
+
+def test_a_job_on_a_cpu_asks_for_what_its_allocator_keeps() -> None:
+    case = dataclasses.replace(PAIRS["Llama, many tokens"], steps=3)
+    found, parts = measure(case, keeps=True), estimate_of_pairs(case)
+    one = Estimate("dpo", "", found["parameters"], 1, parts, [])
+    print(f"measured {found['peak'] / 1e6:.0f} MB, at its peak {one.peak / 1e6:.0f}, held {one.held / 1e6:.0f}")
+    assert 0.85 * one.peak < found["peak"] < 1.25 * one.held
+    assert one.host_megabytes(gpu=False) == math.ceil(1.25 * (one.held / 1e6 + 600))
 
 
 def test_the_cases_differ_in_what_they_are_mostly_made_of() -> None:

@@ -116,7 +116,7 @@ def _assumed(config: Config, gpu: bool) -> list[str]:
         "hours are those of one job; a sweep's run is counted once a row, its jobs are given beside it",
         f"weights, gradients and optimizer states in float32, passes in {compute['dtype']}, micro-batches of "
         f"{compute['token_budget']} tokens, of rows half again as long as the mean",
-        "host GB is the memory that a job asks for (mem_mb), a margin of a quarter included",
+        "host GB is the memory that a job asks for (mem_mb), with a margin of a quarter, and on a CPU what the allocator keeps",
         "a step of sampling reads all weights once; a batch of completions goes on to max_new_tokens",
         "loading, checkpoints and communication are not counted",
     ]
