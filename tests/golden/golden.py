@@ -179,7 +179,7 @@ def tables() -> dict[str, pd.DataFrame]:
     turned = rng.random(len(other)) < 0.25
     other.loc[turned, "outcome"] = rng.choice(["win", "loss", "tie"], size=int(turned.sum()))
     both = pd.concat([verdicts.assign(judge_name="main"), other.assign(judge_name="other", judge="another")])
-    agreement = AgreementRecipe(tables=(("tldr", "main", 0), ("tldr", "other", 0)), confidence=0.95, seed=0)
+    agreement = AgreementRecipe(tables=(("tldr", "main", 0), ("tldr", "other", 0)), confidence={"tldr": 0.95}, seed=0)
     found["judge_agreement"] = agreement_table(both.assign(task="tldr", training_seed=0), agreement)
 
     key = {"prompt_id": np.repeat([f"p{i:02d}" for i in range(30)], 8), "temperature": 1.0}
@@ -242,7 +242,7 @@ def _human_agreement(rng: np.random.Generator) -> pd.DataFrame:
         {"item_id": item, "matchup": "a vs b", "prompt_id": f"p{item}", "judge": "j", "outcome": rng.choice(outcomes)}
         for item in items
     )
-    recipe = HumanAgreementRecipe(tasks=("tldr",), tables=(("tldr", "main"),), confidence=0.95, seed=0)
+    recipe = HumanAgreementRecipe(tables=(("tldr", "main"),), confidence={"tldr": 0.95}, seed=0)
     return human_agreement_table("tldr", votes, {"main": judged}, {"a vs b": 0.25}, recipe)
 
 

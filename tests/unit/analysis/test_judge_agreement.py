@@ -176,7 +176,7 @@ def test_the_table_of_two_judges(tmp_path: Path) -> None:
     tables = [["tldr", "main", 0], ["tldr", "main", 0], ["tldr", "gold", 0], ["tldr", "gold", 0]]
     parser = argparse.ArgumentParser()
     judge_agreement.add_arguments(parser)
-    recipe = {"tables": tables, "confidence": 0.95, "seed": 0}
+    recipe = {"tables": tables, "confidence": {"tldr": 0.95}, "seed": 0}
     out = tmp_path / "out.csv"
     arguments = ["--verdicts", *main["verdicts"], *gold["verdicts"], "--out", str(out)]
     judge_agreement.run(parser.parse_args([*arguments, "--recipe", json.dumps(recipe)]))
@@ -220,7 +220,7 @@ def test_three_judges_are_three_pairs_over_prompts() -> None:
     given = {"main": "wwltlwti", "gold": "wlltwwll", "chat": "wwttliwl"}
     verdicts = frames(**given)
     other = frames(gold="ww", chat="wl").assign(task="hh")
-    recipe = judge_agreement.AgreementRecipe(tables=(), confidence=0.8, seed=5)
+    recipe = judge_agreement.AgreementRecipe(tables=(), confidence={"tldr": 0.8, "hh": 0.99}, seed=5)
     table = judge_agreement.agreement_table(pd.concat([verdicts, other]).assign(training_seed=0), recipe)
     # Of one method there is no row over all.
     assert table[["task", "run", "judge_a", "judge_b", "n"]].to_numpy().tolist() == [
@@ -241,6 +241,9 @@ def test_three_judges_are_three_pairs_over_prompts() -> None:
             **{"identity_a": "main:1", "identity_b": "gold:1", "seed": 5},
         }
     )
+    # Each task's intervals have its own confidence.
+    of_hh = agreement(["win", "win"], ["win", "loss"], ["p0", "p0"], 0.99, seed=5).rate_interval
+    assert table.iloc[3][["ci_low", "ci_high"]].tolist() == pytest.approx([of_hh.low, of_hh.high])
 
 
 def test_the_stage_of_people_reads_each_tasks_own_tables(tmp_path: Path) -> None:
@@ -278,7 +281,8 @@ def test_the_stage_of_people_reads_each_tasks_own_tables(tmp_path: Path) -> None
         write_table(tmp_path / f"{task}_main.parquet", "item_verdicts", pd.DataFrame(orders), study=task)
     votes = [tmp_path / f"{task}_votes.parquet" for task in ("tldr", "hh")]
     arguments = [tmp_path / f"{task}_main.parquet" for task in ("hh", "tldr")]
-    recipe = {"tasks": ["tldr", "hh"], "tables": [["hh", "main"], ["tldr", "main"]], "confidence": 0.8, "seed": 3}
+    confidence = {"tldr": 0.8, "hh": 0.9}
+    recipe = {"tables": [["hh", "main"], ["tldr", "main"]], "confidence": confidence, "seed": 3}
     out = tmp_path / "out.csv"
     given = argparse.Namespace(votes=votes, verdicts=arguments, recipe=json.dumps(recipe), out=out)
     human_agreement.run(given)
@@ -305,6 +309,8 @@ def test_the_stage_of_people_reads_each_tasks_own_tables(tmp_path: Path) -> None
         [interval.low, interval.high], abs=1e-5
     )
     assert table.loc[0, ["ci_low", "ci_high"]].tolist() == pytest.approx([interval.low, interval.high], abs=1e-5)
+    of_hh = score_interval([1.0] * 3, ["i1", "i2", "i2"], 0.9)
+    assert table.loc[2, ["ci_low", "ci_high"]].tolist() == pytest.approx([of_hh.low, of_hh.high], abs=1e-5)
     manifest = read_table(votes[0], "votes").attrs["manifest"]
     empty = read_table(votes[0], "votes").iloc[:0]
     write_table(votes[0], "votes", empty, study="tldr", equal_share=manifest["equal_share"])
@@ -330,7 +336,7 @@ def test_people_and_judges_on_the_same_items() -> None:
     ).assign(matchup="a vs b", simulated=True)
     rows = [("i1", "win"), ("i2", "loss"), ("i3", "loss"), ("i4", "invalid")]
     verdicts = pd.DataFrame(rows, columns=["item_id", "outcome"]).assign(matchup="a vs b", judge="oracle:1")
-    recipe = HumanAgreementRecipe(tasks=("tldr",), tables=(("tldr", "main"),), confidence=0.95, seed=0)
+    recipe = HumanAgreementRecipe(tables=(("tldr", "main"),), confidence={"tldr": 0.95}, seed=0)
     table = human_agreement_table("tldr", votes, {"main": verdicts}, {"a vs b": 0.25}, recipe)
     people, main = (row for _, row in table.iterrows())
     assert (people["judge"], people["raters"], people["items"], people["n"]) == ("simulated raters", 2, 4, 7)

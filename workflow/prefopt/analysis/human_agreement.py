@@ -25,9 +25,8 @@ _PEOPLE = {False: "people", True: "simulated raters"}
 class HumanAgreementRecipe:
     """Whose the tables are, and the confidence of the intervals."""
 
-    tasks: tuple[str, ...]  # one for each votes table
     tables: tuple[tuple[str, str], ...]  # task and judge of each table of verdicts
-    confidence: float
+    confidence: dict[str, float]  # of each task; one for each votes table
     seed: int
 
 
@@ -56,12 +55,12 @@ def human_agreement_table(
         agreement_n, agreement, agreement_low, agreement_high, kappa, kappa_low, kappa_high, identity, seed.
     """
     rows = []
-    people = _PEOPLE[bool(votes["simulated"].any())]
+    people, confidence = _PEOPLE[bool(votes["simulated"].any())], recipe.confidence[task]
     for matchup, of_matchup in votes.groupby("matchup", sort=False):
         base = {"task": task, "matchup": matchup, "equal_share": equal_share[str(matchup)]}
         rater_figures = {
-            **{"judge": people, "raters": of_matchup["rater"].nunique(), **_win_rate(of_matchup, recipe)},
-            **_agreement(_pairs_of_raters(of_matchup), recipe),
+            **{"judge": people, "raters": of_matchup["rater"].nunique(), **_win_rate(of_matchup, confidence)},
+            **_agreement(_pairs_of_raters(of_matchup), confidence, recipe.seed),
             **{"identity": people, "seed": recipe.seed},
         }
         rows.append({**base, **rater_figures})
@@ -71,18 +70,18 @@ def human_agreement_table(
             rows.append(
                 {
                     **base,
-                    **{"judge": name, "raters": 0, **_win_rate(judged, recipe)},
-                    **_agreement(against, recipe),
+                    **{"judge": name, "raters": 0, **_win_rate(judged, confidence)},
+                    **_agreement(against, confidence, recipe.seed),
                     **{"identity": judged["judge"].iloc[0], "seed": recipe.seed},
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _win_rate(rows: pd.DataFrame, recipe: HumanAgreementRecipe) -> dict[str, Any]:
+def _win_rate(rows: pd.DataFrame, confidence: float) -> dict[str, Any]:
     valid = rows[rows["outcome"] != "invalid"]
     scores = valid["outcome"].map(SCORE).astype(float)
-    interval = score_interval(scores.tolist(), valid["item_id"].tolist(), recipe.confidence)
+    interval = score_interval(scores.tolist(), valid["item_id"].tolist(), confidence)
     return {
         "items": rows["item_id"].nunique(),
         "n": len(rows),
@@ -104,12 +103,12 @@ def _pairs_of_raters(votes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(pairs, columns=["item_id", "outcome_a", "outcome_b"])
 
 
-def _agreement(pairs: pd.DataFrame, recipe: HumanAgreementRecipe) -> dict[str, Any]:
+def _agreement(pairs: pd.DataFrame, confidence: float, seed: int) -> dict[str, Any]:
     decided = pairs[pairs["outcome_a"].isin(["win", "loss"]) & pairs["outcome_b"].isin(["win", "loss"])]
     found = agreement(
         *(decided["outcome_a"].tolist(), decided["outcome_b"].tolist(), decided["item_id"].tolist()),
-        confidence=recipe.confidence,
-        seed=recipe.seed,
+        confidence=confidence,
+        seed=seed,
     )
     return {
         "agreement_n": found.n,
@@ -136,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
     """Writes the table."""
     recipe = from_json(HumanAgreementRecipe, args.recipe)
     tables = []
-    for task, path in zip(recipe.tasks, args.votes, strict=True):
+    for task, path in zip(recipe.confidence, args.votes, strict=True):
         votes = read_table(path, "votes")
         if votes.empty:
             raise UserError(f"{path} holds no vote that counts: see the table of raters beside it.")

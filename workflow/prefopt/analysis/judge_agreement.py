@@ -20,10 +20,10 @@ from prefopt.experiment.recipes import from_json
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AgreementRecipe:
-    """Whose the verdict tables are, and the confidence of the intervals."""
+    """Whose the verdict tables are, and the confidence of each task's intervals."""
 
     tables: tuple[tuple[str, str, int], ...]  # task, judge ("main": the task's own) and seed of each table
-    confidence: float
+    confidence: dict[str, float]
     seed: int
 
 
@@ -54,7 +54,11 @@ def agreement_table(verdicts: pd.DataFrame, recipe: AgreementRecipe) -> pd.DataF
                         "run": run,
                         "judge_a": a,
                         "judge_b": b,
-                        **agreement_figures(both if run == "all" else both[both["run"] == run], recipe),
+                        **agreement_figures(
+                            both if run == "all" else both[both["run"] == run],
+                            recipe.confidence[str(task)],
+                            recipe.seed,
+                        ),
                         **identities,
                         "seed": recipe.seed,
                     }
@@ -62,10 +66,10 @@ def agreement_table(verdicts: pd.DataFrame, recipe: AgreementRecipe) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def agreement_figures(both: pd.DataFrame, recipe: AgreementRecipe) -> dict[str, Any]:
+def agreement_figures(both: pd.DataFrame, confidence: float, seed: int) -> dict[str, Any]:
     """Agreement, kappa and marginals of the columns outcome_a and outcome_b, over prompts."""
     a, b = both["outcome_a"], both["outcome_b"]
-    found = agreement(a.tolist(), b.tolist(), both["prompt_id"].tolist(), recipe.confidence, recipe.seed)
+    found = agreement(a.tolist(), b.tolist(), both["prompt_id"].tolist(), confidence, seed)
     return {
         "n": found.n,
         "agreement": found.rate,

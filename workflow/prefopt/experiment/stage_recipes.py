@@ -5,7 +5,7 @@ A stage's recipe holds nothing that it does not read, so that a change of one st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,13 @@ def compute_recipe(config: Config) -> Config:
         "reference": {task: runs.reference(config, task) for task in tasks},
         "home": {task: runs.home(config, task) for task in tasks},
         "seeds": len(config["seeds"]),
-        "confidence": {task: section["evaluation"]["confidence"] for task, section in config["tasks"].items()},
+        "confidence": _confidence(config, config["tasks"]),
     }
+
+
+def _confidence(config: Config, tasks: Iterable[str]) -> dict[str, float]:
+    """That of each task's intervals."""
+    return {task: config["tasks"][task]["evaluation"]["confidence"] for task in tasks}
 
 
 def _is_of_a_token(values: Config) -> bool:
@@ -242,17 +247,15 @@ def paper_recipe(config: Config) -> Config:
 def agreement_recipe(config: Config) -> Config:
     """The values of the stage `judge_agreement`: whose its verdict tables are, in their order."""
     tables = [[task, judge, runs.seeds(config)[seed]] for task, judge, seed, _ in targets.verdict_tables(config)]
-    tasks = targets.tasks_with_judges(config)
-    confidence = config["tasks"][tasks[0]]["evaluation"]["confidence"] if tasks else 0.95
+    confidence = _confidence(config, targets.tasks_with_judges(config))
     return {"tables": tables, "confidence": confidence, "seed": config["seeds"][0]}
 
 
 def human_agreement_recipe(config: Config) -> Config:
     """The values of the stage `human_agreement`: whose its tables are, in their order."""
-    tasks = targets.counted_studies(config)
-    confidence = config["tasks"][tasks[0]]["evaluation"]["confidence"] if tasks else 0.95
+    confidence = _confidence(config, targets.counted_studies(config))
     tables = [[task, judge] for task, judge, _ in targets.study_tables(config)]
-    return {"tasks": tasks, "tables": tables, "confidence": confidence, "seed": config["seeds"][0]}
+    return {"tables": tables, "confidence": confidence, "seed": config["seeds"][0]}
 
 
 def judge_recipe(config: Config, task: str, judge: Config) -> Config:
