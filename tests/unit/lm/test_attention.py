@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from prefopt.lm import attention
-from prefopt.lm.attention import PackedLayout, Scores
+from prefopt.lm.attention import PackedLayout, Scores, prefopt_attention
 from prefopt.lm.batching import Row
 
 
@@ -52,6 +52,22 @@ def test_sequences_give_outputs_and_gradients_of_the_masks(monkeypatch: pytest.M
         results.append((output, query.grad, key.grad, value.grad))
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_under_autocast_a_cpu_attends_in_float32() -> None:
+    """There torch's attention would narrow what it is given, and be slower."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 24, 8) for _ in range(3))
+    module = torch.nn.Identity()
+    plain = prefopt_attention(module, query, key, value, None, packed=layout())[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = prefopt_attention(module, query, key, value.bfloat16().float(), None, packed=layout())[0]
+        narrow = prefopt_attention(module, query.bfloat16(), key.bfloat16(), value.bfloat16(), None, packed=layout())[0]
+    assert found.dtype == narrow.dtype == torch.float32
+    torch.testing.assert_close(found, plain, rtol=0, atol=0.01)
+    torch.testing.assert_close(narrow, plain, rtol=0, atol=0.03)
+    of_same = prefopt_attention(module, *(x.bfloat16().float() for x in (query, key, value)), None, packed=layout())[0]
+    torch.testing.assert_close(narrow, of_same, rtol=0, atol=0)
 
 
 class OnGPU(Tensor):

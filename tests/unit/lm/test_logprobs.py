@@ -76,20 +76,24 @@ def test_the_heads_bias_counts_and_learns(keep_bytes: int, monkeypatch: pytest.M
     torch.testing.assert_close(engine.lm_head.bias.grad, plain.lm_head.bias.grad, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("keep_bytes", [logprobs._KEEP_BYTES, 0])
 def test_hidden_states_in_half_precision_add_up_the_heads_gradient_over_all_chunks(
-    monkeypatch: pytest.MonkeyPatch,
+    keep_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Ten chunks, of which up to four make one gradient of the weights."""
+    monkeypatch.setattr(logprobs, "_KEEP_BYTES", keep_bytes)
     monkeypatch.setattr(logprobs, "_CHUNK_BYTES", 4 * 50 * 3)
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(10, 16, generator=generator).bfloat16()
+    hidden = torch.randn(29, 16, generator=generator).bfloat16().requires_grad_()
     weight = torch.randn(50, 16, generator=generator).bfloat16().float().requires_grad_()
-    targets, weights = torch.arange(10) * 5, torch.linspace(-1, 2, 10)
+    targets, weights = torch.arange(29), torch.linspace(-1, 2, 29)
     engine = make_model("llama", engine=True).engine
     logps = logprobs._TokenLogprobs.apply(hidden, weight, None, targets, 1.0, engine)
-    (ours,) = torch.autograd.grad((logps * weights).sum(), weight)
+    ours = torch.autograd.grad((logps * weights).sum(), (weight, hidden))
     expected = (hidden.float() @ weight.t()).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
-    (theirs,) = torch.autograd.grad((expected * weights).sum(), weight)
-    assert (ours - theirs).norm() < 0.02 * theirs.norm()
+    theirs = torch.autograd.grad((expected * weights).sum(), (weight, hidden))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() < 0.02 * other.norm()
 
 
 def test_logits_of_one_position_are_not_scaled_by_those_of_another() -> None:

@@ -8,6 +8,7 @@ Whether a model's architecture is computed rightly so is found on loading (`pref
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -317,23 +318,27 @@ def prefopt_attention(
     scores = Scores(scaling, softcap, s_aux)
     if decode is not None:
         return _decode(narrowed(query), key, value, _of_a_row(attention_mask), scores, decode), None
-    query, key, value = narrowed(query), narrowed(key), narrowed(value)
+    # A CPU's attention of short rows is up to three times as fast in float32 as in bfloat16.
+    wide = torch.is_autocast_enabled("cpu") and not query.is_cuda
+    query, key, value = (each.float() if wide else narrowed(each) for each in (query, key, value))
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    if packed is None:
-        dense = attention_mask.dense if isinstance(attention_mask, Mask) else attention_mask
-        return _attend(query, key, value, dense, scores).transpose(1, 2).contiguous(), None
-    mask = packed.restricting(_of_a_row(attention_mask))
-    if query.is_cuda and mask is None and scores.plain and key.shape[-1] == value.shape[-1]:
-        in_sequences = flash_can(query.device, query.dtype, query.shape[-1])
-    else:
-        in_sequences = False
-    if in_sequences:
-        output = _in_sequences(query, key, value, scaling, packed)
-    else:
-        output = _packed(query, key, value, mask, scores, packed)
+    with torch.autocast("cpu", enabled=False) if wide else contextlib.nullcontext():
+        if packed is None:
+            dense = attention_mask.dense if isinstance(attention_mask, Mask) else attention_mask
+            output = _attend(query, key, value, dense, scores)
+        elif _in_one_call(query, key, value, mask := packed.restricting(_of_a_row(attention_mask)), scores):
+            output = _in_sequences(query, key, value, scaling, packed)
+        else:
+            output = _packed(query, key, value, mask, scores, packed)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _in_one_call(query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, scores: Scores) -> bool:
+    """Whether all rows go through one call of flash attention."""
+    plain = query.is_cuda and mask is None and scores.plain and key.shape[-1] == value.shape[-1]
+    return plain and flash_can(query.device, query.dtype, query.shape[-1])
 
 
 def _of_a_row(mask: Mask | Tensor | None) -> Mask | None:

@@ -6,6 +6,7 @@ Vocabulary logits are computed for positions that predict completion tokens only
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ _KEEP_BYTES = 256 * 2**20
 # What a chunk takes: little enough for a CPU's cache, and enough rows for a GPU's matrix product.
 _CHUNK_BYTES = 32 * 2**20
 _GPU_CHUNK_BYTES = 256 * 2**20
+# Chunks that one gradient of the head's weights is made of where a CPU computes in bfloat16: to widen and add it takes as long as
+# to make it of one.
+_NARROW_CHUNKS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,31 +210,36 @@ class _TokenLogprobs(torch.autograd.Function):
         weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         bias_gradient = None if bias is None else torch.zeros_like(bias)
         compute_weight = weight.to(hidden.dtype)
+        together = _NARROW_CHUNKS if weight.dtype != hidden.dtype and not hidden.is_cuda else 1
+        parts = iter(enumerate(_chunks(len(hidden), ctx.chunk)))
+
+        def of_logits(i: int, part: slice) -> Tensor:
+            slope = None
+            if kept:
+                exponentials, kept[i] = kept[i], None
+            else:
+                logits = _logits(hidden[part], compute_weight, bias, ctx.temperature, engine)
+                if engine.softcap is not None:
+                    slope = 1 - (logits * (ctx.temperature / engine.softcap)).square_()  # of the tanh
+                exponentials = logits.sub_(log_normalisers[part, None]).exp_()
+            # In place: the exponentials become the gradient, gradient * (onehot - softmax).
+            found: Tensor = exponentials.mul_((-gradient[part] / totals[part])[:, None])
+            found.scatter_add_(1, targets[part, None], gradient[part, None])
+            return (found if slope is None else found.mul_(slope)).to(hidden.dtype)
+
         with torch.autocast(hidden.device.type, enabled=False):
-            for i, part in enumerate(_chunks(len(hidden), ctx.chunk)):
-                slope = None
-                if kept:
-                    exponentials, kept[i] = kept[i], None
-                else:
-                    logits = _logits(hidden[part], compute_weight, bias, ctx.temperature, engine)
-                    if engine.softcap is not None:
-                        slope = 1 - (logits * (ctx.temperature / engine.softcap)).square_()  # of the tanh
-                    exponentials = logits.sub_(log_normalisers[part, None]).exp_()
-                # In place: the exponentials become the gradient, gradient * (onehot - softmax).
-                of_logits = exponentials.mul_((-gradient[part] / totals[part])[:, None])
-                of_logits.scatter_add_(1, targets[part, None], gradient[part, None])
-                if slope is not None:
-                    of_logits.mul_(slope)
-                of_logits = of_logits.to(hidden.dtype)
-                torch.mm(of_logits, compute_weight, out=hidden_gradient[part])
+            for first, part in enumerate(_chunks(len(hidden), together * ctx.chunk)):
+                found = [of_logits(i, chunk) for i, chunk in itertools.islice(parts, together)]
+                of_part = found[0] if len(found) == 1 else torch.cat(found)
+                torch.mm(of_part, compute_weight, out=hidden_gradient[part])
                 if weight_gradient is not None and weight.dtype == hidden.dtype:
                     # With beta 0 the first chunk overwrites what is not initialised.
-                    weight_gradient.addmm_(of_logits.t(), hidden[part], beta=min(i, 1))
+                    weight_gradient.addmm_(of_part.t(), hidden[part], beta=min(first, 1))
                 elif weight_gradient is not None:
-                    added = product(of_logits.t(), hidden[part])
-                    weight_gradient = weight_gradient.add_(added) if i else weight_gradient.copy_(added)
+                    added = product(of_part.t(), hidden[part]) if hidden.is_cuda else of_part.t() @ hidden[part]
+                    weight_gradient = weight_gradient.add_(added) if first else weight_gradient.copy_(added)
                 if bias_gradient is not None:
-                    bias_gradient += of_logits.sum(dim=0)
+                    bias_gradient += of_part.sum(dim=0)
         return hidden_gradient, weight_gradient, bias_gradient, None, None, None
 
 
