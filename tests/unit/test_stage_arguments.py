@@ -43,6 +43,7 @@ STAGES: dict[str, dict[str, str]] = {
     "generation.sample": {"path": "model prompts out", "text": "run recipe"},
     "generation.score": {"path": "model prompts samples out", "text": "recipe"},
     "generation.subsets": {"path": "candidates scores out", "text": "recipe"},
+    "judging.accuracy": {"path": "gold-model gold-data out", "text": "recipe"},
     "judging.human.simulated": {"path": "key items out", "text": "recipe"},
     "judging.human.study": {"path": "prompts pages items key", "paths": "samples", "text": "recipe"},
     "judging.human.votes": {"path": "key items out raters", "paths": "exports", "text": "recipe"},
@@ -62,7 +63,7 @@ STAGES: dict[str, dict[str, str]] = {
     "training.round_evaluations": {"path": "model sampled-prompts", "paths": "rounds", "text": "by-step run"},
     "training.sft": {"path": "model data work out metrics", "text": "recipe"},
 }
-JUDGE: dict[str, tuple[str, Any]] = dict.fromkeys(("gold-model", "gold-data", "template", "votes"), ("path", None))
+JUDGE: dict[str, tuple[str, Any]] = dict.fromkeys(("gold-model", "gold-accuracy", "template", "votes"), ("path", None))
 BY_STEP: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(("by-step", "run"), ("text", None)),
     **dict.fromkeys(("sampled-prompts", "samples", "evaluations", "true-reward-model"), ("path", None)),

@@ -46,7 +46,7 @@ READ_BY = {
     r"compute\.activation_checkpointing": f"{TRAINERS} {EVERY_RUN}",
     r"compute\.dtype": f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations",
     r"compute\.token_budget": (
-        f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations other_judge:gold judge_items:gold"
+        f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations judge_accuracy other_judge:gold judge_items:gold"
     ),
     # What a job is given does not change what it makes.
     r"compute\.(threads|gpus|nodes|mem_mb|runtime|hardware\..*)": "",
@@ -130,8 +130,8 @@ READ_BY = {
     r".*\.evaluation\.opponents": "win_rates",
     r".*\.evaluation\.(examples|example_characters)": "examples",
     r"tasks\.tldr\.evaluation\.confidence": (
-        "win_rates compute best_of_n_curve judge_agreement human_agreement win_rate_by_step dominance diagnosis"
-        " overoptimization"
+        "win_rates compute best_of_n_curve judge_accuracy judge_agreement human_agreement win_rate_by_step dominance"
+        " diagnosis overoptimization"
     ),
     r"tasks\.hh\.evaluation\.confidence": (
         "win_rates compute best_of_n_curve win_rate_by_step dominance diagnosis overoptimization"

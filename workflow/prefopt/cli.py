@@ -57,6 +57,7 @@ STAGES = {
     "implicit_rewards": ("prefopt.generation.implicit_rewards", "a policy's own rewards of completions"),
     "best_of_n": ("prefopt.generation.best_of_n", "the best of n candidates"),
     "subsets": ("prefopt.generation.subsets", "the candidates that a paid judge sees"),
+    "judge_accuracy": ("prefopt.judging.accuracy", "how often a reward model that judges agrees with people"),
     "judge": ("prefopt.judging.stage", "verdicts against the reference completions"),
     "judge_labels": (
         "prefopt.judging.labels",

@@ -289,15 +289,21 @@ def judge_files(wildcards):
     judge = judge_of(wildcards)
     home = runs.home(config, wildcards.task)
     if judge["kind"] == "reward_model":
-        return {
-            "gold_model": targets.model_folder(config, home, "gold_reward_model", SHIPPED_BASE),
-            "gold_data": f"results/data/{home}/gold_preferences.parquet",
-        }
+        model = targets.model_folder(config, home, "gold_reward_model", SHIPPED_BASE)
+        return {"gold_model": model, "gold_accuracy": f"results/judges/{home}.parquet"}
     if judge["kind"] in ("chat", "recorded"):
         return {"template": os.path.relpath(targets.judge_prompt(judge))}
     if judge["kind"] == "human":
         return {"votes": f"results/human/{wildcards.task}/votes.parquet"}
     return {}
+
+
+def gold_files(wildcards):
+    """A gold reward model, and the comparisons of which some are held out."""
+    return {
+        "gold_model": targets.model_folder(config, wildcards.task, "gold_reward_model", SHIPPED_BASE),
+        "gold_data": f"results/data/{wildcards.task}/gold_preferences.parquet",
+    }
 
 
 def served_files(wildcards):

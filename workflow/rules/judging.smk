@@ -1,4 +1,28 @@
-# Verdicts: each sample against its prompt's reference text, or against a run's completion.
+# How often a gold reward model agrees with people, and verdicts: each sample against its prompt's reference text, or against
+# a run's completion.
+
+
+rule judge_accuracy:
+    input:
+        unpack(made(gold_files)),
+    output:
+        "results/judges/{task}.parquet",
+    log:
+        "logs/{task}/judge_accuracy.log",
+    benchmark:
+        "logs/benchmarks/{task}/judge_accuracy.jsonl"
+    conda:
+        "../../envs/judge.yaml"
+    threads: MODEL_THREADS
+    resources:
+        **model_needs("judge_accuracy"),
+    params:
+        **recipe("judge_accuracy"),
+        gold=arguments_of(gold_files),
+        gold_content=brought(gold_files),
+        code=fingerprint("prefopt.judging.accuracy"),
+    shell:
+        model_stage("judge_accuracy {params.gold} --recipe {params.recipe} --out {output}")
 
 
 rule judge:

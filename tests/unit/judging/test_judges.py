@@ -20,7 +20,7 @@ from prefopt.judging.templates import read_template
 
 GIVEN = argparse.Namespace(
     gold_model=Path("gold"),
-    gold_data=Path("gold.parquet"),
+    gold_accuracy=Path("gold.parquet"),
     template=PROMPTS / "tldr_simple.txt",
     votes=Path("votes.parquet"),
 )
@@ -98,7 +98,7 @@ def test_a_served_judge_is_known_by_engine_and_content(tmp_path: Path) -> None:
     ("kind", "lacking", "option"),
     [
         ("reward_model", "gold_model", "--gold-model"),
-        ("reward_model", "gold_data", "--gold-data"),
+        ("reward_model", "gold_accuracy", "--gold-accuracy"),
         ("human", "votes", "--votes"),
         ("chat", "template", "--template"),
         ("recorded", "template", "--template"),

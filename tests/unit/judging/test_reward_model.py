@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -15,9 +15,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from prefopt.errors import UserError
-from prefopt.judging import reward_model
+from prefopt.judging import accuracy, reward_model
 from prefopt.judging.judge import Comparison
-from prefopt.judging.reward_model import RewardModelJudge, completion_ids, held_out_accuracy, load_judge
+from prefopt.judging.reward_model import RewardModelJudge, completion_ids, load_judge
 from prefopt.lm.batching import Row
 from prefopt.lm.models import new_scorer, save_model, tokenizer_hash
 from prefopt.runtime.usage import Usage
@@ -115,65 +115,6 @@ def test_a_completion_has_one_leading_space_and_eos() -> None:
     assert completion_ids(tokenizer, " ") == [EOS]
 
 
-def pairs(rows: Sequence[tuple[list[int], list[int]]]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {"prompt_id": f"p{i}", "prompt_ids": np.array([1]), "chosen_ids": np.array(c), "rejected_ids": np.array(r)}
-            for i, (c, r) in enumerate(rows)
-        ]
-    )
-
-
-def test_accuracy_on_held_out_pairs_by_hand(scored: list[Row]) -> None:
-    right_and_longer, wrong_and_equal = ([9, 1, EOS], [2, EOS]), ([2, EOS], [9, EOS])
-    tie_and_shorter = ([3, EOS], [3, 1, EOS])
-    table = pairs([right_and_longer] * 7 + [wrong_and_equal] * 2 + [tie_and_shorter])
-    facts = held_out_accuracy(torch.nn.Identity(), table, 100)
-    assert facts["judge_accuracy"] == pytest.approx(0.75)  # (7 + 1/2) / 10
-    assert facts["longer_wins_accuracy"] == pytest.approx(0.8)  # (7 + 2/2) / 10
-    assert facts["n_held_out"] == 10
-    assert facts["judge_accuracy_low"] < 0.5 < 0.75 < facts["judge_accuracy_high"]
-    assert facts["interpretable"] is False
-
-
-def test_enough_right_answers_make_it_interpretable_and_a_wrong_judge_is_told_from_chance(
-    scored: list[Row],
-) -> None:
-    right, wrong = ([9, EOS], [2, EOS]), ([2, EOS], [9, EOS])
-    good = held_out_accuracy(torch.nn.Identity(), pairs([right] * 70 + [wrong] * 30), 100)
-    assert (good["judge_accuracy_low"], good["judge_accuracy_high"]) == pytest.approx((0.604, 0.781), abs=1e-3)
-    assert good["interpretable"] is True
-    bad = held_out_accuracy(torch.nn.Identity(), pairs([wrong] * 70 + [right] * 30), 100)
-    assert bad["judge_accuracy_high"] < 0.5 and bad["interpretable"] is False
-
-
-def test_a_judge_that_is_not_surely_better_than_the_longer_one_wins_is_not_interpretable(scored: list[Row]) -> None:
-    right_and_longer, right_and_shorter = ([9, 1, EOS], [2, EOS]), ([9, EOS], [2, 1, EOS])
-    wrong_and_longer, wrong_and_shorter = ([2, 1, EOS], [9, EOS]), ([2, EOS], [9, 1, EOS])
-    # Of a hundred pairs the judge alone is right in the second number, the longer one alone in the third.
-    for counts, interpretable in (((50, 20, 12, 18), False), ((50, 20, 3, 27), True), ((62, 8, 0, 30), True)):
-        kinds = (right_and_longer, right_and_shorter, wrong_and_longer, wrong_and_shorter)
-        rows = [kind for kind, count in zip(kinds, counts, strict=True) for _ in range(count)]
-        facts = held_out_accuracy(torch.nn.Identity(), pairs(rows), 100)
-        assert facts["judge_accuracy"] == pytest.approx(0.7)
-        assert facts["longer_wins_accuracy"] == pytest.approx((counts[0] + counts[2]) / 100)
-        assert facts["judge_accuracy_low"] == pytest.approx(0.604, abs=1e-3)
-        assert facts["interpretable"] is interpretable
-        assert (facts["n_needed"] > 100) is not interpretable
-
-
-def test_how_many_held_out_pairs_would_tell(scored: list[Row]) -> None:
-    """Of equally long texts, of which the longer one is a coin: z^2 p (1 - p) / (p - 1/2)^2 = 380 for p = 0.55."""
-    right, wrong = ([9, EOS], [2, EOS]), ([2, EOS], [9, EOS])
-    few = held_out_accuracy(torch.nn.Identity(), pairs([right] * 110 + [wrong] * 90), 100)
-    assert few["interpretable"] is False
-    assert few["n_needed"] == pytest.approx(380, rel=0.05)
-    for times, enough in ((0.9, False), (1.1, True)):
-        some = pairs([right] * round(0.55 * 380 * times) + [wrong] * round(0.45 * 380 * times))
-        assert held_out_accuracy(torch.nn.Identity(), some, 100)["interpretable"] is enough
-    assert held_out_accuracy(torch.nn.Identity(), pairs([right, wrong]), 100)["n_needed"] is None
-
-
 def test_a_trained_judge_from_files(tmp_path: Path) -> None:
     """The whole path with a tiny Llama: tables, tokenizer, scores; each sample against itself is a tie."""
     torch.manual_seed(0)
@@ -205,20 +146,38 @@ def test_a_trained_judge_from_files(tmp_path: Path) -> None:
     write_table(tmp_path / "prompts.parquet", "prompts", [prompt], **expected)
     prompts = read_table(tmp_path / "prompts.parquet", "prompts")
 
-    made = load_judge(gold, tmp_path / "pairs.parquet", prompts, token_budget=64)
+    recipe = json.dumps({"token_budget": 64, "confidence": 0.9})
+    measured = tmp_path / "accuracy.parquet"
+    paths = {"gold_model": gold, "gold_data": tmp_path / "pairs.parquet", "out": measured}
+    accuracy.run(argparse.Namespace(**paths, recipe=recipe))
+    table = read_table(measured, "held_out_scores")
+    assert table["pair_id"].tolist() == ["test0", "test1", "test2"]
+    assert table[["chosen_tokens", "rejected_tokens"]].to_numpy().tolist() == [[2, 3]] * 3
+
+    made = load_judge(gold, measured, prompts, token_budget=64)
     assert made.report()["n_held_out"] == 3
     assert made.report()["longer_wins_accuracy"] == 0.0
-    assert made.report()["judge_accuracy"] in (0.0, 1.0)
+    assert made.report()["judge_accuracy"] == float(table.at[0, "chosen_score"] > table.at[0, "rejected_score"])
     forward, backward, same = made.compare(
         [Comparison("p", "", "", *texts) for texts in ((" ef", " gh"), (" gh", " ef"), (" ef", "ef"))]
     )
     assert {forward.winner, backward.winner} == {"first", "second"}
     assert same.winner == "tie"
 
+    chats = write_table(tmp_path / "chats.parquet", "prompts", [prompt], **expected, style="chat")
+    assert chats["style"] == "chat"
+    with pytest.raises(UserError, match="was trained on plain prompts and the policies on chat ones"):
+        load_judge(gold, measured, read_table(tmp_path / "chats.parquet", "prompts"), 64)
+    other, _ = new_scorer(tmp_path / "base", seed=2)
+    save_model(tmp_path / "other", other, tokenizer, {})
+    with pytest.raises(UserError, match=r"accuracy\.parquet was made with weights_hash"):
+        load_judge(tmp_path / "other", measured, prompts, 64)
+    write_table(tmp_path / "prompts.parquet", "prompts", [prompt], tokenizer_hash="other")
+    with pytest.raises(UserError, match="another tokenizer"):
+        load_judge(gold, measured, read_table(tmp_path / "prompts.parquet", "prompts"), 64)
     write_table(tmp_path / "pairs.parquet", "preferences", pair_rows[:3], **expected)
     with pytest.raises(UserError, match="no comparison in the split 'test'"):
-        load_judge(gold, tmp_path / "pairs.parquet", prompts, token_budget=64)
-    write_table(tmp_path / "prompts.parquet", "prompts", [prompt], tokenizer_hash="other")
-    write_table(tmp_path / "pairs.parquet", "preferences", pair_rows, **expected)
-    with pytest.raises(UserError, match="another tokenizer"):
-        load_judge(gold, tmp_path / "pairs.parquet", read_table(tmp_path / "prompts.parquet", "prompts"), 64)
+        accuracy.run(argparse.Namespace(**paths, recipe=recipe))
+    write_table(tmp_path / "pairs.parquet", "preferences", pair_rows, tokenizer_hash="other")
+    with pytest.raises(UserError, match="tokenizer"):
+        accuracy.run(argparse.Namespace(**paths, recipe=recipe))

@@ -13,9 +13,8 @@ import pytest
 
 from prefopt.errors import UserError
 from prefopt.generation import best_of_n, sample, score
-from prefopt.judging.reward_model import load_judge
+from prefopt.judging import accuracy
 from prefopt.lm.models import load_tokenizer, new_scorer, save_model, tokenizer_hash
-from prefopt.store.tables import read_table
 from prefopt.training import ppo, preference, reference, reward, sft
 from test_reward_and_ppo import PPO
 from tiny_task import TRAINING, Task, recipe
@@ -108,7 +107,9 @@ def test_a_reward_model_of_another_base(task: Task, scorers: tuple[Path, Path], 
     ):
         ppo.run(argparse.Namespace(**arguments, **places, by_step=None, recipe=json.dumps(PPO)))
     with pytest.raises(UserError, match="EOS 40' is expected here"):
-        load_judge(foreign, task.preferences, read_table(task.prompts, "prompts"), 64)
+        values = json.dumps({"token_budget": 64, "confidence": 0.95})
+        paths = {"gold_model": foreign, "gold_data": task.preferences, "out": tmp_path / "accuracy.parquet"}
+        accuracy.run(argparse.Namespace(**paths, recipe=values))
 
 
 def test_a_reference_policy_of_another_base(task: Task, other: Path, scorers: Any, tmp_path: Path) -> None:

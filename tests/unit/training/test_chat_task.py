@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from every_trainer import VALUES
 from prefopt.cli import main
+from prefopt.judging import accuracy
 from prefopt.judging.reward_model import load_judge
 from prefopt.lm.chat import chat_of, end_tokens
 from prefopt.lm.models import load_policy, load_tokenizer, save_model
@@ -172,7 +173,10 @@ def test_reward_model_ppo_and_judge_read_at_the_end_of_the_turn(task: Path, poli
     scorer = trained(reward, task, tmp_path / "scorer", TRAINING, model=policy, **tables)
     prompts = read_table(task / "prompts.parquet", "prompts")
     pairs = read_table(task / "preferences.parquet", "preferences")
-    judge = load_judge(scorer, task / "preferences.parquet", prompts, 64)
+    measured = tmp_path / "accuracy.parquet"
+    values = json.dumps({"token_budget": 64, "confidence": 0.95})
+    accuracy.run(argparse.Namespace(gold_model=scorer, gold_data=tables["data"], recipe=values, out=measured))
+    judge = load_judge(scorer, measured, prompts, 64)
     # A judge that reads a text anew gives the tokens that `prepare` gave.
     for pair in pairs.itertuples():
         row = judge._row(pair.prompt_id, [pair.chosen, pair.rejected])

@@ -182,14 +182,18 @@ def test_verdicts_of_a_reward_model(
     gold = tmp_path / "gold.parquet"
     tokenizer_hash = read_manifest(task.preferences)["tokenizer_hash"]
     write_table(gold, "preferences", pairs.assign(split="test"), tokenizer_hash=tokenizer_hash)
+    measured = tmp_path / "accuracy.parquet"
+    values = json.dumps({"token_budget": 400, "confidence": 0.95})
+    run(["judge_accuracy", "--gold-model", str(scorer), "--gold-data", str(gold), "--recipe", values], measured)
     command = [*judging(task, prompts, samples, kind="reward_model", token_budget=400), "--gold-model", str(scorer)]
+    command += ["--gold-accuracy", str(measured)]
     read.clear()
-    whole = run([*command, "--gold-data", str(gold)], tmp_path / "whole.parquet")
+    whole = run(command, tmp_path / "whole.parquet")
     at_once = set(read)
     assert whole["used"]["examples"] > 100 and whole["n_held_out"] == 16
     for count in (2, 5):
         read.clear()
-        manifest, _ = sharded([*command, "--gold-data", str(gold)], count, tmp_path)
+        manifest, _ = sharded(command, count, tmp_path)
         assert read == at_once
         assert lasting(manifest) == lasting(whole)
 

@@ -419,6 +419,10 @@ _RECIPES: dict[str, Callable[[Config, Config, str], Config]] = {
     ),
     "score": lambda config, task, name: _engine(config),
     "best_of_n": lambda config, task, name: _engine(config),
+    "judge_accuracy": lambda config, task, name: {
+        "token_budget": config["compute"]["token_budget"],
+        "confidence": task["evaluation"]["confidence"],
+    },
     "judge": lambda config, task, name: judge_recipe(config, name, task["judge"]),
     "win_rates": lambda config, task, name: {
         "task": name,

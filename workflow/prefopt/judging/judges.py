@@ -31,7 +31,7 @@ class JudgeRecipe:
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     """What a judge of some kind is made from."""
     parser.add_argument("--gold-model", type=Path, help="the judge's model, for the kind reward_model")
-    parser.add_argument("--gold-data", type=Path, help="gold preferences table, for the kind reward_model")
+    parser.add_argument("--gold-accuracy", type=Path, help="its held_out_scores table")
     parser.add_argument("--template", type=Path, help="the judge's prompt, for the kinds chat and recorded")
     parser.add_argument("--votes", type=Path, help="votes table, for the kind human")
 
@@ -54,8 +54,8 @@ def build_judge(args: argparse.Namespace, recipe: JudgeRecipe, prompts: pd.DataF
         case "reward_model":
             from prefopt.judging.reward_model import load_judge
 
-            gold_model, gold_data = _argument(args, recipe, "gold_model"), _argument(args, recipe, "gold_data")
-            return load_judge(gold_model, gold_data, prompts, recipe.token_budget)
+            gold_model, accuracy = (_argument(args, recipe, f"gold_{name}") for name in ("model", "accuracy"))
+            return load_judge(gold_model, accuracy, prompts, recipe.token_budget)
         case "human":
             from prefopt.judging.people import load_votes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import pandas as pd
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from prefopt.analysis.statistics import score_interval
 from prefopt.errors import UserError
 from prefopt.judging.judge import PROMPTS_AT_ONCE, Comparison, Verdict, Winner
 from prefopt.lm.batching import Row
@@ -23,9 +21,7 @@ from prefopt.lm.models import load_scorer, load_tokenizer, tokenizer_hash, weigh
 from prefopt.rewards.learned import score_rows
 from prefopt.runtime.progress import Progress
 from prefopt.runtime.usage import Usage, default_device
-from prefopt.store.finite import require_finite
 from prefopt.store.tables import read_table
-from prefopt.training.reference import preference_rows
 
 
 class RewardModelJudge:
@@ -38,7 +34,7 @@ class RewardModelJudge:
         prompt_ids: token ids of each prompt by prompt_id, cut as the model's training prompts were.
         token_budget: tokens per micro-batch.
         style: of the prompts: plain text or turns of a chat.
-        accuracy: what `held_out_accuracy` returned.
+        accuracy: what `accuracy.agreement_with_people` returned.
         usage: counts what is scored.
     """
 
@@ -128,91 +124,41 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [*(ids[0] if ids else []), tokenizer.eos_token_id]
 
 
-def held_out_accuracy(
-    model: nn.Module, pairs: pd.DataFrame, token_budget: int, confidence: float = 0.95
-) -> dict[str, Any]:
-    """How often the model agrees with the people who compared, on pairs that it was not trained on.
-
-    Args:
-        model: a sequence-classification model with one label.
-        pairs: rows of a preferences table.
-        token_budget: tokens per micro-batch.
-        confidence: of the interval, which is over prompts (see `score_interval`).
-
-    Returns:
-        `judge_accuracy` with `judge_accuracy_low` and `_high`, `longer_wins_accuracy` (by tokens; ties count
-        half), `n_held_out`, `interpretable`: whether it is surely better than a coin, and than that on the same pairs, and
-        `n_needed`: how many held-out pairs would show both of a judge that is better by as much; None where it is not.
-    """
-    rows = preference_rows(pairs)
-    rewards = score_rows(model, rows, token_budget).double().numpy()
-    require_finite(rewards, pairs["prompt_id"], "The judge's score of a held-out comparison", "look at its gold model")
-    lengths = np.array([[len(c) for c in row.completions] for row in rows])
-    agrees, longer = _agreement(rewards), _agreement(lengths)
-    prompts = pairs["prompt_id"].tolist()
-    interval = score_interval(agrees.tolist(), prompts, confidence)
-    better = (1 + agrees - longer) / 2  # above one half where the judge is right more often
-    surely = score_interval(better.tolist(), prompts, confidence)
-    margins = [(agrees.mean(), interval.low), (better.mean(), surely.low)]
-    needed = max(((mean - low) / (mean - 0.5)) ** 2 if mean > 0.5 else math.inf for mean, low in margins)
-    return {
-        "judge_accuracy": float(agrees.mean()),
-        "judge_accuracy_low": interval.low,
-        "judge_accuracy_high": interval.high,
-        "longer_wins_accuracy": float(longer.mean()),
-        "n_held_out": len(rows),
-        "interpretable": min(interval.low, surely.low) > 0.5,
-        "n_needed": None if math.isinf(needed) else math.ceil(needed * len(rows)),
-    }
-
-
-def load_judge(gold_model: Path, gold_data: Path, prompts: pd.DataFrame, token_budget: int) -> RewardModelJudge:
-    """The judge that a gold reward model makes, its accuracy measured on the split `test` of `gold_data`.
+def load_judge(gold_model: Path, accuracy: Path, prompts: pd.DataFrame, token_budget: int) -> RewardModelJudge:
+    """The judge that a gold reward model makes.
 
     Args:
         gold_model: the model's folder.
-        gold_data: the gold preferences table.
+        accuracy: the held_out_scores table of this model, whose manifest says how often it agrees with people.
         prompts: the prompts table, made with the same tokenizer.
         token_budget: tokens per micro-batch.
 
     Raises:
-        UserError: the tables were made with another tokenizer or in different styles, or there is no held-out comparison.
+        UserError: the tables were made with another tokenizer or in different styles, or the accuracy is another model's.
     """
-    tokenizer_of_model = tokenizer_hash(gold_model)
-    pairs = read_table(gold_data, "preferences", tokenizer_hash=tokenizer_of_model)
-    if prompts.attrs["manifest"].get("tokenizer_hash") != tokenizer_of_model:
+    if prompts.attrs["manifest"].get("tokenizer_hash") != tokenizer_hash(gold_model):
         raise UserError(
             f"The prompts were tokenized with another tokenizer than that of {gold_model}: "
             f"run the stage `prepare` again."
         )
-    styles = [table.attrs["manifest"].get("style", "plain") for table in (pairs, prompts)]
-    if styles[0] != styles[1]:
+    weights = weights_hash(gold_model)
+    measured = read_table(accuracy, "held_out_scores", weights_hash=weights).attrs["manifest"]
+    style = prompts.attrs["manifest"].get("style", "plain")
+    if measured["style"] != style:
         raise UserError(
-            f"{gold_data} has {styles[0]} prompts and the policies {styles[1]} ones: set the task's prompt.style."
+            f"{gold_model} was trained on {measured['style']} prompts and the policies on {style} ones: set the task's "
+            f"prompt.style."
         )
-    pairs = pairs[pairs["split"] == "test"]
-    if pairs.empty:
-        raise UserError(
-            f"{gold_data} has no comparison in the split 'test', so that the judge's accuracy is unknown: "
-            f"raise the task's data.gold_fraction or give more comparisons."
-        )
-    model = load_scorer(gold_model, device=default_device())
     return RewardModelJudge(
-        model,
+        load_scorer(gold_model, device=default_device()),
         load_tokenizer(gold_model),
-        weights_hash(gold_model),
+        weights,
         dict(zip(prompts["prompt_id"], (ids.tolist() for ids in prompts["prompt_ids"]), strict=True)),
         token_budget,
-        held_out_accuracy(model, pairs, token_budget),
+        measured["accuracy"],
         Usage("judge", default_device(), "float32"),
-        styles[1],
+        style,
     )
-
-
-def _agreement(values: np.ndarray) -> np.ndarray:
-    """1 where the first column exceeds the second, 1/2 where they are equal, else 0."""
-    agreement: np.ndarray = 0.5 * (1 + np.sign(values[:, 0] - values[:, 1]))
-    return agreement
 
 
 def _winner(first: float, second: float) -> Winner:

@@ -196,6 +196,11 @@ def candidate_rewards(task: Task, stage: str, _: str | None = None) -> Estimate:
     return _rewarded(task, stage, n=1, groups=groups)
 
 
+def judge_accuracy(task: Task, stage: str, _: str | None = None) -> Estimate:
+    """The gold reward model on the pairs that it was not trained on."""
+    return _scored(task, stage, "gold_reward_model", n=2, groups=task.counts.gold["test"])
+
+
 def judge(task: Task, stage: str, _: str | None = None) -> Estimate:
     """The gold reward model on a run's samples, or on all candidates, and on the references."""
     groups = _prompts(task) * len(task.section["sampling"]["temperatures"])

@@ -38,6 +38,7 @@ _STAGES: dict[str, Callable[[Task, str, str | None], Estimate]] = {
     "round_reference": samplers.round_reference,
     "run_rewards": samplers.run_rewards,
     "score": samplers.score,
+    "judge_accuracy": samplers.judge_accuracy,
     "judge": samplers.judge,
     "judge_candidates": samplers.judge,
     "best_of_n": samplers.best_of_n,

@@ -187,6 +187,17 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("cost_usd", pa.float64()),
         ]
     ),
+    # Of a gold reward model, on comparisons that it was not trained on.
+    "held_out_scores": _schema(
+        [
+            ("pair_id", pa.string()),
+            ("prompt_id", pa.string()),
+            ("chosen_score", pa.float64()),
+            ("rejected_score", pa.float64()),
+            ("chosen_tokens", pa.int32()),
+            ("rejected_tokens", pa.int32()),
+        ]
+    ),
     "chat_replies": _schema(
         [
             *((name, pa.string()) for name in ("key", "endpoint", "model", "request", "reply", "finish_reason")),
@@ -213,6 +224,7 @@ _KEYS: dict[str, list[str]] = {
     "samples": ["prompt_id", "run", "temperature", "sample_index"],
     "scores": ["prompt_id", "temperature", "sample_index"],
     "evaluations": ["run", "step", "prompt_id", "sample_index"],
+    "held_out_scores": ["pair_id"],
     "chat_replies": ["key"],
     "study_items": ["item_id"],
     "votes": ["rater", "item_id"],
