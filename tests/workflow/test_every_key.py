@@ -46,7 +46,8 @@ READ_BY = {
     r"compute\.activation_checkpointing": f"{TRAINERS} {EVERY_RUN}",
     r"compute\.dtype": f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations",
     r"compute\.token_budget": (
-        f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations judge_accuracy other_judge:gold judge_items:gold"
+        f"{TRAINERS} {EVERY_RUN} {SAMPLERS} reference score best_of_n evaluations judge_accuracy other_judge:gold"
+        " judge_items:gold"
     ),
     # What a job is given does not change what it makes.
     r"compute\.(threads|gpus|nodes|mem_mb|runtime|hardware\..*)": "",
