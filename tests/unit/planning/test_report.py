@@ -135,7 +135,7 @@ def test_a_rule_asks_for_what_is_estimated_with_a_margin() -> None:
     one = estimate(config, "tldr", "sample", "dpo")
     asked = needs(config, "tldr", "sample", "dpo")
     assert asked["gpu"] == 0 and asked["runtime"] == 30, "never less than half an hour"
-    assert asked["mem_mb"] == pytest.approx(1.25 * (one.held / 1e6 + 600), abs=1)
+    assert asked["mem_mb"] == pytest.approx(1.25 * (one.held / 1e6 + 1000), abs=1)
 
 
 def test_a_gpus_job_needs_the_weights_once_on_the_host_and_room_for_each_process() -> None:
