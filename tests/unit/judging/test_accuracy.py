@@ -12,6 +12,7 @@ import torch
 
 from prefopt.judging import accuracy
 from prefopt.lm.batching import Row
+from prefopt.runtime.usage import Usage
 
 EOS = 0
 
@@ -42,7 +43,8 @@ def pairs(rows: Sequence[tuple[list[int], list[int]]]) -> pd.DataFrame:
 
 
 def agreement(pairs: pd.DataFrame) -> dict[str, Any]:
-    return accuracy.agreement_with_people(accuracy.held_out_scores(torch.nn.Identity(), pairs, 100), 0.95)
+    usage = Usage("judge_accuracy", torch.device("cpu"), "float32")
+    return accuracy.agreement_with_people(accuracy.held_out_scores(torch.nn.Identity(), pairs, 100, usage), 0.95)
 
 
 def test_accuracy_on_held_out_pairs_by_hand(scored: None) -> None:

@@ -34,13 +34,14 @@ class AccuracyRecipe:
     confidence: float
 
 
-def held_out_scores(model: nn.Module, pairs: pd.DataFrame, token_budget: int) -> pd.DataFrame:
+def held_out_scores(model: nn.Module, pairs: pd.DataFrame, token_budget: int, usage: Usage) -> pd.DataFrame:
     """The scores of both texts of each pair.
 
     Args:
         model: a sequence-classification model with one label.
         pairs: rows of a preferences table, which the model was not trained on.
         token_budget: tokens per micro-batch.
+        usage: counts what is scored.
 
     Returns:
         Rows of a held_out_scores table, in the order of `pairs`.
@@ -48,12 +49,12 @@ def held_out_scores(model: nn.Module, pairs: pd.DataFrame, token_budget: int) ->
     rows = preference_rows(pairs)
     scores = score_rows(model, rows, token_budget).double().numpy()
     require_finite(scores, pairs["prompt_id"], "The judge's score of a held-out comparison", "look at its gold model")
-    tokens = np.array([[len(completion) for completion in row.completions] for row in rows], dtype=np.int32)
-    found = {f"{side}_score": scores[:, i] for i, side in enumerate(("chosen", "rejected"))}
-    lengths = {f"{side}_tokens": tokens[:, i] for i, side in enumerate(("chosen", "rejected"))}
-    return pd.DataFrame(
-        {"pair_id": pairs["pair_id"].tolist(), "prompt_id": pairs["prompt_id"].tolist(), **found, **lengths}
-    )
+    usage.add(2 * len(rows), sum(row.tokens for row in rows))
+    found = pairs[["pair_id", "prompt_id"]].reset_index(drop=True)
+    for i, side in enumerate(("chosen", "rejected")):
+        found[f"{side}_score"] = scores[:, i]
+        found[f"{side}_tokens"] = np.array([len(row.completions[i]) for row in rows], dtype=np.int32)
+    return found
 
 
 def agreement_with_people(scores: pd.DataFrame, confidence: float) -> dict[str, Any]:
@@ -113,8 +114,7 @@ def run(args: argparse.Namespace) -> None:
             f"raise the task's data.gold_fraction or give more comparisons."
         )
     usage = Usage("judge_accuracy", default_device(), "float32")
-    scores = held_out_scores(load_scorer(args.gold_model, device=default_device()), pairs, recipe.token_budget)
-    usage.add(2 * len(pairs), sum(row.tokens for row in preference_rows(pairs)))
+    scores = held_out_scores(load_scorer(args.gold_model, device=default_device()), pairs, recipe.token_budget, usage)
     facts = agreement_with_people(scores, recipe.confidence)
     logger.info(
         'the judge agrees with %.1f%% [%.1f, %.1f] of %d held-out comparisons, "the longer one wins" with %.1f%%',
