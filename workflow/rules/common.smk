@@ -298,14 +298,6 @@ def judge_files(wildcards):
     return {}
 
 
-def gold_files(wildcards):
-    """A gold reward model, and the comparisons of which some are held out."""
-    return {
-        "gold_model": targets.model_folder(config, wildcards.task, "gold_reward_model", SHIPPED_BASE),
-        "gold_data": f"results/data/{wildcards.task}/gold_preferences.parquet",
-    }
-
-
 def served_files(wildcards):
     """The model of a local judge, whose path the recipe holds."""
     judge = judge_of(wildcards)

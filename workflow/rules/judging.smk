@@ -4,7 +4,8 @@
 
 rule judge_accuracy:
     input:
-        unpack(made(gold_files)),
+        model=model_files("gold_reward_model"),
+        data="results/data/{task}/gold_preferences.parquet",
     output:
         "results/judges/{task}.parquet",
     log:
@@ -17,12 +18,13 @@ rule judge_accuracy:
     resources:
         **model_needs("judge_accuracy"),
     params:
+        **model("gold_reward_model"),
         **recipe("judge_accuracy"),
-        gold=arguments_of(gold_files),
-        gold_content=brought(gold_files),
         code=fingerprint("prefopt.judging.accuracy"),
     shell:
-        model_stage("judge_accuracy {params.gold} --recipe {params.recipe} --out {output}")
+        model_stage(
+            "judge_accuracy --gold-model {params.model} --gold-data {input.data} --recipe {params.recipe} --out {output}"
+        )
 
 
 rule judge:
