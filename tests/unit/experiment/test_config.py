@@ -283,6 +283,11 @@ def test_what_the_command_line_leaves_text_is_read_as_its_type() -> None:
             "tasks.tldr.runs.reward_model has a name that other files have; give it another.",
         ),
         (
+            "tasks.tldr.runs.true_reward",
+            {"method": "dpo"},
+            "tasks.tldr.runs.true_reward has a name that other files have; give it another.",
+        ),
+        (
             "tasks.tldr.runs.dpo_by_step",
             {"method": "dpo"},
             "tasks.tldr.runs.dpo_by_step has a name that other files have; give it another.",
@@ -512,6 +517,7 @@ def test_what_the_command_line_leaves_text_is_read_as_its_type() -> None:
             "tasks.tldr.human.matchups[[]0].first.temperature is missing; a run needs one, *",
         ),
         ("tasks.tldr.other_judges", {"A": {"kind": "oracle"}}, "tasks.tldr.other_judges is 'A'; allowed: names of *"),
+        ("tasks.tldr", 3, "tasks.tldr is 3; allowed: *"),
         ("tasks.imdb.runs", {"mine": 3}, "tasks.imdb.runs.mine is 3; allowed: a section with method and *"),
         ("tasks.imdb.runs", {"a b": {"method": "dpo", "beta": 1}}, "tasks.imdb.runs is 'a b'; allowed: a name of *"),
         (

@@ -56,3 +56,10 @@ def test_it_prints_what_is_asked_for(overlays: list[Path], capsys: pytest.Captur
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.yaml cannot be read"):
         merged([DEFAULTS, tmp_path / "missing.yaml"])
+
+
+@pytest.mark.parametrize("tasks", ["[]", "null", "3"])
+def test_a_config_that_is_not_right_is_refused(tasks: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(f"tasks: {tasks}\n", encoding="utf-8")
+    with pytest.raises(UserError, match="^tasks is .*; allowed: a section"):
+        list(origins([DEFAULTS, tmp_path / "odd.yaml"]))

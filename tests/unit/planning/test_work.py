@@ -210,6 +210,12 @@ def test_a_fetched_model_is_measured_by_its_own_config(
     assert estimate(paper, "hh", "dpo").parameters == 50 * 16 + 64 * 16 + 12 * 16 * 16 + 13 * 16 + 2 * 16
 
 
+@pytest.mark.parametrize("source", ["shipped", "scratch"])
+def test_a_base_by_another_name_is_the_base(source: str) -> None:
+    config = config_of(tasks__tldr__runs={"zero_shot": {"method": "base"}}, tasks__tldr__base={"source": source})
+    assert estimate(config, "tldr", "sample", "zero_shot") == estimate(config, "tldr", "sample", "base")
+
+
 def test_operations_of_rounds_by_hand() -> None:
     """Three rounds of 640 prompts with eight completions each, and 48 that the trainer evaluates on."""
     mine = {

@@ -29,10 +29,14 @@ def problems(section: Config, task: str, config: Config) -> Iterator[str]:
     if "form" in section and task in TASKS and section["form"] != task:
         yield f"form is {section['form']!r}; {task} is a task of its own, so give yours another name."
     home = section.get("models_of", task)
+    # Of a task that is no section that is said alone.
+    kinds = {
+        name: targets.kind(other) if isinstance(other, dict) else "comparison" for name, other in config["tasks"].items()
+    }
     if home in TASKS and home not in config["tasks"]:
         yield f"models_of is {home!r}, a task that is left out; leave this one out too, or neither."
-    elif home != task and targets.kind(config["tasks"].get(home, {"ceiling": {}})) != "comparison":
-        compared = [name for name, other in config["tasks"].items() if targets.kind(other) == "comparison"]
+    elif home != task and kinds.get(home) != "comparison":
+        compared = [name for name, kind in kinds.items() if kind == "comparison"]
         yield f"models_of is {home!r}; allowed: a task that trains models and is not left out, which are {', '.join(compared)}."
     if not section["runs"]:
         yield f"runs holds no run of {section['models_of']} that can be sampled here; name one, or leave the task out by null."
@@ -279,7 +283,7 @@ def _check_sections(section: Config, task: str) -> Iterator[str]:
 
 
 # Names of models and files that are no runs.
-_TAKEN = ("reference", "reward_model", "gold_reward_model", "classifier", "pretrain", "all")
+_TAKEN = ("reference", "reward_model", "gold_reward_model", "true_reward", "classifier", "pretrain", "all")
 
 
 def _check_names(section: Config, task: str) -> Iterator[str]:

@@ -53,8 +53,9 @@ def origins(files: Sequence[Path]) -> Iterator[tuple[str, Any, str]]:
     """
     raw = [(path.name, _read(path)) for path in files]
     given = merged(files)
+    resolved = resolve(given, files[1:])
     likes = {name: one["like"] for name, one in given["tasks"].items() if isinstance(one, dict) and "like" in one}
-    for parts, value in _leaves(resolve(given, files[1:])):
+    for parts, value in _leaves(resolved):
         yield ".".join(parts), value, _origin(parts, value, raw, likes)
 
 

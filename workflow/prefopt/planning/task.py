@@ -82,9 +82,10 @@ class Task:
         if name in scorers and section.get(name, {}).get("source") in ("path", "hub"):
             return self._brought(section[name], name)
         if name not in ("base", *scorers):
-            if runs.is_brought(self.config, self.name, name):
+            one = runs.entry(self.config, self.name, name)
+            if one.trainer and runs.is_brought(self.config, self.name, name):
                 return self._brought(runs.values(self.config, self.name, name), "sft")
-            if runs.entry(self.config, self.name, name).starts_from == "reference":
+            if one.starts_from == "reference":
                 return self.model("reference")
         if name == "reward_model":
             return self.model("reference")
