@@ -61,5 +61,5 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tasks", ["[]", "null", "3"])
 def test_a_config_that_is_not_right_is_refused(tasks: str, tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text(f"tasks: {tasks}\n", encoding="utf-8")
-    with pytest.raises(UserError, match="^tasks is .*; allowed: a section"):
+    with pytest.raises(UserError, match=r"^tasks is .*; allowed: a section"):
         list(origins([DEFAULTS, tmp_path / "odd.yaml"]))

@@ -31,7 +31,8 @@ def problems(section: Config, task: str, config: Config) -> Iterator[str]:
     home = section.get("models_of", task)
     # Of a task that is no section that is said alone.
     kinds = {
-        name: targets.kind(other) if isinstance(other, dict) else "comparison" for name, other in config["tasks"].items()
+        name: targets.kind(other) if isinstance(other, dict) else "comparison"
+        for name, other in config["tasks"].items()
     }
     if home in TASKS and home not in config["tasks"]:
         yield f"models_of is {home!r}, a task that is left out; leave this one out too, or neither."
