@@ -76,7 +76,7 @@ class Rules:
             rule, wildcards = waiting.pop()
             if _name(rule, wildcards) not in found:
                 job = found[_name(rule, wildcards)] = self._job(rule, wildcards)
-                waiting += [maker for path in job.inputs if (maker := self._maker(path)) is not None]
+                waiting += [maker for path in job.inputs if (maker := self.maker(path)) is not None]
         return found
 
     def rerun(self, before: Mapping[Name, Job], now: Mapping[Name, Job]) -> tuple[set[Name], set[Name]]:
@@ -89,7 +89,7 @@ class Rules:
         below: dict[Name, set[Name]] = {}
         for name, job in now.items():
             for path in job.inputs:
-                if (maker := self._maker(path)) is not None:
+                if (maker := self.maker(path)) is not None:
                     below.setdefault(_name(*maker), set()).add(name)
         every, waiting = set(own), list(own)
         while waiting:
@@ -98,7 +98,7 @@ class Rules:
             waiting += new
         return own, every
 
-    def _maker(self, path: str) -> tuple[Rule, dict[str, str]] | None:
+    def maker(self, path: str) -> tuple[Rule, dict[str, str]] | None:
         """The rule that makes a file, and its wildcards; None where nobody does."""
         if path not in self._makers:
             rules = [rule for rule in self.workflow.rules if any(output.match(path) for output in rule.output)]

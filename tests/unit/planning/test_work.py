@@ -214,6 +214,8 @@ def test_a_fetched_model_is_measured_by_its_own_config(
 def test_a_base_by_another_name_is_the_base(source: str) -> None:
     config = config_of(tasks__tldr__runs={"zero_shot": {"method": "base"}}, tasks__tldr__base={"source": source})
     assert estimate(config, "tldr", "sample", "zero_shot") == estimate(config, "tldr", "sample", "base")
+    pretrained = [one for one in estimates(config, "tldr") if one.stage == "pretrain"]
+    assert pretrained == [estimate(config, "tldr", "pretrain")] * (source == "scratch")
 
 
 def test_operations_of_rounds_by_hand() -> None:

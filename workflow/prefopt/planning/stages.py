@@ -139,9 +139,10 @@ def _rounds(config: Config, task: str) -> list[Estimate]:
 
 def _trained(config: Config, task: str, name: str) -> Estimate:
     """A model that is trained: the base, a run or a scorer."""
-    stage = "pretrain" if name == "base" else name
+    if name == "base":  # what the run of this name samples from
+        return estimate(config, task, "pretrain")
     if name not in runs.known(config, task):
-        return estimate(config, task, stage)
+        return estimate(config, task, name)
     return _renamed(estimate(config, task, runs.method(config, task, name), name), name)
 
 
