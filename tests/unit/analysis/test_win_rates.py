@@ -19,6 +19,7 @@ from prefopt.analysis.judge_statistics import length_controlled_rate
 from prefopt.analysis.statistics import crossed_mean, paired_difference, score_interval, simultaneous_half_widths
 from prefopt.analysis.win_rates import (
     COLUMNS,
+    COMPARISON_COLUMNS,
     JUDGE_COLUMNS,
     WinRatesRecipe,
     best_of_n_bound,
@@ -298,7 +299,9 @@ def test_comparisons_without_a_common_prompt_have_no_p_and_are_not_counted_by_ho
     # All five differences are -1: of 2^5 signs two are as extreme. One prompt proves nothing.
     assert comparisons["p"].tolist()[1:] == [2 / 32, 1.0] and comparisons["p_holm"].tolist()[1:] == [2 * 2 / 32, 1.0]
     alone = recipe(runs=("sft",))
-    assert comparison_table(verdicts, win_rate_table(*make_frames({"sft": outcomes["sft"]}), alone), alone).empty
+    nothing = comparison_table(verdicts, win_rate_table(*make_frames({"sft": outcomes["sft"]}), alone), alone)
+    # A table of no rows has a head, without which it is no CSV.
+    assert nothing.empty and list(nothing.columns) == list(comparisons.columns) == COMPARISON_COLUMNS
 
 
 def test_bands_and_intervals_have_the_confidence_and_the_seed_of_the_recipe() -> None:

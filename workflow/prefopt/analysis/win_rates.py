@@ -46,6 +46,10 @@ _AVERAGED = [
     *("reference_mean_tokens", "longer_win_rate", "shorter_win_rate", "length_controlled_win_rate", "well_formed"),
     "kl_to_reference",
 ]
+COMPARISON_COLUMNS = [
+    *("task", "run", "temperature", "opponent", "opponent_temperature", "n", "win_rate", "opponent_win_rate"),
+    *("difference", "ci_low", "ci_high", "p", "p_holm", "judge", "seeds", "by_one_seed"),
+]
 JUDGE_COLUMNS = [
     *("judge_accuracy", "judge_accuracy_low", "judge_accuracy_high", "longer_wins_accuracy", "interpretable"),
     "self_agreement",
@@ -236,8 +240,8 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
         recipe: the same.
 
     Returns:
-        task, run, temperature, opponent, opponent_temperature, n (prompts with a valid verdict on both, of every seed),
-        win_rate and opponent_win_rate on these, difference, ci_low, ci_high, p, p_holm, judge, seeds, by_one_seed.
+        The columns `COMPARISON_COLUMNS`, n being prompts with a valid verdict on both, of every seed, on which both win rates
+        are; no row where there is but one run.
     """
     chosen = table.drop_duplicates(["run", "temperature"]).query("selected").set_index("run")["temperature"].to_dict()
     scores = {run: _prompt_scores(verdicts, run, chosen[run]) for run in recipe.runs}
@@ -263,13 +267,12 @@ def comparison_table(verdicts: pd.DataFrame, table: pd.DataFrame, recipe: WinRat
                     "win_rate": first.mean(),
                     "opponent_win_rate": second.mean(),
                     **result,
-                    "p_holm": math.nan,
                     "judge": table["judge"].iloc[0],
                     "seeds": len(recipe.seeds),
                     "by_one_seed": _by_one_seed(first - second, result, recipe),
                 }
             )
-    comparisons = pd.DataFrame(rows)
+    comparisons = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     if rows and (tested := comparisons["p"].notna()).any():
         comparisons.loc[tested, "p_holm"] = multipletests(comparisons.loc[tested, "p"], method="holm")[1]
     return comparisons
