@@ -106,8 +106,9 @@ def choices(config: Config, task: str) -> dict[str, int]:
 
 
 def is_brought(config: Config, task: str, run: str) -> bool:
-    """Whether the model of a run is the user's own and not trained here."""
-    return values(config, task, run).get("source", "train") != "train"
+    """Whether the model of a run, which else were trained here, is the user's own; a base's section says where that is from."""
+    trained = entry(config, task, run).trainer is not None
+    return trained and values(config, task, run).get("source", "train") != "train"
 
 
 def stages_of(config: Config, task: str, run: str) -> list[str]:

@@ -82,10 +82,9 @@ class Task:
         if name in scorers and section.get(name, {}).get("source") in ("path", "hub"):
             return self._brought(section[name], name)
         if name not in ("base", *scorers):
-            one = runs.entry(self.config, self.name, name)
-            if one.trainer and runs.is_brought(self.config, self.name, name):
+            if runs.is_brought(self.config, self.name, name):
                 return self._brought(runs.values(self.config, self.name, name), "sft")
-            if one.starts_from == "reference":
+            if runs.entry(self.config, self.name, name).starts_from == "reference":
                 return self.model("reference")
         if name == "reward_model":
             return self.model("reference")
