@@ -311,6 +311,11 @@ def test_the_figure_shows_each_gain_against_the_root_of_its_kl() -> None:
     real = overoptimization.overoptimization_figure(table.assign(alarm="", prompts=[50] * 4 + [60] * 4), fits, own, {})
     assert not real.get_suptitle() and real.axes[0].get_title(loc="left") == "Dialogue"
     assert real.get_supxlabel().replace("\n", " ").endswith("50 to 60 test prompts. 40% of the pairs were lost.")
+    # Preferred-FT alone has no reward that it maximised.
+    without = table.assign(learned_gain=np.nan, implicit_gain=np.nan)
+    none = overoptimization.overoptimization_figure(without, fits, facts, {"hh": "oracle"})
+    assert [text.get_text() for text in none.axes[1].texts] == ["No run has one."]
+    assert not none.axes[0].texts and not right.texts
     # A task more is a row more.
     two = overoptimization.overoptimization_figure(
         pd.concat([table[table["run"] == "dpo"], table.assign(task="tldr")]),

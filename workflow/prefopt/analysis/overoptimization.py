@@ -288,6 +288,8 @@ def overoptimization_figure(
             left.set_title(titles[task], loc="left", fontweight="bold")
             left.set_ylabel("Gain in true reward")
             right.set_ylabel("Gain in learned or implicit reward")
+            if not right.lines:
+                right.text(0.5, 0.5, "No run has one.", transform=right.transAxes, ha="center", va="center")
             for axes in (left, right):
                 axes.set_xlabel("Square root of KL to the reference (nats)")
             handles |= dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
