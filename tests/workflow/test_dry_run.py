@@ -107,6 +107,15 @@ def test_objectives_after_the_paper_and_rounds_are_runs_of_one_task(tmp_path: Pa
     assert jobs["run_rewards"] == jobs["sample"] == 21 and "pretrain" not in jobs
 
 
+def test_objectives_after_the_paper_are_runs_of_the_sweep_of_sentiment(tmp_path: Path) -> None:
+    targets = ["results/imdb_frontier.svg", "results/imdb_dominance.csv", "results/imdb_diagnosis.csv"]
+    jobs = planned(*targets, "--configfile", REPOSITORY / "config" / "beyond_imdb.yaml", folder=tmp_path)
+    # Ten runs that train once; three of five rounds, labelled by the true reward, the reward model and the policy.
+    assert jobs["frontier_run"] == 10 and jobs["round_evaluations"] == 3 and jobs["iterative_dpo"] == 15
+    labels = ("round_true_rewards", "round_scores", "round_implicit_rewards")
+    assert {jobs[rule] for rule in labels} == {5} and jobs["reward_model"] == jobs["reference_labels"] == 1
+
+
 def test_a_local_model_can_be_the_base(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
