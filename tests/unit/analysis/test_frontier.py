@@ -490,6 +490,8 @@ class TestFigure:
 def test_a_collapsed_policy_does_not_stretch_the_axis() -> None:
     assert frontier_figure.right_edge([63.0, 12.0, 0.1, 13.0, 202.0, 0.2]) == 1.5 * 13.0
     assert frontier_figure.right_edge([4.0, 5.0]) == 1.5 * 4.0
+    # Of seven methods three may have collapsed.
+    assert frontier_figure.right_edge([63.0, 202.0, 72.0, 13.0, 12.0, 10.0, 9.0]) == 1.5 * 13.0
     # One that goes farther, and has not collapsed, is followed.
     assert frontier_figure.right_edge([2.25, 2.41, 0.7, 0.15]) == 1.05 * 2.41
     assert frontier_figure.right_edge([0.0]) == frontier_figure.right_edge([]) == pytest.approx(0.15)

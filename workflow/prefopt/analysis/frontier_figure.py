@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Of the optimal frontier, beyond what can be relied on, this much more KL is shown in grey.
 _BEYOND = 1.5
-# The right edge, in units of the KL that three methods' frontiers reach, and how much farther another is followed.
+# The right edge, in units of the KL that half of the methods' frontiers reach, three at least, and how much farther another is followed.
 _ROOM, _FAR = 1.5, 4.0
 
 _LABEL = 34  # characters of a line of the legend
@@ -226,7 +226,7 @@ def right_edge(ends: Sequence[float]) -> float:
     Args:
         ends: the largest KL of each method's frontier, in nats.
     """
-    reached = max(min(heapq.nlargest(3, ends), default=0.0), 0.1)
+    reached = max(min(heapq.nlargest(max(3, (len(ends) + 1) // 2), ends), default=0.0), 0.1)
     return max([_ROOM * reached, *(1.05 * end for end in ends if end <= _FAR * reached)])
 
 
