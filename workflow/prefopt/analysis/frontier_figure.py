@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Of the optimal frontier, beyond what can be relied on, this much more KL is shown in grey.
 _BEYOND = 1.5
-# The right edge, in units of the KL that half of the methods' frontiers reach, three at least, and how much farther another is followed.
+# The right edge, in units of the KL that half of the methods (three at least) reach, and how much farther another is followed.
 _ROOM, _FAR = 1.5, 4.0
 
 _LABEL = 34  # characters of a line of the legend
